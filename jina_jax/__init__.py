@@ -1,0 +1,46 @@
+"""jina-embeddings-v3 in pure JAX.
+
+``import jina_jax`` is cheap: JAX is imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jina_jax.config import Config as Config
+    from jina_jax.config import ConfigError as ConfigError
+    from jina_jax.embedder import EncodeInfo as EncodeInfo
+    from jina_jax.embedder import JinaEmbeddings as JinaEmbeddings
+    from jina_jax.encoder import Encoder as Encoder
+    from jina_jax.lora import Adapter as Adapter
+    from jina_jax.lora import merge_task as merge_task
+    from jina_jax.tensors import CheckpointError as CheckpointError
+    from jina_jax.tokenizer import Tokenizer as Tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "jina_jax.lora",
+    "CheckpointError": "jina_jax.tensors",
+    "Config": "jina_jax.config",
+    "ConfigError": "jina_jax.config",
+    "EncodeInfo": "jina_jax.embedder",
+    "Encoder": "jina_jax.encoder",
+    "JinaEmbeddings": "jina_jax.embedder",
+    "Tokenizer": "jina_jax.tokenizer",
+    "merge_task": "jina_jax.lora",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jina_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,42 @@
+"""Rotary position embedding (RoPE, arXiv 2104.09864), half-rotation form."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def rotary_angles(
+    position_ids: jax.Array, head_dim: int, base: float
+) -> tuple[jax.Array, jax.Array]:
+    """Compute cosine and sine of the rotary angles ``position · base^(-2j / H)``.
+
+    Args:
+      position_ids: int (B, T) or (T,), counted from 0.
+      head_dim: H, even.
+      base: ``rotary_emb_base`` of the config.
+
+    Returns:
+      cos, sin: float32 (B, T, H / 2) or (T, H / 2).
+    """
+    # A constant of the program: drawn up by NumPy, so that every backend has the same frequencies.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(base), exponents)
+    angles = position_ids[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate pairs (x[j], x[j + H/2]) of every head by the angle of their position.
+
+    Args:
+      x: float (B, T, N, H).
+      cos, sin: float32 (B, T, H / 2) or (T, H / 2), from ``rotary_angles``.
+
+    Returns:
+      float32 (B, T, N, H).
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)

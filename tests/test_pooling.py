@@ -1,0 +1,39 @@
+import jax.numpy as jnp
+import numpy as np
+
+from jina_jax.pooling import pool, truncate
+
+HIDDEN = jnp.asarray([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[4.0, 4.0], [0.0, 0.0], [2.0, 5.0]]])
+MASK = jnp.asarray([[True, True, False], [True, True, True]])
+
+
+def test_mean_counts_kept_tokens_only():
+    np.testing.assert_allclose(pool(HIDDEN, MASK, "mean"), [[2.0, 4.0], [2.0, 3.0]])
+
+
+def test_cls_is_the_first_token():
+    np.testing.assert_allclose(pool(HIDDEN, MASK, "cls"), [[1.0, 2.0], [4.0, 4.0]])
+
+
+def test_row_without_tokens_is_zero():
+    np.testing.assert_array_equal(pool(HIDDEN, jnp.zeros_like(MASK), "mean"), np.zeros((2, 2)))
+
+
+def test_mean_is_taken_in_float32():
+    # 1 + 1/256 is not a bfloat16: a mean in that dtype would lose the small part.
+    hidden = jnp.asarray([[[1.0], [1.0 + 2.0**-7]]], jnp.bfloat16)
+    pooled = pool(hidden, jnp.ones((1, 2), bool), "mean")
+    assert pooled.dtype == jnp.float32
+    assert pooled[0, 0] == 1.0 + 2.0**-8
+
+
+def test_truncation_comes_before_normalisation():
+    vectors = np.array([[3.0, 4.0, 12.0]], np.float32)
+    np.testing.assert_allclose(truncate(vectors, 2, normalize=True), [[0.6, 0.8]])
+    np.testing.assert_allclose(truncate(vectors, 2, normalize=False), [[3.0, 4.0]])
+
+
+def test_zero_vector_stays_zero_and_dtype_float32():
+    out = truncate(np.zeros((1, 4), np.float32), 4, normalize=True)
+    np.testing.assert_array_equal(out, 0.0)
+    assert out.dtype == np.float32
