@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jina_jax.matmul import einsum
+
 # Finite, so that a row with no key at all gives an even average and never NaN.
 _MASKED = -1e30
 
@@ -23,9 +25,9 @@ def attention(
     Returns:
       (B, T, N, H) in the dtype of ``value``. Rows of masked queries are finite but meaningless.
     """
-    scores = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32)
+    scores = einsum("btnh,bsnh->bnts", query, key)
     scores *= query.shape[-1] ** -0.5
     scores = jnp.where(attention_mask[:, None, None, :], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bnts,bsnh->btnh", weights, value, preferred_element_type=jnp.float32)
+    mixed = einsum("bnts,bsnh->btnh", weights, value)
     return mixed.astype(value.dtype)

@@ -15,6 +15,7 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
 from jina_jax.config import Config
+from jina_jax.matmul import einsum
 
 
 class Adapter(nnx.Variable):
@@ -71,11 +72,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with ``mask`` from ``task_mask`` or None, to float32 (B, T, out)."""
-        y = jnp.einsum("bti,io->bto", x, self.kernel[...], preferred_element_type=jnp.float32)
+        y = einsum("bti,io->bto", x, self.kernel[...])
         if mask is not None and self.lora_a is not None:
-            low = jnp.einsum(
-                "bti,kir->btkr", x, self.lora_a[...], preferred_element_type=jnp.float32
-            )
+            low = einsum("bti,kir->btkr", x, self.lora_a[...])
             y += _raise_rank(low, mask, self.lora_b[...], self.lora_scale)
         return y + self.bias[...].astype(jnp.float32)
 
@@ -112,7 +111,7 @@ class Embed(nnx.Module):
 def _raise_rank(low: jax.Array, mask: jax.Array, lora_b: jax.Array, scale: float) -> jax.Array:
     """Keep each row's own columns of low (B, T, K, R) and map them to float32 (B, T, out)."""
     kept = jnp.where(mask[..., None], low, 0).astype(lora_b.dtype)
-    return scale * jnp.einsum("btkr,kro->bto", kept, lora_b, preferred_element_type=jnp.float32)
+    return scale * einsum("btkr,kro->bto", kept, lora_b)
 
 
 def merged_weight(weight, lora_a, lora_b, scale: float):
@@ -156,7 +155,8 @@ def merge_task(state: nnx.State, task: str, config: Config) -> nnx.State:
         lora_a, lora_b = (flat.get((*path[:-1], name)) for name in ("lora_a", "lora_b"))
         if path[-1] in ("kernel", "embedding") and lora_a is not None:
             weight = variable[...]
-            total = merged_weight(weight, lora_a[index], lora_b[index], config.lora_scale)
+            with jax.default_matmul_precision("highest"):
+                total = merged_weight(weight, lora_a[index], lora_b[index], config.lora_scale)
             variable = variable.replace(total.astype(weight.dtype))
         merged[path] = variable
     return nnx.from_flat_state(merged)

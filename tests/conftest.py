@@ -1,16 +1,22 @@
-"""Settings of all tests: strict dtype promotion, no network, no progress bars."""
+"""Settings of all tests: strict dtype promotion, no network, no traces."""
 
 import os
+import tempfile
 from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax
 import pytest
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[2] / "shared"))
+
+_CACHE = tempfile.TemporaryDirectory()
+
+
+def pytest_configure() -> None:
+    """Set what must be set before the test files are imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["JINA_JAX_CACHE"] = _CACHE.name
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="session")

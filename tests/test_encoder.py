@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jina_jax.convert import open_checkpoint
 from published import SMALL, published_config, published_shapes, random_tensor, write_published
 from reference import Reference
 
 from jina_jax.checkpoint import to_state
+from jina_jax.convert import open_checkpoint
 from jina_jax.encoder import Encoder, abstract_encoder
 from jina_jax.lora import Adapter, merge_task
 
@@ -199,6 +199,13 @@ def test_every_matmul_accumulates_in_float32(checkpoint, encode):
     products = jaxpr.count("dot_general[")
     assert products > 0
     assert jaxpr.count("preferred_element_type=float32") == products
+
+
+def test_float32_is_multiplied_in_full(state, encode):
+    jaxpr = str(jax.make_jaxpr(encode)(state, IDS, MASK, np.zeros(len(TASKS), np.int32)))
+    products = jaxpr.count("dot_general[")
+    assert products > 0
+    assert jaxpr.count("precision=HIGHEST") + jaxpr.count("Precision.HIGHEST") >= products
 
 
 def test_fresh_adapters_change_nothing(checkpoint):

@@ -1,0 +1,276 @@
+"""The command ``jina-jax``.
+
+Only click is imported up here, so that ``--help`` is quick; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jina_jax import __version__
+from jina_jax.cli_errors import Program
+
+LAYOUTS = ("native", "published", "transformers", "xlm-roberta")
+DTYPES = ("float32", "bfloat16", "float16")
+FORMATS = ("jsonl", "npy", "table")
+
+_PATH = click.Path(path_type=Path)
+
+
+def hub_options(command: Callable) -> Callable:
+    """Add the options of everything that takes a directory or a Hub id."""
+    revision = click.option("--revision", help="Branch, tag or commit on the Hugging Face Hub.")
+    offline = click.option(
+        "--offline",
+        "local_files_only",
+        is_flag=True,
+        help="Use what is on this machine; never ask the network.",
+    )
+    return revision(offline(command))
+
+
+@click.group(
+    cls=Program,
+    name="jina-jax",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="jina-jax")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Embed texts with jina-embeddings-v3, and handle its checkpoints.
+
+    MODEL and SOURCE are a directory or a Hugging Face Hub id such as jinaai/jina-embeddings-v3,
+    which is downloaded once and then read from the Hub's cache.
+
+    Exit status: 0 all right, 1 verify found differences, 2 error, 130 interrupted.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command()
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--model", required=True, help="Directory or Hub id.")
+@click.option("--input", "source", type=_PATH, help="File with one text a line; - for stdin.")
+@click.option("--field", help="The input is JSONL, with the text in this field.")
+@click.option("--task", help="Adapter, e.g. retrieval.query; without it the base model is used.")
+@click.option("--task-field", help="JSONL field with a row's own task; null or missing: --task.")
+@click.option(
+    "--prompt",
+    default="auto",
+    show_default=True,
+    help="auto: the task's own; none: no prompt; else the string to put in front of each text.",
+)
+@click.option(
+    "--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions (see info)."
+)
+@click.option(
+    "--max-length", type=click.IntRange(min=2), help="Most tokens a text; what is longer is cut."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Texts in one step.",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]")
+@click.option(
+    "--normalize/--no-normalize",
+    "normalize_embeddings",
+    default=True,
+    help="Scale vectors to length 1.  [default: normalize]",
+)
+@click.option(
+    "--split-special-tokens", is_flag=True, help="Take <s>, <mask>, … in a text as plain text."
+)
+@click.option("--output", type=_PATH, help="File (.jsonl, .npy, .txt) to write.  [default: stdout]")
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="[default: by the suffix]")
+@click.option("--force", is_flag=True, help="Replace the output file if there is one.")
+@hub_options
+def encode(
+    texts: tuple[str, ...],
+    model: str,
+    source: Path | None,
+    field: str | None,
+    task_field: str | None,
+    dtype: str | None,
+    split_special_tokens: bool,
+    output: Path | None,
+    kind: str | None,
+    force: bool,
+    revision: str | None,
+    local_files_only: bool,
+    **options: Any,
+) -> None:
+    """Turn texts into vectors.
+
+    The texts are the arguments, or the lines of --input or of stdin (-). With --field these lines
+    are JSON objects with the text in that field.
+
+    \b
+    jina-jax encode --model M --task retrieval.query "what is jax?"
+    jina-jax encode --model M --task retrieval.passage --input docs.txt --output docs.npy
+    jina-jax encode --model M --input rows.jsonl --field body --task-field task > vectors.jsonl
+    cut -f2 table.tsv | jina-jax encode --model M --task classification --output v.npy
+    jina-jax encode --model M --task text-matching --format table "a cat" "a dog" "a car"
+
+    Every line is a text, so vector i belongs to line i: an empty line gives the vector of the empty
+    text (and is an error in JSONL). No input gives no vectors, which is no error.
+
+    \b
+    jsonl  one object a row with "embedding", beside "index" and "text" or, for JSONL input,
+           beside the row's own fields
+    npy    float32 array (texts, dimensions)
+    table  cosine similarities of up to 20 texts, to look at (.txt)
+
+    Put -- in front of texts that begin with a dash.
+    """
+    from jina_jax.cli_rows import check_table, new_output, pick_format, read_rows, write_rows
+
+    output = None if str(output) == "-" else output
+    kind = pick_format(output, kind)
+    rows = read_rows(texts, source, field, task_field, options["task"])
+    if kind == "table":
+        check_table(len(rows.texts))
+    options["task"] = rows.tasks
+    options["prompt"] = None if options["prompt"] == "none" else options["prompt"]
+    with new_output(output, force=force) as file:
+        from jina_jax.embedder import JinaEmbeddings  # seconds, after what can be refused at once
+
+        embedder = JinaEmbeddings.from_pretrained(
+            model,
+            dtype=dtype,
+            split_special_tokens=split_special_tokens,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        options["show_progress_bar"] = sys.stderr.isatty()
+        vectors = embedder.encode(rows.texts, **options)
+        write_rows(file, kind, rows, vectors)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target", type=_PATH)
+@click.option("--to", "layout", required=True, type=click.Choice(LAYOUTS), help="Layout to write.")
+@hub_options
+def convert(source: str, target: Path, layout: str, **hub: Any) -> None:
+    """Write a checkpoint in another layout.
+
+    TARGET is a new directory.
+
+    \b
+    jina-jax convert jinaai/jina-embeddings-v3 v3-native --to native
+    jina-jax convert my-finetune for-transformers --to transformers
+
+    The layout of SOURCE is recognised. Weights keep their dtype and every bit; memory is needed for
+    one tensor at a time.
+
+    \b
+    native        config.json and flax_model.safetensors, as this library saves
+    published     as jinaai/jina-embeddings-v3, adapters stacked in one file
+    transformers  as jinaai/jina-embeddings-v3-hf, one PEFT folder a task
+    xlm-roberta   plain XLM-RoBERTa (absolute positions, no adapters)
+    """
+    from jina_jax.cli_info import report_copy
+    from jina_jax.convert import open_checkpoint, write_checkpoint
+    from jina_jax.hub import fetch
+
+    checkpoint = open_checkpoint(fetch(source, **hub))
+    write_checkpoint(checkpoint, target, layout)
+    click.echo(report_copy(checkpoint, target, layout))
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target", type=_PATH)
+@click.option("--task", required=True, help="Adapter to fold in, e.g. text-matching.")
+@click.option("--to", "layout", type=click.Choice(LAYOUTS), help="[default: the layout of SOURCE]")
+@hub_options
+def merge(source: str, target: Path, task: str, layout: str | None, **hub: Any) -> None:
+    """Fold one task's adapter into plain weights.
+
+    TARGET is a new directory.
+
+    \b
+    jina-jax merge jinaai/jina-embeddings-v3 v3-matching --task text-matching
+
+    The result has no adapters and needs no task; the task's prompt is its default prompt. Sums are
+    made in float32 and rounded once to the checkpoint's dtype.
+    """
+    from jina_jax.cli_info import report_copy
+    from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
+    from jina_jax.hub import fetch
+
+    checkpoint = open_checkpoint(fetch(source, **hub))
+    layout = layout or checkpoint.layout
+    write_checkpoint(merge_checkpoint(checkpoint, task), target, layout)
+    click.echo(report_copy(checkpoint, target, layout, task))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@hub_options
+def info(model: str, as_json: bool, **hub: Any) -> None:
+    """Tell what a checkpoint is.
+
+    Prints layout, size, tasks with their prompts, dimensions, limits and what it takes on disk.
+
+    \b
+    jina-jax info jinaai/jina-embeddings-v3
+    jina-jax info my-finetune --json | jq .parameters.total
+
+    Reads config and file headers, no weights, and checks that they fit each other.
+    """
+    from jina_jax.cli_info import as_text, describe
+    from jina_jax.convert import open_checkpoint
+    from jina_jax.hub import fetch
+
+    facts = describe(open_checkpoint(fetch(model, **hub)))
+    click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else as_text(facts))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--gold", type=_PATH, help="Values to hold against, in the packaged file's form.")
+@hub_options
+@click.pass_context
+def verify(context: click.Context, model: str, gold: Path | None, **hub: Any) -> None:
+    """Compare a checkpoint with published values.
+
+    \b
+    jina-jax verify jinaai/jina-embeddings-v3
+
+    Runs two short inputs through the base model and each adapter in float32, and prints a line for
+    each comparison of hidden states. Exit status 0 if all agree within rtol = atol = 1e-4, 1 if
+    not, 2 if the checkpoint cannot be compared. The weights need 2.3 GB of memory.
+    """
+    from jina_jax.convert import open_checkpoint
+    from jina_jax.hub import fetch
+    from jina_jax.tokenizer import Tokenizer
+    from jina_jax.verify import TOLERANCE, load_references, verify
+
+    references = load_references(gold)
+    checkpoint = open_checkpoint(fetch(model, **hub))
+    tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
+    checks = verify(checkpoint, tokenizer, references)
+    for check in checks:
+        result = "ok" if check.agrees else "DIFFERS"
+        line = f"{check.input:<10} {check.subject:<18} max |difference| {check.difference:.1e}"
+        click.echo(f"{line}  {result}")
+    agreed = sum(check.agrees for check in checks)
+    click.echo(f"{agreed} of {len(checks)} agree within rtol = atol = {TOLERANCE:g}")
+    context.exit(0 if agreed == len(checks) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,576 @@
+"""The command line: what it prints and writes, and how it refuses."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from published import PROMPTS, TASKS
+from tiny import write_tiny
+
+from jina_jax import JinaEmbeddings, cli, cli_rows
+
+# Most tests run four texts of up to 16 tokens: so many shapes, so many seconds of compiling.
+TEXTS = ["a cat", "the dog", "", "  two  spaces "]
+START = "from jina_jax.cli import main; main(prog_name='jina-jax')"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return JinaEmbeddings.from_pretrained(directory)
+
+
+def run(*args, stdin=None):
+    """Run a command in this process."""
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args], input=stdin)
+
+
+def run_encode(directory, *args, stdin=None):
+    result = run("encode", "--model", directory, *args, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def rows_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def vectors_of(text):
+    return np.array([row["embedding"] for row in rows_of(text)], np.float32)
+
+
+def refusal(*args, stdin=None):
+    """Run a command that must fail, and return its only line on stderr without the beginning."""
+    result = run(*args, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.startswith("jina-jax: error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("jina-jax: error: ").rstrip("\n")
+
+
+class TestEncode:
+    def test_arguments(self, directory, model):
+        out = run_encode(directory, "--task", "separation", *TEXTS)
+        rows = rows_of(out)
+        assert [row["index"] for row in rows] == [0, 1, 2, 3]
+        assert [row["text"] for row in rows] == TEXTS
+        # To the bit: decimal digits must not cost anything.
+        np.testing.assert_array_equal(vectors_of(out), model.encode(TEXTS, task="separation"))
+
+    def test_a_line_is_a_text_and_keeps_its_place(self, directory, model, tmp_path):
+        lines = "\ufeffa cat\nthe dog\r\n\n two \u2028lines ".encode()
+        (tmp_path / "in.txt").write_bytes(lines)
+        run_encode(directory, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.npy")
+        vectors = np.load(tmp_path / "out.npy")
+        assert vectors.dtype == np.float32
+        np.testing.assert_array_equal(vectors, model.encode([*TEXTS[:3], " two \u2028lines "]))
+
+    @pytest.mark.parametrize("args", [(), ("-",), ("--input", "-")])
+    def test_stdin(self, directory, args):
+        rows = rows_of(run_encode(directory, *args, stdin="a cat\n\nthe dog\n"))
+        assert [row["text"] for row in rows] == ["a cat", "", "the dog"]
+
+    def test_jsonl_keeps_fields_and_takes_tasks_from_rows(self, directory, model, tmp_path):
+        rows = [
+            {"id": 7, "body": "a cat", "task": "separation", "more": {"é": [1, None]}},
+            {"id": 8, "body": "the dog", "task": None},
+            {"id": "x", "body": "a cat"},
+            {"id": 9, "body": "a cat", "task": "retrieval.query", "odd": "\ud800"},
+        ]
+        (tmp_path / "in.jsonl").write_text(" \r\n".join(map(json.dumps, rows)))
+        args = ("--input", tmp_path / "in.jsonl", "--field", "body", "--task-field", "task")
+        args += ("--task", "classification", "--prompt", "none")
+        run_encode(directory, *args, "--output", tmp_path / "out.jsonl")
+        out = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+        tasks = ["separation", "classification", "classification", "retrieval.query"]
+        expected = model.encode([row["body"] for row in rows], task=tasks, prompt=None)
+        np.testing.assert_array_equal(vectors_of(out), expected)
+        assert [{k: v for k, v in row.items() if k != "embedding"} for row in rows_of(out)] == rows
+
+    def test_jsonl_without_task_field(self, directory, model):
+        lines = "\n".join(json.dumps({"t": text}) for text in TEXTS)
+        out = run_encode(directory, "--field", "t", "--task", "separation", stdin=lines)
+        np.testing.assert_array_equal(vectors_of(out), model.encode(TEXTS, task="separation"))
+
+    @pytest.mark.parametrize(
+        ("given", "meant"),
+        [("auto", PROMPTS["retrieval.query"]), ("none", ""), ("", ""), ("Find: ", "Find: ")],
+    )
+    def test_prompt(self, directory, model, given, meant):
+        texts = ["a cat", "the dog", ""]
+        out = run_encode(directory, "--task", "retrieval.query", "--prompt", given, *texts)
+        prompted = [meant + text for text in texts]
+        expected = model.encode(prompted, task="retrieval.query", prompt=None)
+        np.testing.assert_array_equal(vectors_of(out), expected)
+
+    def test_options_reach_the_library(self, directory):
+        args = ("--truncate-dim", 32, "--no-normalize", "--batch-size", 2, "--dtype", "bfloat16")
+        out = run_encode(directory, *args, "--max-length", 20, *TEXTS)
+        model = JinaEmbeddings.from_pretrained(directory, dtype="bfloat16")
+        options = {"truncate_dim": 32, "normalize_embeddings": False, "batch_size": 2}
+        np.testing.assert_array_equal(vectors_of(out), model.encode(TEXTS, **options))
+        assert vectors_of(out).shape == (4, 32)
+
+    def test_special_tokens_can_be_plain_text(self, directory, model):
+        text = "a</s>b"
+        out = run_encode(directory, "--split-special-tokens", text)
+        plain = JinaEmbeddings.from_pretrained(directory, split_special_tokens=True)
+        np.testing.assert_array_equal(vectors_of(out)[0], plain.encode(text))
+        assert np.abs(vectors_of(run_encode(directory, text))[0] - plain.encode(text)).max() > 1e-3
+
+    def test_no_input_gives_no_vectors(self, directory, tmp_path):
+        assert run_encode(directory, stdin="") == ""
+        run_encode(directory, "--output", tmp_path / "x.npy", "--truncate-dim", 32, stdin="")
+        assert np.load(tmp_path / "x.npy").shape == (0, 32)
+        assert run_encode(directory, "--format", "table", stdin="").strip() == ""
+
+    def test_table(self, directory, model):
+        texts = ["a cat", "a\tdog\x1b[31m", "犬", "犬" * 70]
+        lines = run_encode(directory, "--format", "table", *texts).splitlines()
+        unit = model.encode(texts)
+        assert lines[0].split() == ["1", "2", "3", "4"]
+        assert lines[1].split()[:2] == ["1", "1.000"]
+        assert lines[1].split()[3] == f"{unit[0] @ unit[2]:.3f}"
+        assert [line[36:] for line in lines[1:]] == [
+            "a cat",
+            "a dog\ufffd[31m",
+            "犬",
+            "犬" * 59 + "…",
+        ]
+
+    @pytest.mark.filterwarnings("default")
+    def test_truncation_is_one_line(self, directory):
+        result = run("encode", "--model", directory, "--max-length", 16, *["a" * 16] * 3)
+        assert result.exit_code == 0
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.startswith("jina-jax: warning: 3 of 3 texts were longer")
+        assert len(rows_of(result.stdout)) == 3
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("--input", "f", "text"), "expected no --input and no --field"),
+            (("--field", "t", "text"), "expected no --input and no --field"),
+            (("--task-field", "t"), "--task-field needs JSONL"),
+            (("--input", "rows.jsonl"), "rows.jsonl: looks like JSONL"),
+            (("--input", "/no/such/file"), "/no/such/file: No such file"),
+            (("--format", "npy", "text"), "format npy: expected a file"),
+            (("--output", "x.csv", "text"), "x.csv: expected one of the suffixes .jsonl"),
+            (("--output", "/no/such/x.npy", "text"), "/no/such: no such directory"),
+            (("--format", "table", *"abcdefghijklmnopqrstu"), "at most 20 texts, got 21"),
+            (("--task", "retrieval", "text"), "task='retrieval': this checkpoint has"),
+            (("--truncate-dim", 33, "text"), "truncate_dim=33: expected one of 32, 64"),
+            (("--max-length", 129, "text"), "max_length=129: expected an integer from 2 to 128"),
+            (("--max-length", 1, "text"), "Invalid value for '--max-length'"),
+            (("--batch-size", 0, "text"), "Invalid value for '--batch-size'"),
+            (("--dtype", "int8", "text"), "Invalid value for '--dtype': 'int8' is not one of"),
+            (("--format", "csv", "text"), "Invalid value for '--format'"),
+            (("--nonsense", "text"), "No such option"),
+            (("lone \udce9 byte",), "texts[0]: expected Unicode text"),
+        ],
+    )
+    def test_refusals(self, directory, args, message):
+        assert message in refusal("encode", "--model", directory, *args)
+
+    @pytest.mark.parametrize(
+        ("stdin", "message"),
+        [
+            ('{"t": "a"}\n{"t": ', "stdin:2: not valid JSON"),
+            ('{"t": NaN}', "stdin:1: not valid JSON (NaN is no JSON value)"),
+            ("[1]", "stdin:1: expected a JSON object, got list"),
+            ('{"t": 5}', "stdin:1: field 't': expected a string, got int"),
+            ('{"t": null}', "stdin:1: field 't': expected a string, got none"),
+            ('{"t": {"t": "a"}}', "stdin:1: field 't': expected a string, got dict"),
+            ('{"t": ""}\n{"u": "a"}', "stdin:2: field 't': expected a string, got none"),
+            ('{"t": "a"}\n\n{"t": "a"}', "stdin:2: not valid JSON"),
+            ('{"t": "a", "task": 1}', "stdin:1: field 'task': expected a string, got int"),
+            ('{"t": "a", "embedding": [0]}', "stdin:1: has a field 'embedding'"),
+            (b'{"t": "\xff"}', "stdin:1: not UTF-8"),
+            ('{"t": "\\ud800"}', "stdin:1: field 't': expected Unicode text"),
+            ("[" * 100_000, "stdin:1: not valid JSON"),
+        ],
+    )
+    def test_refused_rows(self, directory, stdin, message):
+        args = ("--model", directory, "--field", "t", "--task-field", "task")
+        assert message in refusal("encode", *args, stdin=stdin)
+
+    def test_a_model_is_required(self):
+        assert "Missing option '--model'" in refusal("encode", "text")
+
+    def test_a_terminal_without_texts_is_told_what_to_do(self, monkeypatch):
+        class Terminal(io.BytesIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Terminal(b"a cat\n")))
+        with pytest.raises(ValueError, match="no texts: give some"):
+            cli_rows.read_rows((), None, None, None, None)
+        assert cli_rows.read_rows((), Path("-"), None, None, None).texts == ["a cat"]
+
+
+class TestOutputFile:
+    def test_what_is_there_stays_unless_forced(self, directory, tmp_path):
+        target = tmp_path / "out.npy"
+        target.write_text("precious")
+        args = ("encode", "--model", directory, "--output", target, *TEXTS)
+        assert "exists already; --force replaces it" in refusal(*args)
+        assert target.read_text() == "precious"
+        assert run(*args, "--force").exit_code == 0
+        assert np.load(target).shape == (4, 64)
+
+    @pytest.mark.parametrize(
+        ("error", "code", "message"),
+        [
+            (OSError(28, "No space left", "x.npy"), 2, "jina-jax: error: x.npy: No space left"),
+            (KeyboardInterrupt(), 130, ""),
+        ],
+    )
+    def test_nothing_is_left_of_a_failure(
+        self, directory, tmp_path, monkeypatch, error, code, message
+    ):
+        def fail(file, *_):
+            file.write(b"half")
+            raise error
+
+        monkeypatch.setattr(cli_rows, "write_rows", fail)
+        output = tmp_path / "out.npy"
+        result = run("encode", "--model", directory, "--output", output, *TEXTS)
+        assert (result.exit_code, result.output.strip()) == (code, message)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_file_that_came_meanwhile_stays(self, tmp_path):
+        target = tmp_path / "out.npy"
+        output = cli_rows.new_output(target, force=False)
+        output.__enter__().write(b"ours")
+        target.write_text("theirs")
+        with pytest.raises(FileExistsError):
+            output.__exit__(None, None, None)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+    def test_force_writes_through_a_link_and_only_to_files(self, tmp_path):
+        (tmp_path / "real.npy").write_text("old")
+        (tmp_path / "link.npy").symlink_to("real.npy")
+        with cli_rows.new_output(tmp_path / "link.npy", force=True) as file:
+            file.write(b"new")
+        assert (tmp_path / "link.npy").is_symlink()
+        assert (tmp_path / "real.npy").read_text() == "new"
+        with (
+            pytest.raises(FileExistsError, match="not a regular file"),
+            cli_rows.new_output(tmp_path, force=True),
+        ):
+            pass
+
+    @pytest.mark.parametrize("kind", cli.FORMATS)
+    def test_vectors_that_are_no_numbers_are_refused(self, kind):
+        rows = cli_rows.Rows(["a", "b"], None, ['{"index": 0}', '{"index": 1}'])
+        vectors = np.array([[1, 2], [np.nan, 3]], np.float32)
+        with pytest.raises(ValueError, match="embedding of text 2 is not finite"):
+            cli_rows.write_rows(io.BytesIO(), kind, rows, vectors)
+
+
+class TestCheckpoints:
+    def test_choices_are_those_of_the_library(self):
+        from jina_jax.checkpoint import FLOAT_DTYPES
+        from jina_jax.convert import LAYOUTS
+
+        assert set(cli.LAYOUTS) == set(LAYOUTS)
+        assert set(cli.DTYPES) == set(FLOAT_DTYPES)
+        assert set(cli.FORMATS) == set(cli_rows.SUFFIXES.values())
+
+    def test_convert(self, directory, model, tmp_path):
+        result = run("convert", directory, tmp_path / "native", "--to", "native")
+        assert result.exit_code == 0, result.stderr
+        assert "layout published, float32, 32 tensors" in result.stdout
+        assert "layout native, flax_model.safetensors" in result.stdout
+        assert "ignored" not in result.stdout
+        assert "note" not in result.stdout
+        converted = JinaEmbeddings.from_pretrained(tmp_path / "native")
+        np.testing.assert_array_equal(converted.encode(TEXTS), model.encode(TEXTS))
+
+    def test_merge_keeps_the_layout_unless_told(self, directory, model, tmp_path):
+        task = "retrieval.query"
+        result = run("merge", directory, tmp_path / "merged", "--task", task)
+        assert result.exit_code == 0, result.stderr
+        assert f"merged   {task}; left out: retrieval.passage, separation" in result.stdout
+        assert "layout published, model.safetensors" in result.stdout
+        merged = JinaEmbeddings.from_pretrained(tmp_path / "merged")
+        expected = model.encode(TEXTS, task=task)
+        np.testing.assert_allclose(merged.encode(TEXTS), expected, atol=1e-5)
+        result = run("merge", directory, tmp_path / "m2", "--task", task, "--to", "native")
+        assert "wrote    " in result.stdout
+        assert (tmp_path / "m2" / "flax_model.safetensors").exists()
+
+    def test_what_is_ignored_or_lacking_is_said(self, tmp_path, directory):
+        from safetensors.numpy import load_file, save_file
+
+        source = tmp_path / "source"
+        source.mkdir()
+        (source / "config.json").write_text((directory / "config.json").read_text())
+        tensors = load_file(directory / "model.safetensors")
+        tensors["lm_head.bias"] = np.zeros(3, np.float32)
+        save_file(tensors, source / "model.safetensors")
+        result = run("convert", source, tmp_path / "target", "--to", "native")
+        assert "ignored  no part of the encoder: lm_head.bias" in result.stdout
+        assert "there is no tokenizer.json" in result.stdout
+        assert json.loads(run("info", source, "--json").stdout)["ignored"] == ["lm_head.bias"]
+        assert "ignored" in run("info", source).stdout
+
+    def test_refusals(self, directory, tmp_path):
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").touch()
+        target = tmp_path / "new"
+        exists = refusal("convert", directory, tmp_path / "full", "--to", "native")
+        assert "full: exists already" in exists
+        assert "'--to': 'onnx' is not one of" in refusal(
+            "convert", directory, target, "--to", "onnx"
+        )
+        assert "Choose from: native" in refusal("convert", directory, target)
+        assert "no place for" in refusal("convert", directory, target, "--to", "xlm-roberta")
+        assert "task='x': this checkpoint" in refusal("merge", directory, target, "--task", "x")
+        assert "Missing option '--task'" in refusal("merge", directory, target)
+        assert "no such directory" in refusal("info", tmp_path / "nowhere")
+        assert "config.json" in refusal("info", tmp_path / "full")
+        assert not target.exists()
+
+    def test_all_lines_of_a_checkpoint_error_are_shown(self, directory, tmp_path):
+        config = json.loads((directory / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+        (tmp_path / "model.safetensors").symlink_to(directory / "model.safetensors")
+        result = run("info", tmp_path)
+        assert result.exit_code == 2
+        lines = result.stderr.splitlines()
+        assert lines[0].startswith("jina-jax: error: ")
+        assert len(lines) > 10
+        assert all(line.startswith("  - ") for line in lines[1:])
+
+    def test_info(self, directory):
+        facts = json.loads(run("info", directory, "--json").stdout)
+        assert facts["layout"] == "published"
+        assert facts["dtypes"] == ["float32"]
+        count = facts["parameters"]
+        assert count["total"] == count["base"] + count["adapters"]
+        # A of the word embeddings alone is 5 tasks x 120 rows x rank 4.
+        assert 5 * 120 * 4 < count["adapters"] < count["base"]
+        assert facts["tasks"] == PROMPTS
+        assert (facts["hidden_size"], facts["max_length"]) == (64, 128)
+        assert facts["matryoshka_dimensions"] == [32, 64]
+        assert facts["rotary_emb_base"] == 20000.0
+        size = (directory / "model.safetensors").stat().st_size
+        assert facts["files"]["model.safetensors"] == size
+        text = run("info", directory).stdout
+        assert "rotary, base 20000, at most 128 tokens" in text
+        assert f"{count['total']:,}" in text
+        assert all(repr(prompt) in text for prompt in PROMPTS.values())
+
+    def test_info_reads_no_weights(self, directory, monkeypatch):
+        from jina_jax.tensors import MappedFile
+
+        monkeypatch.setattr(MappedFile, "array", lambda *_: pytest.fail("read a tensor"))
+        assert run("info", directory).exit_code == 0
+
+
+@pytest.fixture(scope="module")
+def gold(model, tmp_path_factory):
+    """Make expected values with the library itself; test_verify.py has independent ones."""
+    options = {"prompt": None, "output_value": "token_embeddings"}
+    hidden = model.encode(["a cat"] * 6, task=[None, *TASKS], **options)
+    ids = model.tokenize("a cat")
+    values = {
+        name: vectors[1:4, 1:4].tolist()
+        for name, vectors in zip(["none", *TASKS], hidden, strict=True)
+    }
+    window = {"slice": [[1, 4], [1, 4]], "values": values}
+    path = tmp_path_factory.mktemp("gold") / "gold.json"
+    fixed = {"input_ids": [ids], "attention_mask": [[1] * len(ids)], **window}
+    sentence = {"text": "a cat", "tokens": len(ids), **window}
+    path.write_text(json.dumps({"fixed_ids": fixed, "sentence": sentence}))
+    return path
+
+
+class TestVerify:
+    def test_agreement(self, directory, gold):
+        result = run("verify", directory, "--gold", gold)
+        assert result.exit_code == 0, result.output
+        lines = result.stdout.splitlines()
+        assert len(lines) == 14
+        assert all(line.endswith("  ok") for line in lines[:13])
+        assert lines[0].split()[:4] == ["fixed_ids", "none", "max", "|difference|"]
+        assert lines[13] == "13 of 13 agree within rtol = atol = 0.0001"
+
+    def test_difference(self, directory, gold, tmp_path):
+        content = json.loads(gold.read_text())
+        content["sentence"]["values"]["separation"][1][1] += 0.01
+        (tmp_path / "gold.json").write_text(json.dumps(content))
+        result = run("verify", directory, "--gold", tmp_path / "gold.json")
+        assert (result.exit_code, result.stderr) == (1, "")
+        wrong = [line for line in result.stdout.splitlines() if "DIFFERS" in line]
+        assert len(wrong) == 1
+        assert wrong[0].split()[:5] == ["sentence", "separation", "max", "|difference|", "1.0e-02"]
+        assert "12 of 13 agree" in result.stdout
+
+    def test_refusals(self, directory, gold, tmp_path):
+        assert "not comparable" in refusal("verify", directory)
+        (tmp_path / "gold.json").write_text("{}")
+        message = refusal("verify", directory, "--gold", tmp_path / "gold.json")
+        assert "not in the form of published.json" in message
+        assert "No such file" in refusal("verify", directory, "--gold", tmp_path / "none.json")
+
+
+class TestErrors:
+    @pytest.mark.parametrize("name", ["owner/name", "a b", "gpt2"])
+    def test_the_hub_cannot_be_reached(self, name):
+        # Offline, as conftest.py says; "a b" is no id at all.
+        assert refusal("info", name, "--offline")
+
+    def test_errors_of_the_network_are_lines(self, monkeypatch):
+        lost = type("ConnectError", (Exception,), {"__module__": "httpx"})
+        fail_to_fetch(monkeypatch, lost("connection\n\n  lost"))
+        assert refusal("info", "owner/name") == "connection lost"
+
+    def test_bugs_have_a_traceback(self, monkeypatch):
+        fail_to_fetch(monkeypatch, RuntimeError("a bug"))
+        assert isinstance(run("info", "owner/name").exception, RuntimeError)
+
+    def test_an_error_without_words_has_its_name(self, monkeypatch):
+        fail_to_fetch(monkeypatch, ValueError())
+        assert refusal("info", "owner/name") == "ValueError"
+
+    def test_interruption(self, monkeypatch):
+        fail_to_fetch(monkeypatch, KeyboardInterrupt())
+        result = run("info", "owner/name")
+        assert (result.exit_code, result.output.strip()) == (130, "")
+
+    def test_unknown_command(self):
+        assert "No such command 'embed'" in refusal("embed")
+
+    def test_hub_options_reach_the_hub(self, monkeypatch):
+        seen = {}
+
+        def fetch(name, **options):
+            seen.update(options, name=name)
+            raise OSError("enough")
+
+        monkeypatch.setattr("jina_jax.hub.fetch", fetch)
+        assert refusal("info", "owner/name", "--revision", "v1", "--offline") == "enough"
+        assert seen == {"name": "owner/name", "revision": "v1", "local_files_only": True}
+
+    def test_help_without_a_command(self):
+        result = run()
+        assert result.exit_code == 0
+        assert "Commands:" in result.stdout
+        for command in ("encode", "convert", "merge", "info", "verify"):
+            assert f"jina-jax {command}" in run(command, "--help").stdout
+        assert run("--version").stdout.startswith("jina-jax, version ")
+
+
+def fail_to_fetch(monkeypatch, error):
+    def fetch(*_, **__):
+        raise error
+
+    monkeypatch.setattr("jina_jax.hub.fetch", fetch)
+
+
+def subprocess_run(*args, code=START, stdin=""):
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+class TestProcess:
+    def test_help_is_quick_and_brings_nothing_heavy(self):
+        code = """
+import sys, time
+start = time.perf_counter()
+from jina_jax.cli import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    assert not end.code
+assert not {"jax", "numpy", "huggingface_hub", "sentencepiece"} & sys.modules.keys()
+print(time.perf_counter() - start, file=sys.stderr)
+"""
+        result = subprocess_run(code=code)
+        assert result.returncode == 0, result.stderr
+        assert float(result.stderr) < 1.0
+
+    def test_a_pipe_in_and_out(self, directory):
+        result = subprocess_run("encode", "--model", directory, stdin="a cat\nthe dog\n")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert [row["text"] for row in rows_of(result.stdout)] == ["a cat", "the dog"]
+
+    def test_the_module_runs(self):
+        command = [sys.executable, "-m", "jina_jax.cli", "embed"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 2
+        assert result.stderr.startswith("jina-jax: error: No such command 'embed'")
+
+    def test_an_error_is_one_line(self):
+        result = subprocess_run("info", "/no/such/model")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("jina-jax: error: model='/no/such/model'")
+        assert result.stderr.count("\n") == 1
+
+    def test_a_closed_pipe_is_no_news(self, directory):
+        # 300 kB of output, more than a pipe holds.
+        command = [sys.executable, "-c", START, "encode", "--model", str(directory)]
+        command += ["--batch-size", "300"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as process:
+            process.stdin.write(b"a cat\n" * 300)
+            process.stdin.close()
+            process.stdout.read(10)
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait(timeout=60) == 1
+
+    def test_an_interruption_inside_a_callback_is_not_lost(self):
+        code = """
+import signal, time
+import click
+from jina_jax.cli_errors import Program
+
+class Callback:
+    def __del__(self):  # Python drops exceptions here
+        signal.raise_signal(signal.SIGINT)
+
+@click.command()
+def wait():
+    Callback()
+    time.sleep(30)
+
+Program(commands=[wait]).main(["wait"])
+"""
+        start = time.perf_counter()
+        result = subprocess_run(code=code)
+        assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "")
+        assert time.perf_counter() - start < 25
+
+    def test_an_interruption_with_work_on_the_device(self):
+        """Left to the interpreter's end, this process dies of a segmentation fault."""
+        code = """
+import signal
+import click
+from jina_jax.cli_errors import Program
+
+@click.command()
+def work():
+    import jax.numpy as jnp
+    x = jnp.ones((1500, 1500))
+    for _ in range(12):
+        x = x @ x
+    signal.raise_signal(signal.SIGINT)
+
+Program(commands=[work]).main()
+"""
+        result = subprocess_run("work", code=code)
+        assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "")
