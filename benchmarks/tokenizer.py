@@ -1,0 +1,159 @@
+"""Tokenisation, one thread: `jina_jax` against `tokenizers`, ids only, on real text.
+
+For every file of the public data: texts per second of `Tokenizer.encode(list)` over those of
+`tokenizers`, whose ways to encode a list are all timed. Cold is the first pass of a new tokenizer,
+whose memory of words is empty on both sides; warm is the pass after it. Then the time to load.
+
+    python benchmarks/tokenizer.py                  # needs the test extra for tokenizers
+
+Text and vocabulary come from the public data in ../shared (or $JINA_JAX_SHARED).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import tokenizers
+
+from jina_jax.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("JINA_JAX_SHARED", ROOT.parent / "shared"))
+LANGUAGES = ("en", "zh", "ja", "ru", "fr", "de")
+
+STATES = ("cold", "warm")
+WAYS: dict[str, Callable[[Any, list[str]], list[list[int]]]] = {
+    "jina_jax": lambda tokenizer, texts: tokenizer.encode(texts),
+    "encode_batch": lambda tokenizer, texts: [e.ids for e in tokenizer.encode_batch(texts)],
+    "_fast": lambda tokenizer, texts: [e.ids for e in tokenizer.encode_batch_fast(texts)],
+    "encode": lambda tokenizer, texts: [tokenizer.encode(text).ids for text in texts],
+}
+Row = dict[str, list[float]]  # way → seconds cold, warm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dialect", choices=("older", "newer"), default="older")
+    parser.add_argument("--only", default="", help="files whose name contains this")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, alternating")
+    args = parser.parse_args()
+    files = find_texts()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["JINA_JAX_CACHE"] = scratch
+        path = write_dialect(Path(scratch) / "tokenizer.json", args.dialect)
+        loads = load_times(path, args.rounds)
+        rows = {
+            name: compare(path, texts, args.rounds)
+            for name, texts in files.items()
+            if args.only in name
+        }
+    report(files, loads, rows)
+
+
+def find_texts() -> dict[str, list[str]]:
+    """Return the texts of every file: one column of the STS-b training sets, Tatoeba's lines."""
+    names = [f"stsb-{language}-train.csv" for language in LANGUAGES]
+    missing = [name for name in names if not (SHARED / "eval" / name).exists()]
+    if missing:
+        sys.exit(f"needs {', '.join(missing)} in {SHARED / 'eval'} (or set JINA_JAX_SHARED)")
+    files = {}
+    for name in names:
+        with (SHARED / "eval" / name).open(encoding="utf-8", newline="") as lines:
+            files[name] = [text for row in csv.reader(lines) for text in row[:2]]
+    for path in sorted((SHARED / "eval").glob("tatoeba.*-eng.*")):
+        if not path.name.endswith(".eng"):
+            files[path.name] = path.read_text(encoding="utf-8").splitlines()
+    return files
+
+
+def write_dialect(path: Path, dialect: str) -> Path:
+    """Write tokenizer.json as older exports have it, or as newer ones do."""
+    source = (SHARED / "xlm-roberta" / "tokenizer.json").read_text(encoding="utf-8")
+    if dialect == "newer":
+        fields = json.loads(source)
+        spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+        steps = [fields["normalizer"], spaces]
+        fields["normalizer"] = {"type": "Sequence", "normalizers": steps}
+        fields["pre_tokenizer"] = fields["pre_tokenizer"]["pretokenizers"][-1]
+        source = json.dumps(fields, ensure_ascii=False)
+    path.write_text(source, encoding="utf-8")
+    return path
+
+
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """Load the file with `tokenizers`."""
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def compare(path: Path, texts: list[str], rounds: int) -> Row:
+    """Return the median seconds (cold, warm) of each way to encode, after a check of the ids."""
+    times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        results = []
+        for way, encode in WAYS.items():
+            tokenizer = Tokenizer.from_file(path) if way == "jina_jax" else read_tokenizer(path)
+            times[way].append(tuple(timed(encode, tokenizer, texts) for _ in range(2)))
+            results.append(encode(tokenizer, texts))
+            del tokenizer  # or the next round would get the same one
+        if any(result != results[0] for result in results):
+            sys.exit("the ids differ")
+    return {way: [statistics.median(column) for column in zip(*times[way])] for way in WAYS}
+
+
+def timed(work: Callable[..., object], *args: Any) -> float:
+    """Return the seconds of processor time that a call takes, whatever else the machine does."""
+    gc.collect()
+    start = time.process_time()
+    work(*args)
+    return time.process_time() - start
+
+
+def load_times(path: Path, rounds: int) -> dict[str, float]:
+    """Return the median seconds to load the file."""
+    times: dict[str, list[float]] = {"without cache": [], "with cache": [], "tokenizers": []}
+    for _ in range(rounds):
+        for entry in path.parent.glob("*.npz"):
+            entry.unlink()
+        times["without cache"].append(timed(Tokenizer.from_file, path))
+        times["with cache"].append(timed(Tokenizer.from_file, path))
+        times["tokenizers"].append(timed(read_tokenizer, path))
+    return {name: statistics.median(column) for name, column in times.items()}
+
+
+def report(files: dict[str, list[str]], loads: dict[str, float], rows: dict[str, Row]) -> None:
+    """Print the versions and the table."""
+    packages = ("sentencepiece", "regex", "tokenizers")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}")
+    print(f"{versions}; one thread; medians of processor time")
+    print("load:", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in loads.items()))
+    print("\nspeed of jina_jax over each way of tokenizers:\n")
+    theirs = list(WAYS)[1:]
+    heads = [f"{head} {state}" for state in STATES for head in ("texts/s", *theirs)]
+    print("| file | texts | " + " | ".join(heads) + " |")
+    print("|---" + "|---:" * (len(heads) + 1) + "|")
+    for name, row in rows.items():
+        cells = [str(len(files[name]))]
+        for state, ours in enumerate(row["jina_jax"]):
+            cells.append(f"{len(files[name]) / ours:.0f}")
+            cells += [f"{row[way][state] / ours:.2f}" for way in theirs]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""A Unigram vocabulary: segmentation by `sentencepiece`, made exact where its float32 falls short.
+
+`tokenizers` adds scores up in float64, `sentencepiece` in float32, so ties and near-ties come out
+differently. Here `sentencepiece` proposes its two best segmentations; unless the first one leads by
+more than any rounding could explain, a float64 Viterbi search in plain Python decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+import struct
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import sentencepiece
+
+Piece = tuple[int, int, int]  # id, start, end
+_Ids = TypeVar("_Ids", bound="tuple[int, ...] | None")
+
+_UNKNOWN_PENALTY = 10.0  # below the lowest score: kUnkPenalty of sentencepiece and tokenizers
+_MAX_UNIT = 64  # nbest prunes its agenda on texts of a thousand characters; stay far below
+_MAX_SOLE = 12  # 2**12 paths are too few to prune: if nbest finds but one, there is but one
+_SHORT_WORD = 12  # characters up to which cutting a word costs more than it saves; except for
+_EAST_ASIAN = "\u2e80"  # scripts from here on, where many characters never meet inside a piece
+_MAX_CACHED_WORD = 64
+_MAX_CACHED_WORDS = 1 << 16
+
+
+class Vocabulary(NamedTuple):
+    """A vocabulary in the form that loads fast."""
+
+    model: bytes  # sentencepiece ModelProto: the pieces by id, then one of type UNKNOWN
+    scores: np.ndarray  # (V,) float64
+    pairs: str  # every two characters that stand side by side in some piece, one pair after another
+
+
+class Memo(dict[str, _Ids]):
+    """A bounded cache `memo[text]` of a function of a text; when full it starts afresh.
+
+    Threads may share one: each operation on the dict is atomic, and a race costs a recomputation.
+    """
+
+    def __init__(self, compute: Callable[[str], _Ids]):
+        super().__init__()
+        self._compute = compute
+
+    def __missing__(self, text: str) -> _Ids:
+        value = self._compute(text)
+        if len(text) <= _MAX_CACHED_WORD:
+            if len(self) >= _MAX_CACHED_WORDS:
+                self.clear()
+            self[text] = value
+        return value
+
+
+class Unigram:
+    """Segment words with a Unigram vocabulary.
+
+    Args:
+        vocabulary: pieces and scores, from `compile_vocabulary`.
+        unk_id: id of the unknown token; runs of unknown characters are one token.
+        byte_fallback: spell a run of unknown characters with the pieces <0x00>..<0xFF>.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, unk_id: int, byte_fallback: bool):
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(vocabulary.model)
+        self._scores: list[float] = vocabulary.scores.tolist()
+        self._pairs = frozenset(
+            vocabulary.pairs[i : i + 2] for i in range(0, len(vocabulary.pairs), 2)
+        )
+        self._unk_id = unk_id
+        self._byte_fallback = byte_fallback
+        # Ids that do not tell how many unknown characters were fused, hence not the score, nor the
+        # bytes to spell them with: the one of type UNKNOWN, and a literal <unk> next to others.
+        self._undecided = frozenset([len(self._scores), *([unk_id] if byte_fallback else [])])
+        self._unit_ids = Memo(self._certain_ids)
+        self.ids = Memo(self._word_ids)
+
+    def segment(self, word: str, banned: Collection[int] = ()) -> list[Piece]:
+        """Return the pieces of a word, by a float64 search over the whole word.
+
+        Args:
+            word: a pre-tokenised word, not empty.
+            banned: ids of pieces that must not be used.
+        """
+        pieces: list[Piece] = []
+        for is_unknown, group in itertools.groupby(
+            self._best_path(word, banned), lambda piece: piece[0] == self._unk_id
+        ):
+            run = list(group)
+            pieces += self._fused(word, run[0][1], run[-1][2]) if is_unknown else run
+        return pieces
+
+    def _word_ids(self, word: str) -> tuple[int, ...]:
+        """Return the ids of a word; `ids` is the cached form of this."""
+        if len(word) > _SHORT_WORD or word[-1] >= _EAST_ASIAN:
+            found = map(self._unit_ids.__getitem__, self._cut(word))
+        else:
+            found = iter([self._certain_ids(word)])
+        ids: list[int] = []
+        for part in found:
+            if part is None:
+                return tuple(piece_id for piece_id, _, _ in self.segment(word))
+            ids += part
+        return tuple(self._fuse(ids)) if self._unk_id in ids else tuple(ids)
+
+    def _fuse(self, ids: list[int]) -> list[int]:
+        """Make one unknown token of several in a row."""
+        pairs = itertools.pairwise(ids)
+        return [ids[0], *(b for a, b in pairs if not a == b == self._unk_id)]
+
+    def _cut(self, word: str) -> list[str]:
+        """Cut a word wherever no piece can reach across."""
+        joined = map(self._pairs.__contains__, map(operator.add, word, word[1:]))
+        cuts = [i for i, is_joined in enumerate(joined, 1) if not is_joined]
+        return [word[start:end] for start, end in itertools.pairwise([0, *cuts, len(word)])]
+
+    def _certain_ids(self, unit: str) -> tuple[int, ...] | None:
+        """Return the ids of a word or of a part cut from it; None where only `segment` can tell."""
+        if len(unit) == 1 and not self._byte_fallback:
+            piece_id = self._processor.piece_to_id(unit)
+            return (self._unk_id if piece_id in self._undecided else piece_id,)
+        if len(unit) > _MAX_UNIT:
+            return None
+        candidates = self._processor.nbest_encode(unit, nbest_size=2)
+        if not self._undecided.isdisjoint(itertools.chain.from_iterable(candidates)):
+            return None
+        if len(candidates) == 1:
+            return tuple(candidates[0]) if len(unit) <= _MAX_SOLE else None
+        first, second = (sum(map(self._scores.__getitem__, ids)) for ids in candidates)
+        return tuple(candidates[0]) if first - second > _slack(len(unit), second) else None
+
+    def _best_path(self, word: str, banned: Collection[int]) -> list[Piece]:
+        """Return the best segmentation, unknown characters one by one.
+
+        The order of the additions and of the comparisons is that of `tokenizers`: among equal
+        scores the piece that starts first wins.
+        """
+        pieces, reach, scores = self._pieces, self._reach, self._scores
+        size = len(word)
+        best = [0.0] + [-math.inf] * size
+        last: list[Piece] = [(self._unk_id, 0, 0)] * (size + 1)
+        for start in range(size):
+            has_single, base = False, best[start]
+            for end in range(start + 1, min(size, start + reach.get(word[start], 0)) + 1):
+                piece_id = pieces.get(word[start:end])
+                if piece_id is None or piece_id in banned:
+                    continue
+                has_single = has_single or end == start + 1
+                score = base + scores[piece_id]
+                if score > best[end]:
+                    best[end], last[end] = score, (piece_id, start, end)
+            if not has_single:
+                score = base + self._unknown_score
+                if score > best[start + 1]:
+                    best[start + 1], last[start + 1] = score, (self._unk_id, start, start + 1)
+        return _trace_back(last)
+
+    def _fused(self, word: str, start: int, end: int) -> list[Piece]:
+        """Return the token or, with byte fallback, the tokens of a run of unknown characters."""
+        run = word[start:end]
+        if self._byte_fallback and self._pieces.get(run) != self._unk_id:
+            spelt = [self._pieces.get(f"<0x{byte:02X}>") for byte in run.encode()]
+            ids = [piece_id for piece_id in spelt if piece_id is not None]
+            if len(ids) == len(spelt):
+                return [(piece_id, start, end) for piece_id in ids]
+        return [(self._unk_id, start, end)]
+
+    @functools.cached_property
+    def _unknown_score(self) -> float:
+        return min(self._scores) - _UNKNOWN_PENALTY
+
+    @functools.cached_property
+    def _pieces(self) -> dict[str, int]:
+        """Piece → id, made on first use: most texts never need it."""
+        return {self._processor.id_to_piece(i): i for i in range(len(self._scores))}
+
+    @functools.cached_property
+    def _reach(self) -> dict[str, int]:
+        """First character → length of the longest piece that begins with it."""
+        reach: dict[str, int] = {}
+        for piece in self._pieces:
+            reach[piece[0]] = max(len(piece), reach.get(piece[0], 0))
+        return reach
+
+
+def compile_vocabulary(pieces: Sequence[str], scores: Sequence[float]) -> Vocabulary:
+    """Bring a vocabulary, ordered by id, into the form that `Unigram` loads.
+
+    Every piece is of type NORMAL, <s> and its like included: `tokenizers` matches them in a text as
+    it does any other piece. Unknown characters get the id behind the last piece.
+
+    Raises:
+        ValueError: an empty vocabulary; a score that is no finite number of at most 0; an empty
+            or a repeated piece.
+    """
+    values = np.asarray(scores, np.float64)
+    if not len(pieces):
+        raise ValueError("expected at least one piece")
+    if not np.all(np.isfinite(values) & (values <= 0)):
+        bad = int(np.argmin(np.isfinite(values) & (values <= 0)))
+        raise ValueError(f"expected finite scores of at most 0, got {scores[bad]} at id {bad}")
+    if "" in pieces:
+        raise ValueError(f"expected pieces of at least one character, id {pieces.index('')} is ''")
+    if len(set(pieces)) < len(pieces):
+        raise ValueError(f"expected {len(pieces)} different pieces, got {len(set(pieces))}")
+    return Vocabulary(_model_proto(pieces, values), values, _adjacent_pairs(pieces))
+
+
+def _slack(characters: int, score: float) -> float:
+    """Return a lead over the second-best `score` that float32 rounding cannot feign.
+
+    A sum of k ≤ `characters` scores is off by at most k * 2**-24 * |score|, and a search adds each
+    path up in two parts: 4 (k + 1) such errors in a comparison, rounded up to 16 k. The constant
+    covers float64 sums over a whole word, of which this may be but a part.
+    """
+    return 16 * characters * 2.0**-24 * -score + 1e-4
+
+
+def _trace_back(last: Sequence[Piece]) -> list[Piece]:
+    """Collect a path from the last piece that ends at each position."""
+    path: list[Piece] = []
+    end = len(last) - 1
+    while end > 0:
+        path.append(last[end])
+        end = last[end][1]
+    return path[::-1]
+
+
+def _model_proto(pieces: Sequence[str], scores: np.ndarray) -> bytes:
+    """Serialise a sentencepiece ModelProto with no normalisation of its own.
+
+    Wire format of sentencepiece_model.proto: ModelProto.pieces = 1, .normalizer_spec = 3;
+    SentencePiece.piece = 1, .score = 2, .type = 3 (UNKNOWN is 2); NormalizerSpec's
+    add_dummy_prefix = 3, remove_extra_whitespaces = 4, escape_whitespaces = 5.
+    """
+    floats = scores.astype("<f4").tobytes()
+    parts: list[bytes] = []
+    for at, piece in enumerate(pieces):
+        text = piece.encode()
+        parts += (_piece_header(len(text)), text, b"\x15", floats[4 * at : 4 * at + 4])
+    unknown = _field(1, _unused_name(pieces).encode()) + b"\x15" + struct.pack("<f", 0) + b"\x18\2"
+    parts.append(_field(1, unknown))
+    parts.append(_field(3, b"\x18\0\x20\0\x28\0"))
+    return b"".join(parts)
+
+
+def _unused_name(pieces: Iterable[str]) -> str:
+    """Return a text that is no piece."""
+    return "?" * (1 + max(map(len, pieces)))
+
+
+@functools.cache
+def _piece_header(size: int) -> bytes:
+    """Everything in front of the text of a piece of `size` bytes."""
+    return b"\x0a" + _varint(len(_varint(size)) + size + 6) + b"\x0a" + _varint(size)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Serialise a length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Serialise an unsigned number, seven bits a byte."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _adjacent_pairs(pieces: Sequence[str]) -> str:
+    """List the different pairs of neighbouring characters, as one text."""
+    text = "\n".join(pieces).encode("utf-32-le")
+    codes = np.frombuffer(text, "<u4").astype(np.int64)
+    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    inside = np.ones(max(len(codes) - 1, 0), bool)
+    joints = np.cumsum(sizes + 1)[:-1] - 1  # where a line feed stands between two pieces
+    inside[joints] = False
+    inside[joints - 1] = False
+    pairs = np.unique((codes[:-1] << 21 | codes[1:])[inside])
+    return np.stack([pairs >> 21, pairs & 0x1FFFFF], 1).astype("<u4").tobytes().decode("utf-32-le")
