@@ -1,0 +1,186 @@
+"""Native checkpoints: a directory with ``config.json`` and ``flax_model.safetensors``.
+
+The file's keys are the encoder's own paths, joined by dots ("layers.0.mlp.fc1.kernel"). Between
+files and JAX a checkpoint is a dict from such a path to ``LazyTensor``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jina_jax.config import Config
+from jina_jax.encoder import abstract_encoder
+from jina_jax.tensors import (
+    FLOAT_DTYPES,
+    CheckpointError,
+    LazyTensor,
+    new_directory,
+    open_safetensors,
+    write_safetensors,
+)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "flax_model.safetensors"
+MODEL_TYPE = "jina_jax"
+_FLOATS = ", ".join(map(repr, FLOAT_DTYPES))
+
+
+@functools.cache
+def parameter_shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
+    """Map every parameter path of the encoder to its shape."""
+    _, state = abstract_encoder(config)
+    return {_path(keys): variable.get_value().shape for keys, variable in nnx.to_flat_state(state)}
+
+
+def check_keys(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Iterable[tuple[str, LazyTensor]],
+    source: str,
+) -> None:
+    """Check that a checkpoint holds exactly the expected tensors.
+
+    Args:
+      expected: key to shape.
+      found: (key, tensor) of every tensor; a key may come twice.
+      source: what to call the checkpoint in the error.
+
+    Raises:
+      CheckpointError: listing every key that is missing, unknown, doubled, misshapen or not float.
+    """
+    problems, seen = [], set()
+    for key, tensor in found:
+        shape = tensor.shape
+        if key in seen:
+            problems.append(f"! {key}: found twice")
+        elif key not in expected:
+            problems.append(f"+ {key} {list(shape)}: unknown")
+        elif shape != expected[key]:
+            problems.append(f"! {key}: expected shape {list(expected[key])}, got {list(shape)}")
+        elif tensor.dtype.name not in FLOAT_DTYPES:
+            problems.append(f"! {key}: expected {_FLOATS}, got {tensor.dtype}")
+        seen.add(key)
+    problems += [
+        f"- {key} {list(shape)}: missing" for key, shape in expected.items() if key not in seen
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise CheckpointError(f"{source}: {len(problems)} keys do not fit its config:\n  {lines}")
+
+
+def load_native(directory: Path) -> tuple[Config, dict[str, LazyTensor]]:
+    """Open a native checkpoint.
+
+    Raises:
+      ConfigError, CheckpointError: if config and tensors are not valid or do not fit.
+    """
+    config = Config.from_json(directory / CONFIG_FILE)
+    tensors = open_safetensors(directory / WEIGHTS_FILE)
+    check_keys(parameter_shapes(config), tensors.items(), str(directory / WEIGHTS_FILE))
+    return config, tensors
+
+
+def write_native(
+    directory: Path,
+    config: Config,
+    tensors: Mapping[str, LazyTensor],
+    extras: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config and weights into an existing directory that has neither.
+
+    ``extras`` are further fields for ``config.json``, which nothing here reads.
+    """
+    fields = {**(extras or {}), "model_type": MODEL_TYPE, **config.to_dict()}
+    write_json(directory / CONFIG_FILE, fields)
+    write_safetensors(directory / WEIGHTS_FILE, dict(sorted(tensors.items())), "flax")
+
+
+def save_native(directory: str | Path, config: Config, state: nnx.State) -> None:
+    """Save an encoder's state as a new native checkpoint (without tokenizer files).
+
+    Raises:
+      FileExistsError: if the directory is there and not empty.
+      CheckpointError: if the state does not fit the config.
+    """
+    tensors = state_tensors(state)
+    check_keys(parameter_shapes(config), tensors.items(), "state")
+    with new_directory(Path(directory)) as partial:
+        write_native(partial, config, tensors)
+
+
+def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
+    """View an encoder's state as lazy tensors; each is fetched from its device when read."""
+
+    def lazy(array: jax.Array) -> LazyTensor:
+        return LazyTensor(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
+
+    return {_path(keys): lazy(variable[...]) for keys, variable in nnx.to_flat_state(state)}
+
+
+def to_state(
+    config: Config, tensors: Mapping[str, LazyTensor], dtype: str | None = None
+) -> nnx.State:
+    """Read tensors onto the default device.
+
+    Args:
+      config: of the encoder that they fit.
+      tensors: path to tensor, all of ``parameter_shapes(config)``.
+      dtype: "float32", "bfloat16", "float16", or None for the dtype of the word embeddings.
+
+    Returns:
+      The encoder's state, all leaves of one dtype.
+
+    Raises:
+      ValueError: for another dtype.
+      CheckpointError: if the tensors do not fit the config.
+    """
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected {_FLOATS} or None")
+    check_keys(parameter_shapes(config), tensors.items(), "tensors")
+    chosen = FLOAT_DTYPES[dtype or tensors["word_embeddings.embedding"].dtype.name]
+
+    def load(path: str) -> jax.Array:
+        return jax.device_put(_aligned_copy(tensors[path].read(), chosen)).block_until_ready()
+
+    # The largest first: the pages and copies that reading it takes are gone before the rest comes.
+    by_size = sorted(tensors, key=lambda path: -math.prod(tensors[path].shape))
+    arrays = {path: load(path) for path in by_size}
+    _, abstract = abstract_encoder(config)
+    return nnx.from_flat_state(
+        [
+            (keys, variable.replace(arrays[_path(keys)]))
+            for keys, variable in nnx.to_flat_state(abstract)
+        ]
+    )
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a JSON object, indented, as the Hub's files are."""
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Copy an array for JAX to take over.
+
+    On CPU, ``device_put`` makes an alias of an array at a multiple of 64 bytes (in jax 0.10.1 even
+    with ``may_alias=False``) and a copy of any other. The first must not happen to a view of a
+    file, which may change; the second would be one copy more.
+    """
+    buffer = np.empty(array.size * dtype.itemsize + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    copy = buffer[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _path(keys: tuple) -> str:
+    return ".".join(map(str, keys))

@@ -1,0 +1,165 @@
+"""Tensors that lie in files: read one at a time from a memory map, written as a stream.
+
+A checkpoint in flight is a dict from name to ``LazyTensor``. Nothing is read before its turn, and
+each read lets go of the pages of the one before, so that moving a checkpoint takes the memory of
+its largest tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# What weights may be; anything else in a file (quantised integers, say) needs more than a cast.
+FLOAT_DTYPES = {DTYPES[name].name: DTYPES[name] for name in ("F32", "BF16", "F16")}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and everything at fault."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when asked for.
+
+    Attributes:
+      shape: its shape.
+      dtype: its NumPy dtype (bfloat16 is the one of ml_dtypes).
+      read: returns the array, of that shape and dtype; often a view of a memory map, so copy it
+        before the next read if it must stay.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+class MappedFile:
+    """A file in a read-only memory map that holds the pages of one array at a time."""
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def array(self, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+        """View ``count`` values of ``dtype`` from byte ``offset``, after releasing other pages."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return np.frombuffer(self._map, dtype, count, offset)
+
+
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """List the tensors of a safetensors file.
+
+    Raises:
+      CheckpointError: if the file is truncated, corrupted or holds an unknown dtype.
+    """
+    try:
+        # The library checks header, offsets and file size; the views below are our own.
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except Exception as error:  # safetensors raises its own type, or OSError
+        raise CheckpointError(f"{path}: not a valid safetensors file ({error})") from error
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+    header.pop("__metadata__", None)
+    unknown = sorted({info["dtype"] for info in header.values()} - DTYPES.keys())
+    if unknown:
+        raise CheckpointError(f"{path}: dtypes {unknown}: expected some of {list(DTYPES)}")
+    if not header:
+        return {}
+    mapped = MappedFile(path)
+    return {
+        name: _mapped_tensor(mapped, info, 8 + header_size) for name, info in sorted(header.items())
+    }
+
+
+def _mapped_tensor(mapped: MappedFile, info: dict, data_start: int) -> LazyTensor:
+    shape, dtype = tuple(info["shape"]), DTYPES[info["dtype"]]
+    offset, count = data_start + info["data_offsets"][0], int(np.prod(shape, dtype=np.int64))
+    return LazyTensor(shape, dtype, lambda: mapped.array(dtype, count, offset).reshape(shape))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor], framework: str) -> None:
+    """Write tensors to a new safetensors file, one at a time.
+
+    Args:
+      path: of a file that is not there yet.
+      tensors: in the order of the file.
+      framework: the metadata's "format", which readers of that framework insist on: "pt", "flax".
+
+    Raises:
+      FileExistsError: if there is such a file.
+      CheckpointError: if a tensor is not of the shape or dtype that it announced.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": framework}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8, as the format asks
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            array = tensor.read()
+            if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                raise CheckpointError(
+                    f"{name}: announced {tensor.dtype}{list(tensor.shape)}, "
+                    f"read {array.dtype}{list(array.shape)}"
+                )
+            file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary directory beside ``path``, and rename it to ``path`` if all went well.
+
+    If not, or if interrupted, nothing stays: neither it nor the parents that were made for it.
+
+    Raises:
+      FileExistsError: if ``path`` is there already, unless it is an empty directory.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already; give the name of a new directory")
+    made = [parent for parent in path.parents if not parent.exists()]
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # somebody else's files may be there by now
+                parent.rmdir()
+        raise

@@ -1,0 +1,131 @@
+"""From a name to a directory, against a cache made by hand; nothing here asks the network."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from foreign import published_tensors, write
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
+from published import SMALL, published_config
+
+from jina_jax.checkpoint import WEIGHTS_FILE
+from jina_jax.convert import open_checkpoint
+from jina_jax.hub import fetch
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def make_cache(cache: Path, name: str, files: list[str], revision: str = "main") -> Path:
+    """Lay out a snapshot as huggingface_hub does."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repo / "snapshots" / COMMIT
+    for file in files:
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).write_text("{}")
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / revision).write_text(COMMIT)
+    return snapshot
+
+
+def test_a_directory_is_itself(tmp_path):
+    assert fetch(tmp_path) == tmp_path
+    assert fetch(str(tmp_path)) == tmp_path
+
+
+def test_a_cached_model_is_found(tmp_path):
+    snapshot = make_cache(tmp_path, "jinaai/model", ["config.json", "model.safetensors"])
+    assert fetch("jinaai/model", cache_dir=tmp_path, local_files_only=True) == snapshot
+
+
+def test_a_cached_revision_is_found(tmp_path):
+    snapshot = make_cache(tmp_path, "jinaai/model", ["pytorch_model.bin"], revision="v1")
+    found = fetch("jinaai/model", revision="v1", cache_dir=tmp_path, local_files_only=True)
+    assert found == snapshot
+    with pytest.raises(LocalEntryNotFoundError):
+        fetch("jinaai/model", revision="v2", cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_fetched_checkpoint_opens(tmp_path):
+    snapshot = make_cache(tmp_path, "jinaai/model", ["config.json"])
+    write(snapshot, published_config(SMALL), published_tensors())
+    found = fetch("jinaai/model", cache_dir=tmp_path, local_files_only=True)
+    assert open_checkpoint(found).layout == "published"
+
+
+def test_an_unknown_model_is_refused_offline(tmp_path):
+    with pytest.raises(LocalEntryNotFoundError):
+        fetch("jinaai/nothing", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["./nothing", "/no/such/dir", "~/model", "a/b/c", "../model", ".", "models/x/"]
+)
+def test_a_missing_directory_is_not_looked_for_on_the_hub(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    if name == ".":
+        (tmp_path / "file").write_text("x")
+        name = "file"
+    with pytest.raises(FileNotFoundError, match=rf"model={name!r}: no such directory"):
+        fetch(name)
+
+
+class Hub:
+    """A stand-in for ``snapshot_download`` that holds some files and records what it was asked."""
+
+    def __init__(self, directory: Path, files: list[str]):
+        self.directory, self.files, self.calls = directory, files, []
+
+    def __call__(self, name, *, allow_patterns, **options):
+        self.calls.append((name, options))
+        for file in filter_repo_objects(self.files, allow_patterns=allow_patterns):
+            (self.directory / file).parent.mkdir(parents=True, exist_ok=True)
+            (self.directory / file).touch()
+        return str(self.directory)
+
+    def downloaded(self) -> list[str]:
+        paths = (path for path in self.directory.rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(self.directory)) for path in paths)
+
+
+SMALL_FILES = ["1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json"]
+# What the repository holds, what of it is fetched besides the small files, and what is not.
+REPOSITORIES = {
+    "published": (
+        ["model.safetensors"],
+        ["pytorch_model.bin", "onnx/model.onnx", "onnx/model.onnx_data", "custom_st.py", "a.png"],
+    ),
+    "native": ([WEIGHTS_FILE], ["model.safetensors", "pytorch_model.bin"]),
+    "sharded": (
+        ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "model.safetensors.index.json"],
+        ["pytorch_model.bin"],
+    ),
+    "torch only": (["pytorch_model.bin"], ["tf_model.h5", "flax_model.msgpack"]),
+    "transformers": (
+        ["model.safetensors"]
+        + [f"separation/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")],
+        ["openvino/openvino_model.bin", "separation/README.md"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REPOSITORIES)
+def test_only_what_is_needed_is_downloaded(monkeypatch, tmp_path, case):
+    wanted, others = REPOSITORIES[case]
+    hub = Hub(tmp_path / "snapshot", SMALL_FILES + wanted + others)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    found = fetch("jinaai/model", revision="v1", token="secret", cache_dir=tmp_path)
+    assert found == tmp_path / "snapshot"
+    assert hub.downloaded() == sorted(SMALL_FILES + wanted)
+    options = {"revision": "v1", "token": "secret", "cache_dir": tmp_path}
+    assert all(
+        call == ("jinaai/model", {**options, "local_files_only": False}) for call in hub.calls
+    )
+
+
+def test_a_repository_without_weights_comes_back_as_it_is(monkeypatch, tmp_path):
+    """``open_checkpoint`` then says which files it expected."""
+    hub = Hub(tmp_path / "snapshot", SMALL_FILES)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert fetch("jinaai/model") == tmp_path / "snapshot"
