@@ -1,0 +1,83 @@
+"""The shape of the house: arrows between files point one way, and importing is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each file with all that it may import from us; a file stands behind those that it names.
+ARROWS = {
+    "config": set(),
+    "tensors": set(),
+    "rope": set(),
+    "matmul": set(),
+    "attention": {"matmul"},
+    "pooling": set(),
+    "batching": set(),
+    "normalizer": set(),
+    "unigram": {"normalizer"},
+    "tokenizer_json": {"normalizer", "unigram"},
+    "tokenizer": {"normalizer", "unigram", "tokenizer_json"},
+    "lora": {"config", "matmul"},
+    "encoder": {"config", "rope", "attention", "lora"},
+    "checkpoint": {"config", "encoder", "tensors"},
+    "hub": {"checkpoint"},
+    "convert": {"config", "tensors", "checkpoint", "lora"},
+    "verify": {"config", "checkpoint", "convert", "encoder", "tokenizer"},
+    "cli_errors": set(),
+    "cli_rows": set(),
+    "cli_info": {"convert"},
+    "embedder": {
+        *("config", "encoder", "checkpoint", "hub", "pooling", "batching", "tokenizer", "convert")
+    },
+}
+
+
+def modules() -> dict[str, list[Path]]:
+    files = {path.stem: [path] for path in (ROOT / "jina_jax").glob("*.py")}
+    return {**files, "convert": sorted((ROOT / "convert").glob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """Name our own modules that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jina_jax":
+            parts = node.module.split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            found |= {name[1] for name in names if name[0] == "jina_jax" and len(name) > 1}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"__init__", "cli"}))
+def test_arrows(name):
+    allowed = ARROWS[name] | {name}
+    found = set().union(*(imports(path) for path in modules()[name]))
+    assert found <= allowed
+
+
+def test_arrows_have_no_cycle():
+    order = list(ARROWS)
+    for name, targets in ARROWS.items():
+        assert all(order.index(target) < order.index(name) for target in targets), name
+
+
+def test_import_is_quick_and_brings_no_other_framework():
+    code = """
+import sys, time
+start = time.perf_counter()
+import jina_jax
+seconds = time.perf_counter() - start
+from jina_jax import JinaEmbeddings
+heavy = {"torch", "transformers", "tokenizers", "tensorflow", "onnxruntime"} & sys.modules.keys()
+assert not heavy, heavy
+print(seconds)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 1.5
