@@ -8,7 +8,7 @@ A table says under which names a layout keeps each module of our encoder. What a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from jina_jax.config import Config
 from jina_jax.tensors import CheckpointError
 
 Arrays = list[np.ndarray]
-Shapes = dict[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)

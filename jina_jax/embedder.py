@@ -166,7 +166,7 @@ class JinaEmbeddings:
             message names it.
         """
         single = isinstance(texts, str)
-        texts = check_texts([texts] if single else texts)
+        texts = check_texts([texts] if isinstance(texts, str) else texts)
         tasks = self._tasks(task, len(texts))
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)
@@ -237,7 +237,7 @@ class JinaEmbeddings:
         if dropped.any():
             warnings.warn(
                 f"{np.count_nonzero(dropped)} of {len(texts)} texts were longer than "
-                f"max_length={max_length} tokens; {dropped.sum()} tokens at their ends were cut off",
+                f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
                 stacklevel=3,
             )
         return ids, EncodeInfo(tokens, dropped)

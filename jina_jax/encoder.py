@@ -84,7 +84,7 @@ class Encoder(nnx.Module):
             position_ids = jnp.arange(input_ids.shape[1])[None, :]
         x = self._embed(input_ids, position_ids, mask)
         angles = None
-        if self.config.position_embedding_type == "rotary":
+        if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
         hidden_states = [x]
         for layer in self.layers:

@@ -73,7 +73,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with ``mask`` from ``task_mask`` or None, to float32 (B, T, out)."""
         y = einsum("bti,io->bto", x, self.kernel[...])
-        if mask is not None and self.lora_a is not None:
+        if mask is not None and self.lora_a is not None and self.lora_b is not None:
             low = einsum("bti,kir->btkr", x, self.lora_a[...])
             y += _raise_rank(low, mask, self.lora_b[...], self.lora_scale)
         return y + self.bias[...].astype(jnp.float32)
@@ -102,7 +102,7 @@ class Embed(nnx.Module):
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Look up ids (B, T) with ``mask`` from ``task_mask`` or None; float32 (B, T, D)."""
         y = self.embedding[...][ids].astype(jnp.float32)
-        if mask is not None and self.lora_a is not None:
+        if mask is not None and self.lora_a is not None and self.lora_b is not None:
             low = jnp.moveaxis(self.lora_a[...][:, ids], 0, 2)
             y += _raise_rank(low, mask, self.lora_b[...], self.lora_scale)
         return y
@@ -153,7 +153,8 @@ def merge_task(state: nnx.State, task: str, config: Config) -> nnx.State:
         if path[-1] in ("lora_a", "lora_b"):
             continue
         lora_a, lora_b = (flat.get((*path[:-1], name)) for name in ("lora_a", "lora_b"))
-        if path[-1] in ("kernel", "embedding") and lora_a is not None:
+        is_weight = path[-1] in ("kernel", "embedding")
+        if is_weight and lora_a is not None and lora_b is not None:
             weight = variable[...]
             with jax.default_matmul_precision("highest"):
                 total = merged_weight(weight, lora_a[index], lora_b[index], config.lora_scale)
