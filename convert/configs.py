@@ -101,7 +101,10 @@ def dump_config(
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
     fields = config.to_dict()
     if layout == "published":
-        named = {"architectures": ["XLMRobertaModel"], "torch_dtype": dtype.name}
+        named: dict[str, Any] = {
+            "architectures": ["XLMRobertaModel"],
+            "torch_dtype": dtype.name,
+        }
         if auto_map := _auto_map(config, extras):
             named["auto_map"] = auto_map
         return {**carried, **named, **fields}
@@ -165,7 +168,7 @@ def _no_tasks(raw: Mapping[str, Any]) -> dict[str, Any]:
             "adapters and there are no PEFT folders beside them; add these, or remove "
             "lora_adaptations for the plain model"
         )
-    none = {"lora_adaptations": [], "lora_rank": None, "lora_alpha": None}
+    none: dict[str, Any] = {"lora_adaptations": [], "lora_rank": None, "lora_alpha": None}
     return {**none, "task_instructions": {}}
 
 

@@ -74,10 +74,10 @@ def open_adapter(folder: Path) -> tuple[int, float, dict[str, LazyTensor]]:
 
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
-    names = weight_map.values() if isinstance(weight_map, dict) else ()
-    if not names or not all(isinstance(name, str) for name in names):
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not files or not all(isinstance(name, str) for name in files):
         raise CheckpointError(f"{index}: expected an object 'weight_map', from key to file name")
-    names = sorted(set(names))
+    names = sorted(set(files))
     wrong = [n for n in names if Path(n).name != n or not (index.parent / n).is_file()]
     if wrong:
         raise CheckpointError(f"{index}: these shards are not beside it: {', '.join(wrong)}")
