@@ -135,16 +135,17 @@ def work_transformers(directory: Path) -> dict[str, float]:
     )
     base = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
     adapters = {task: task.replace(".", "_").replace("-", "_") for task in TASKS}
-    model = PeftModel.from_pretrained(base, folder / adapters[TASKS[0]], adapter_name=TASKS[0])
-    for task in TASKS[1:]:
-        model.load_adapter(folder / adapters[task], adapter_name=task)
+    first, *others = adapters.values()
+    model = PeftModel.from_pretrained(base, folder / first, adapter_name=first)
+    for name in others:
+        model.load_adapter(folder / name, adapter_name=name)
     model.eval()
     loaded = time.perf_counter()
 
     @torch.inference_mode()
     def encode(texts: list[str], tasks: list[str]) -> None:
         for task in sorted(set(tasks)):
-            model.set_adapter(task)
+            model.set_adapter(adapters[task])
             mine = [PROMPTS[task] + t for t, name in zip(texts, tasks, strict=True) if name == task]
             mine.sort(key=len, reverse=True)
             for i in range(0, len(mine), BATCH_SIZE):

@@ -112,7 +112,9 @@ def compare(path: Path, texts: list[str], rounds: int) -> Row:
             del tokenizer  # or the next round would get the same one
         if any(result != results[0] for result in results):
             sys.exit("the ids differ")
-    return {way: [statistics.median(column) for column in zip(*times[way])] for way in WAYS}
+    return {
+        way: [statistics.median(column) for column in zip(*times[way], strict=True)] for way in WAYS
+    }
 
 
 def timed(work: Callable[..., object], *args: Any) -> float:

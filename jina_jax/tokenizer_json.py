@@ -27,7 +27,7 @@ from jina_jax.unigram import Vocabulary, compile_vocabulary
 _T = TypeVar("_T")
 _POWERS_OF_TEN = tuple(float(f"1e{n}") for n in range(309))
 
-_CACHE_FORMAT = 1  # raise it when the meaning of a cached array changes
+_CACHE_FORMAT = 2  # raise it when the meaning of a cached array changes
 _REPEATED_SPACES = {" {2,}", " +"}  # mean the same to Oniguruma and to Python
 
 
@@ -320,9 +320,10 @@ def _load_entry(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # checks CRCs
             fields = json.loads(arrays["fields"].tobytes())
             pairs = arrays["pairs"].tobytes().decode()
-            return fields, Vocabulary(arrays["model"].tobytes(), arrays["scores"], pairs)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+            model, scores, longest = arrays["model"], arrays["scores"], int(arrays["longest"])
+            return fields, Vocabulary(model.tobytes(), scores, pairs, longest)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+        return None  # a damaged zip header raises any of these
 
 
 def _save_entry(path: Path, fields: dict[str, Any], vocabulary: Vocabulary) -> None:
@@ -338,6 +339,7 @@ def _save_entry(path: Path, fields: dict[str, Any], vocabulary: Vocabulary) -> N
                     model=np.frombuffer(vocabulary.model, np.uint8),
                     scores=vocabulary.scores,
                     pairs=np.frombuffer(vocabulary.pairs.encode(), np.uint8),
+                    longest=vocabulary.longest,
                 )
                 file.close()
                 os.replace(file.name, path)

@@ -19,13 +19,11 @@ import numpy as np
 import sentencepiece
 
 Piece = tuple[int, int, int]  # id, start, end
-_Ids = TypeVar("_Ids", bound="tuple[int, ...] | None")
+_Value = TypeVar("_Value")
 
 _UNKNOWN_PENALTY = 10.0  # below the lowest score: kUnkPenalty of sentencepiece and tokenizers
 _MAX_UNIT = 64  # nbest prunes its agenda on texts of a thousand characters; stay far below
 _MAX_SOLE = 12  # 2**12 paths are too few to prune: if nbest finds but one, there is but one
-_SHORT_WORD = 12  # characters up to which cutting a word costs more than it saves; except for
-_EAST_ASIAN = "\u2e80"  # scripts from here on, where many characters never meet inside a piece
 _MAX_CACHED_WORD = 64
 _MAX_CACHED_WORDS = 1 << 16
 
@@ -36,19 +34,20 @@ class Vocabulary(NamedTuple):
     model: bytes  # sentencepiece ModelProto: the pieces by id, then one of type UNKNOWN
     scores: np.ndarray  # (V,) float64
     pairs: str  # every two characters that stand side by side in some piece, one pair after another
+    longest: int  # characters of the longest piece
 
 
-class Memo(dict[str, _Ids]):
+class Memo(dict[str, _Value]):
     """A bounded cache `memo[text]` of a function of a text; when full it starts afresh.
 
     Threads may share one: each operation on the dict is atomic, and a race costs a recomputation.
     """
 
-    def __init__(self, compute: Callable[[str], _Ids]):
+    def __init__(self, compute: Callable[[str], _Value]):
         super().__init__()
         self._compute = compute
 
-    def __missing__(self, text: str) -> _Ids:
+    def __missing__(self, text: str) -> _Value:
         value = self._compute(text)
         if len(text) <= _MAX_CACHED_WORD:
             if len(self) >= _MAX_CACHED_WORDS:
@@ -70,14 +69,17 @@ class Unigram:
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(vocabulary.model)
         self._scores: list[float] = vocabulary.scores.tolist()
+        self._unknown_score = float(vocabulary.scores.min()) - _UNKNOWN_PENALTY
         self._pairs = frozenset(
             vocabulary.pairs[i : i + 2] for i in range(0, len(vocabulary.pairs), 2)
         )
+        self._longest = vocabulary.longest
         self._unk_id = unk_id
         self._byte_fallback = byte_fallback
-        # Ids that do not tell how many unknown characters were fused, hence not the score, nor the
-        # bytes to spell them with: the one of type UNKNOWN, and a literal <unk> next to others.
-        self._undecided = frozenset([len(self._scores), *([unk_id] if byte_fallback else [])])
+        # Ids that do not tell how many unknown characters were fused, hence not the score: the one
+        # of type UNKNOWN; and a literal <unk>, which is fused with its neighbours of that id.
+        self._undecided = frozenset([len(self._scores), unk_id])
+        self._piece_id = Memo(self._find_piece)
         self._unit_ids = Memo(self._certain_ids)
         self.ids = Memo(self._word_ids)
 
@@ -98,12 +100,11 @@ class Unigram:
 
     def _word_ids(self, word: str) -> tuple[int, ...]:
         """Return the ids of a word; `ids` is the cached form of this."""
-        if len(word) > _SHORT_WORD or word[-1] >= _EAST_ASIAN:
-            found = map(self._unit_ids.__getitem__, self._cut(word))
-        else:
-            found = iter([self._certain_ids(word)])
+        known = self._certain_ids(word)
+        if known is not None:
+            return known
         ids: list[int] = []
-        for part in found:
+        for part in map(self._unit_ids.__getitem__, self._cut(word)):
             if part is None:
                 return tuple(piece_id for piece_id, _, _ in self.segment(word))
             ids += part
@@ -116,9 +117,13 @@ class Unigram:
 
     def _cut(self, word: str) -> list[str]:
         """Cut a word wherever no piece can reach across."""
-        joined = map(self._pairs.__contains__, map(operator.add, word, word[1:]))
-        cuts = [i for i, is_joined in enumerate(joined, 1) if not is_joined]
-        return [word[start:end] for start, end in itertools.pairwise([0, *cuts, len(word)])]
+        units: list[str] = []
+        done = 0
+        for at, pair in enumerate(map(operator.add, word, word[1:]), 1):
+            if pair not in self._pairs:
+                units.append(word[done:at])
+                done = at
+        return [*units, word[done:]]
 
     def _certain_ids(self, unit: str) -> tuple[int, ...] | None:
         """Return the ids of a word or of a part cut from it; None where only `segment` can tell."""
@@ -127,13 +132,15 @@ class Unigram:
             return (self._unk_id if piece_id in self._undecided else piece_id,)
         if len(unit) > _MAX_UNIT:
             return None
-        candidates = self._processor.nbest_encode(unit, nbest_size=2)
-        if not self._undecided.isdisjoint(itertools.chain.from_iterable(candidates)):
+        best, *others = self._processor.nbest_encode(unit, nbest_size=2)
+        if not self._undecided.isdisjoint(itertools.chain(best, *others)):
             return None
-        if len(candidates) == 1:
-            return tuple(candidates[0]) if len(unit) <= _MAX_SOLE else None
-        first, second = (sum(map(self._scores.__getitem__, ids)) for ids in candidates)
-        return tuple(candidates[0]) if first - second > _slack(len(unit), second) else None
+        if not others:
+            return tuple(best) if len(unit) <= _MAX_SOLE else None
+        score_of = self._scores.__getitem__
+        runner_up = sum(map(score_of, others[0]))
+        lead = sum(map(score_of, best)) - runner_up
+        return tuple(best) if lead > _slack(len(unit), runner_up) else None
 
     def _best_path(self, word: str, banned: Collection[int]) -> list[Piece]:
         """Return the best segmentation, unknown characters one by one.
@@ -141,14 +148,16 @@ class Unigram:
         The order of the additions and of the comparisons is that of `tokenizers`: among equal
         scores the piece that starts first wins.
         """
-        pieces, reach, scores = self._pieces, self._reach, self._scores
+        piece_ids, scores = self._piece_id, self._scores
         size = len(word)
         best = [0.0] + [-math.inf] * size
         last: list[Piece] = [(self._unk_id, 0, 0)] * (size + 1)
         for start in range(size):
             has_single, base = False, best[start]
-            for end in range(start + 1, min(size, start + reach.get(word[start], 0)) + 1):
-                piece_id = pieces.get(word[start:end])
+            for end in range(start + 1, min(size, start + self._longest) + 1):
+                if end > start + 1 and word[end - 2 : end] not in self._pairs:
+                    break
+                piece_id = piece_ids[word[start:end]]
                 if piece_id is None or piece_id in banned:
                     continue
                 has_single = has_single or end == start + 1
@@ -164,29 +173,17 @@ class Unigram:
     def _fused(self, word: str, start: int, end: int) -> list[Piece]:
         """Return the token or, with byte fallback, the tokens of a run of unknown characters."""
         run = word[start:end]
-        if self._byte_fallback and self._pieces.get(run) != self._unk_id:
-            spelt = [self._pieces.get(f"<0x{byte:02X}>") for byte in run.encode()]
+        if self._byte_fallback and self._piece_id[run] != self._unk_id:
+            spelt = [self._piece_id[f"<0x{byte:02X}>"] for byte in run.encode()]
             ids = [piece_id for piece_id in spelt if piece_id is not None]
             if len(ids) == len(spelt):
                 return [(piece_id, start, end) for piece_id in ids]
         return [(self._unk_id, start, end)]
 
-    @functools.cached_property
-    def _unknown_score(self) -> float:
-        return min(self._scores) - _UNKNOWN_PENALTY
-
-    @functools.cached_property
-    def _pieces(self) -> dict[str, int]:
-        """Piece → id, made on first use: most texts never need it."""
-        return {self._processor.id_to_piece(i): i for i in range(len(self._scores))}
-
-    @functools.cached_property
-    def _reach(self) -> dict[str, int]:
-        """First character → length of the longest piece that begins with it."""
-        reach: dict[str, int] = {}
-        for piece in self._pieces:
-            reach[piece[0]] = max(len(piece), reach.get(piece[0], 0))
-        return reach
+    def _find_piece(self, text: str) -> int | None:
+        """Return the id of a piece; None for any other text."""
+        piece_id: int = self._processor.piece_to_id(text)
+        return None if piece_id == len(self._scores) else piece_id
 
 
 def compile_vocabulary(pieces: Sequence[str], scores: Sequence[float]) -> Vocabulary:
@@ -209,7 +206,8 @@ def compile_vocabulary(pieces: Sequence[str], scores: Sequence[float]) -> Vocabu
         raise ValueError(f"expected pieces of at least one character, id {pieces.index('')} is ''")
     if len(set(pieces)) < len(pieces):
         raise ValueError(f"expected {len(pieces)} different pieces, got {len(set(pieces))}")
-    return Vocabulary(_model_proto(pieces, values), values, _adjacent_pairs(pieces))
+    longest = max(map(len, pieces))
+    return Vocabulary(_model_proto(pieces, values), values, _adjacent_pairs(pieces), longest)
 
 
 def _slack(characters: int, score: float) -> float:

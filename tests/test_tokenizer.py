@@ -3,8 +3,10 @@
 import csv
 import json
 import random
+import re
 import sys
 import threading
+import unicodedata
 from functools import cache
 from pathlib import Path
 
@@ -17,20 +19,13 @@ from tokenizer_fixtures import added, dialects, metaspace, replace, sequence, tr
 
 from jina_jax import tokenizer_json, unigram
 from jina_jax.normalizer import Charsmap
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.tokenizer import Tokenizer, check_texts
 
 DIALECTS = (
     *("words", "spaces", "stripped", "first", "first word", "whole", "bytes", "added"),
     *("real words", "real spaces"),
 )
 EXAMPLES = 100  # a dialect; the slow run takes 200 times as many
-# Marks of Unicode 18: they join clusters in `regex` 2026.11, not yet in `tokenizers` 0.23.
-NEW_MARKS = (
-    "\u05c8\u05c9\u0b53\u0b54\u1ade\u1adf\u1aec\u1aed\u1aee\u1aef\u1af0\U00011df0\U0001d127\U0001d128"
-    "\U00010ecb\U00010ecc\U00010ecd\U00010ece\U00010ecf\U00010ef0\U00010ef1\U00010ef2\U00010ef3"
-    "\U00010ef4\U00010ef5\U00010ef6\U00010ef7\U00010ef8\U00010ef9\U0001d250\U0001d251\U0001d252"
-    "\U0001d25b\U0001d25c\U0001d25f\U0001d280\U0001d281"
-)
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 ADVERSARIAL = (
@@ -50,6 +45,8 @@ ADVERSARIAL = (
         "＜mask＞ a",
         "<unk>",
         "<unk><unk>",
+        "＜unk＞＜unk＞",
+        "＜unk＞😀",
     ),
     *(
         "😀<unk>😀",
@@ -171,12 +168,15 @@ def assert_same(both, text):
 
 
 def texts():
-    """Any text, and texts of characters that get into each other's way."""
+    """Any text, and texts of characters that get into each other's way.
+
+    Without unassigned characters: the next version of Unicode, which `regex` may know before
+    `tokenizers`, can make letters and marks of them.
+    """
     letters = st.one_of(*map(st.sampled_from, ALPHABETS))
     runs = st.builds(lambda letter, n: letter * n, letters, st.integers(1, 70))
     words = st.one_of(*(st.lists(st.sampled_from(a), max_size=8).map("".join) for a in ALPHABETS))
-    characters = st.characters(exclude_categories=["Cs"], exclude_characters=NEW_MARKS)
-    anything = st.text(characters, max_size=12)
+    anything = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=12)
     return st.one_of(anything, st.lists(st.one_of(words, runs, anything), max_size=6).map("".join))
 
 
@@ -205,7 +205,7 @@ def test_long_text_without_spaces(make_pair):
     both = make_pair("real words")
     random_ = random.Random(0)
     assert_same(both, "".join(random_.choice("人生而自由模型的了大学北京") for _ in range(8000)))
-    assert_same(both, "".join(random_.choice("abcde") for _ in range(20_000)))
+    assert_same(both, "".join(random_.choice("abcde") for _ in range(100_000)))
     assert_same(both, "=" * 20_000)
 
 
@@ -235,10 +235,11 @@ def test_grapheme_clusters_agree_for_every_code_point(small, make_pair, around):
                 for text in chunk
                 if charsmap.apply(text) != theirs.normalizer.normalize_str(text)
             ]
-    assert [text for text in different if not set(text) & set(NEW_MARKS)] == []
+    unassigned = [text for text in different if "Cn" in map(unicodedata.category, text)]
+    assert different == unassigned  # in Python; `regex` and `tokenizers` may know newer marks
 
 
-def test_scores_are_those_that_the_library_reads(small, make_pair):
+def test_scores_are_those_that_the_library_reads():
     """Its JSON reader rounds twice; with Python's floats ties come out differently."""
     spelt = [
         "-10.123456789012345",
@@ -265,12 +266,10 @@ def test_scores_are_those_that_the_library_reads(small, make_pair):
 # ---------------------------------------------------------------- the real vocabulary
 
 
-def test_published_token_count(real_tokenizer):
-    text = "Jina Embeddings V3 is great for semantic search."
-    assert len(real_tokenizer.encode([text])[0]) == 17
-
-
 def test_literal_ids(real_tokenizer):
+    text = "Jina Embeddings V3 is great for semantic search."
+    words = [*(3291, 76, 2775, 372, 59725, 7, 310, 363, 83, 6782, 100, 484, 109109, 33938, 5)]
+    assert real_tokenizer.encode([text]) == [[0, *words, 2]]
     assert real_tokenizer.encode(["Hello <mask>!", ""]) == [[0, 35378, 250001, 711, 2], [0, 2]]
     assert (real_tokenizer.bos_id, real_tokenizer.pad_id, real_tokenizer.eos_id) == (0, 1, 2)
     assert (real_tokenizer.unk_id, real_tokenizer.mask_id) == (3, 250001)
@@ -307,9 +306,11 @@ def test_evaluation_data(shared, make_pair, dialect, step):
     assert different == []
 
 
-def test_offsets_of_the_evaluation_data(shared, make_pair):
-    ours, theirs = make_pair("real words")
-    texts = evaluation_texts(shared)[::40]
+@pytest.mark.parametrize("dialect", ["real words", "real spaces"])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 80])
+def test_offsets_of_the_evaluation_data(shared, make_pair, dialect, step):
+    ours, theirs = make_pair(dialect)
+    texts = evaluation_texts(shared)[::step]
     for text, encoding in zip(texts, theirs.encode_batch(texts), strict=True):
         assert ours.encode_with_offsets(text) == (encoding.ids, encoding.offsets)
 
@@ -342,8 +343,7 @@ def test_splitting_changes_nothing_else(make_pair):
 
 
 def _pieces(tokenizer, ids):
-    names = {piece_id: piece for piece, piece_id in tokenizer._unigram._pieces.items()}
-    return [names[i] for i in ids]
+    return [tokenizer._unigram._processor.id_to_piece(i) for i in ids]
 
 
 # ---------------------------------------------------------------- segmentation
@@ -428,6 +428,10 @@ def test_refuses_what_is_no_text(make_pair, texts, message):
         make_pair("words")[0].encode(texts)
 
 
+def test_checked_texts_are_a_list():
+    assert check_texts(text for text in ("a", "é")) == ["a", "é"]
+
+
 def test_offsets_refuse_what_is_no_text(make_pair):
     with pytest.raises(ValueError, match=r"^texts\[0\]: expected str, got list$"):
         make_pair("words")[0].encode_with_offsets(["a"])
@@ -454,6 +458,8 @@ def change(*path, value):
         (change("model", "unk_id", value=-1), "model.unk_id: expected an id below"),
         (change("model", "byte_fallback", value=1), "model.byte_fallback: expected .* bool, got 1"),
         (change("model", "vocab", value={}), "model.vocab: expected a value of type list"),
+        (change("model", "vocab", value=None), "model.vocab: expected a value of type list"),
+        (change("model", "vocab", value=[]), "model.vocab: expected at least one piece"),
         (change("model", "vocab", 7, value=["a"]), r"model.vocab\[7\]: expected \[piece, score\]"),
         (change("model", "vocab", 7, value=["a", "-1.5"]), r"model.vocab\[7\]: expected"),
         (
@@ -558,16 +564,27 @@ def test_same_content_gives_the_same_tokenizer(fresh):
     assert Tokenizer.from_file(fresh) is first
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
+def flip_a_bit(entry):
+    middle = len(entry) // 2
+    return entry[:middle] + bytes([entry[middle] ^ 1]) + entry[middle + 1 :]
+
+
+def change_compression(entry):
+    return re.sub(rb"(?s)(PK\x01\x02.{6})..", rb"\1cc", entry)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda entry: b"", lambda entry: b"PK\x03\x04", flip_a_bit, change_compression],
+    ids=["empty", "cut", "flipped", "compression"],
+)
 def test_damaged_entry_is_made_anew(fresh, tmp_path, damage):
     ids = Tokenizer.from_file(fresh).encode(ADVERSARIAL)
     (entry,) = (tmp_path / "cache").iterdir()
     whole = entry.read_bytes()
-    middle = len(whole) // 2
-    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
-    entry.write_bytes(flipped if damage is None else damage)
+    entry.write_bytes(damage(whole))
     assert Tokenizer.from_file(fresh).encode(ADVERSARIAL) == ids
-    assert entry.read_bytes()[:4] == b"PK\x03\x04"
+    assert tokenizer_json._load_entry(entry) is not None
     assert len(entry.read_bytes()) == len(whole)
 
 

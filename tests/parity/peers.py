@@ -90,7 +90,8 @@ def batch(vocab: int, lengths: tuple[int, ...], seed: int = 0) -> tuple[np.ndarr
 
 def assert_equal(ours: Output, theirs: Output, tolerance: float = TOLERANCE) -> None:
     """Compare every layer's hidden states and the pooler's output."""
-    for mine, other in zip(ours, theirs, strict=True):
+    for name, mine, other in zip(("hidden states", "pooler"), ours, theirs, strict=True):
+        print(f"{name}: largest difference {np.abs(mine - other).max():.1e}")
         np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance)
 
 

@@ -73,6 +73,7 @@ def test_bfloat16_keeps_the_direction_of_every_vector(pair):
     norms = np.linalg.norm(ours[-1], axis=-1) * np.linalg.norm(theirs, axis=-1)
     mask = pair.batch[1]
     cosines = (ours[-1] * theirs).sum(-1)[mask] / norms[mask]
+    print(f"bfloat16: smallest cosine {cosines.min():.5f}")
     assert cosines.min() >= 0.999
 
 
@@ -110,5 +111,4 @@ def test_full_size_equals_transformers(tmp_path):
     ]
     outputs = run_ours(checkpoint, ids, mask, [None, np.full(2, 4)])
     for ours, expected in zip(outputs, theirs, strict=True):
-        print("largest difference:", np.abs(ours[0] - expected[0]).max())
         assert_equal(ours, expected, 1e-4)
