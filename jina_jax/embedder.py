@@ -168,6 +168,7 @@ class JinaEmbeddings:
         single = isinstance(texts, str)
         texts = check_texts([texts] if isinstance(texts, str) else texts)
         tasks = self._tasks(task, len(texts))
+        task_ids = np.array([self.config.task_id(task) for task in tasks], np.int32)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)
         if output_value not in OUTPUT_VALUES:
@@ -176,7 +177,6 @@ class JinaEmbeddings:
             raise ValueError(f"batch_size={batch_size!r}: expected an integer of at least 1")
 
         ids, info = self._token_ids(self._with_prompts(texts, tasks, prompt), max_length)
-        task_ids = np.array([self.config.task_id(task) for task in tasks], np.int32)
         results: list[np.ndarray] = [np.empty(0)] * len(texts)
         tokens_wanted = output_value == "token_embeddings"
         progress = tqdm(
@@ -197,16 +197,14 @@ class JinaEmbeddings:
         return (embeddings, info) if return_info else embeddings
 
     def _tasks(self, task: str | Sequence[str | None] | None, count: int) -> list[str | None]:
-        """Spread one task over all texts, or check a task a text."""
+        """Spread one task over all texts, or check that there is one for each."""
         if task is None or isinstance(task, str):
-            self.config.task_id(task)
+            self.config.task_id(task)  # a wrong name is an error without any text, too
             return [task] * count
         if not isinstance(task, Sequence):
             raise ValueError(f"task={task!r}: expected None, a string, or one of these a text")
         if len(task) != count:
             raise ValueError(f"task: expected one for each of {count} texts, got {len(task)}")
-        for name in task:
-            self.config.task_id(name)
         return list(task)
 
     def _max_length(self, max_length: int | None) -> int:
