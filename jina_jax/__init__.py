@@ -9,13 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jina_jax.batching import Batching as Batching
     from jina_jax.config import Config as Config
     from jina_jax.config import ConfigError as ConfigError
+    from jina_jax.embedder import Chunks as Chunks
     from jina_jax.embedder import EncodeInfo as EncodeInfo
     from jina_jax.embedder import JinaEmbeddings as JinaEmbeddings
     from jina_jax.encoder import Encoder as Encoder
     from jina_jax.lora import Adapter as Adapter
     from jina_jax.lora import merge_task as merge_task
+    from jina_jax.sharding import make_mesh as make_mesh
     from jina_jax.tensors import CheckpointError as CheckpointError
     from jina_jax.tokenizer import Tokenizer as Tokenizer
 
@@ -23,13 +26,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "jina_jax.lora",
+    "Batching": "jina_jax.batching",
     "CheckpointError": "jina_jax.tensors",
+    "Chunks": "jina_jax.embedder",
     "Config": "jina_jax.config",
     "ConfigError": "jina_jax.config",
     "EncodeInfo": "jina_jax.embedder",
     "Encoder": "jina_jax.encoder",
     "JinaEmbeddings": "jina_jax.embedder",
     "Tokenizer": "jina_jax.tokenizer",
+    "make_mesh": "jina_jax.sharding",
     "merge_task": "jina_jax.lora",
 }
 

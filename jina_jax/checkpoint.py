@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from jina_jax.tensors import (
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "flax_model.safetensors"
 MODEL_TYPE = "jina_jax"
+Place = Callable[[str, np.ndarray], jax.Array]
 _FLOATS = ", ".join(map(repr, FLOAT_DTYPES))
 
 
@@ -126,14 +128,23 @@ def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
 
 
 def to_state(
-    config: Config, tensors: Mapping[str, LazyTensor], dtype: str | None = None
+    config: Config,
+    tensors: Mapping[str, LazyTensor],
+    dtype: str | None = None,
+    *,
+    place: Place | None = None,
+    scan_layers: bool = False,
 ) -> nnx.State:
-    """Read tensors onto the default device.
+    """Read tensors onto devices.
 
     Args:
       config: of the encoder that they fit.
       tensors: path to tensor, all of ``parameter_shapes(config)``.
       dtype: "float32", "bfloat16", "float16", or None for the dtype of the word embeddings.
+      place: puts a NumPy array on devices (``jina_jax.sharding.placer``); None for the default
+        device.
+      scan_layers: give the state of an ``Encoder`` with ``scan_layers``, in which a layer's
+        parameters lie behind an axis of all layers.
 
     Returns:
       The encoder's state, all leaves of one dtype.
@@ -146,14 +157,18 @@ def to_state(
         raise ValueError(f"dtype={dtype!r}: expected {_FLOATS} or None")
     check_keys(parameter_shapes(config), tensors.items(), "tensors")
     chosen = FLOAT_DTYPES[dtype or tensors["word_embeddings.embedding"].dtype.name]
+    place = place or (lambda _, array: jax.device_put(array))
+    sources = _stacked(tensors) if scan_layers else {path: [path] for path in tensors}
 
     def load(path: str) -> jax.Array:
-        return jax.device_put(_aligned_copy(tensors[path].read(), chosen)).block_until_ready()
+        array = _aligned_copy([tensors[source] for source in sources[path]], chosen)
+        is_stacked = scan_layers and path.startswith("layers.")
+        return place(path, array if is_stacked else array[0]).block_until_ready()
 
     # The largest first: the pages and copies that reading it takes are gone before the rest comes.
-    by_size = sorted(tensors, key=lambda path: -math.prod(tensors[path].shape))
+    by_size = sorted(sources, key=lambda path: -math.prod(tensors[sources[path][0]].shape))
     arrays = {path: load(path) for path in by_size}
-    _, abstract = abstract_encoder(config)
+    _, abstract = abstract_encoder(config, scan_layers=scan_layers)
     return nnx.from_flat_state(
         [
             (keys, variable.replace(arrays[_path(keys)]))
@@ -162,23 +177,34 @@ def to_state(
     )
 
 
+def _stacked(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Map each path of a scanned encoder to those of the layers, in order, that it is made of."""
+    sources: dict[str, list[str]] = {}
+    for path in sorted(paths, key=lambda path: [(len(p), p) for p in path.split(".")]):
+        sources.setdefault(re.sub(r"^layers\.\d+\.", "layers.", path), []).append(path)
+    return sources
+
+
 def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON object, indented, as the Hub's files are."""
     text = json.dumps(values, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _aligned_copy(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Copy an array for JAX to take over.
+def _aligned_copy(tensors: Sequence[LazyTensor], dtype: np.dtype) -> np.ndarray:
+    """Copy tensors of one shape, side by side on a new first axis, for JAX to take over.
 
     On CPU, ``device_put`` makes an alias of an array at a multiple of 64 bytes (in jax 0.10.1 even
     with ``may_alias=False``) and a copy of any other. The first must not happen to a view of a
     file, which may change; the second would be one copy more.
     """
-    buffer = np.empty(array.size * dtype.itemsize + 64, np.uint8)
+    shape = (len(tensors), *tensors[0].shape)
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + 64, np.uint8)
     start = -buffer.ctypes.data % 64
-    copy = buffer[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
-    copy[...] = array
+    copy = buffer[start : start + size].view(dtype).reshape(shape)
+    for i, tensor in enumerate(tensors):
+        copy[i] = tensor.read()
     return copy
 
 

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import logging
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jina_jax.batching import Batch, make_batches
+from jina_jax import chunking, distributed
+from jina_jax.batching import DEFAULTS, Batching, shapes
+from jina_jax.cache import set_compilation_cache
 from jina_jax.checkpoint import to_state
 from jina_jax.config import Config
 from jina_jax.convert import open_checkpoint
-from jina_jax.encoder import abstract_encoder
+from jina_jax.engine import Engine, Program
 from jina_jax.hub import fetch
-from jina_jax.pooling import pool, truncate
+from jina_jax.pipeline import Item, Pipeline, ahead
+from jina_jax.pooling import truncate
+from jina_jax.sharding import check_mesh, make_mesh, placer
 from jina_jax.tokenizer import Tokenizer, check_texts
 
 _LOGGER = logging.getLogger("jina_jax")
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
-
-# Steps that may be under way at once: the host pads and fetches while the device computes.
-_STEPS_IN_FLIGHT = 2
+LONG_TEXT = ("truncate", "windows")
+_PASSAGE = "retrieval.passage"  # the adapter that late chunking was published with
+_OVERLAP = 256
 
 
 class EncodeInfo(NamedTuple):
@@ -37,10 +42,24 @@ class EncodeInfo(NamedTuple):
     Attributes:
       tokens: int (n,), tokens used, prompt, ``<s>`` and ``</s>`` included.
       dropped: int (n,), tokens cut off at the end because of ``max_length``.
+      padding: share of the computed positions that held no token, in 0 … 1.
     """
 
     tokens: np.ndarray
     dropped: np.ndarray
+    padding: float
+
+
+class Chunks(NamedTuple):
+    """A text's chunks.
+
+    Attributes:
+      spans: first character of each chunk and the one after its last, in the order asked for.
+      embeddings: float32 (chunks, d).
+    """
+
+    spans: list[tuple[int, int]]
+    embeddings: np.ndarray
 
 
 class JinaEmbeddings:
@@ -48,12 +67,16 @@ class JinaEmbeddings:
 
     Usually made by ``from_pretrained``.
 
-    Attributes:
+    Args:
       config: the architecture, tasks, prompts and dimensions.
-      state: the encoder's weights, an ``nnx.State``.
+      state: the encoder's weights, an ``nnx.State``, where they are to be used.
       tokenizer: text to ids.
       split_special_tokens: whether "<s>", "<mask>" and their like inside a text are plain text
         (True), or the special tokens of that name (False, what other libraries do).
+      mesh: where the state lies (``jina_jax.sharding.placer``); None for one device.
+      batching: how texts are put into batches; None for the platform's default.
+      attn_implementation: see ``from_pretrained``.
+      scan_layers: whether the state has its layers stacked (``Encoder``).
     """
 
     def __init__(
@@ -63,6 +86,10 @@ class JinaEmbeddings:
         tokenizer: Tokenizer,
         *,
         split_special_tokens: bool = False,
+        mesh: Mesh | None = None,
+        batching: Batching | None = None,
+        attn_implementation: str | None = None,
+        scan_layers: bool = False,
     ):
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
@@ -73,7 +100,14 @@ class JinaEmbeddings:
         self.state = state
         self.tokenizer = tokenizer
         self.split_special_tokens = split_special_tokens
-        self._graph, _ = abstract_encoder(config)
+        self.engine = Engine(
+            config,
+            state,
+            mesh=mesh,
+            scan_layers=scan_layers,
+            attn_implementation=attn_implementation,
+        )
+        self.batching = batching or DEFAULTS[self.engine.platform]
 
     @classmethod
     def from_pretrained(
@@ -82,6 +116,11 @@ class JinaEmbeddings:
         *,
         dtype: str | None = None,
         split_special_tokens: bool = False,
+        mesh: Mesh | None = None,
+        batching: Batching | None = None,
+        attn_implementation: str | None = None,
+        scan_layers: bool | None = None,
+        compilation_cache: bool | str | os.PathLike[str] = True,
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -95,11 +134,20 @@ class JinaEmbeddings:
             file's own.
           split_special_tokens: treat special tokens inside a text as plain text; set it where texts
             come from strangers.
+          mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
+            the weights and a part of every batch.
+          batching: how texts are put into batches; None for the platform's default.
+          attn_implementation: kernel to insist on, one of ``jina_jax.attention.IMPLEMENTATIONS``;
+            None for the best that can run (``jina-jax info --devices`` tells).
+          scan_layers: compile one layer for all, see ``Encoder``; None for TPU only.
+          compilation_cache: directory in which compiled programs are kept; True for JAX's own
+            setting or, without one, a folder in ``$JINA_JAX_CACHE`` (~/.cache/jina_jax); False for
+            none. It is a setting of the process.
           revision, token, cache_dir, local_files_only: as in huggingface_hub.
 
         Raises:
-          ValueError: for an unknown dtype, or files that cannot be used (``ConfigError``,
-            ``CheckpointError``).
+          ValueError: for an unknown dtype or kernel, a mesh that does not fit, or files that cannot
+            be used (``ConfigError``, ``CheckpointError``).
           FileNotFoundError: if there is no such checkpoint.
         """
         directory = fetch(
@@ -111,8 +159,28 @@ class JinaEmbeddings:
         )
         checkpoint = open_checkpoint(directory)
         tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-        state = to_state(checkpoint.config, checkpoint.tensors, dtype)
-        return cls(checkpoint.config, state, tokenizer, split_special_tokens=split_special_tokens)
+        set_compilation_cache(compilation_cache)
+        if mesh is None and len(jax.devices()) > 1:
+            mesh = make_mesh()
+        place = None
+        if scan_layers is None:
+            scan_layers = jax.default_backend() == "tpu"
+        if mesh is not None:
+            check_mesh(mesh, checkpoint.config)
+            place = placer(mesh, checkpoint.config, stacked=scan_layers)
+        state = to_state(
+            checkpoint.config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers
+        )
+        return cls(
+            checkpoint.config,
+            state,
+            tokenizer,
+            split_special_tokens=split_special_tokens,
+            mesh=mesh,
+            batching=batching,
+            attn_implementation=attn_implementation,
+            scan_layers=scan_layers,
+        )
 
     def tokenize(self, texts: str | Sequence[str]) -> Any:
         """Return the ids of each text, ``<s>`` and ``</s>`` included, without prompt or truncation.
@@ -132,7 +200,9 @@ class JinaEmbeddings:
         prompt: str | None = "auto",
         truncate_dim: int | None = None,
         max_length: int | None = None,
-        batch_size: int = 32,
+        long_text: str = "truncate",
+        overlap: int | None = None,
+        batch_size: int | None = None,
         normalize_embeddings: bool = True,
         output_value: str = "sentence_embedding",
         show_progress_bar: bool | None = None,
@@ -141,20 +211,28 @@ class JinaEmbeddings:
         """Embed texts.
 
         Args:
-          texts: a string or a sequence of n strings.
+          texts: a string or a sequence of n strings. On a mesh of several processes, the same on
+            each of them.
           task: adapter to use, one of ``config.lora_adaptations``, or None for the base model; or
             a sequence with one of these for each text.
           prompt: "auto" for the prompt that belongs to each text's task, None for no prompt, or a
             string to put in front of every text.
           truncate_dim: Matryoshka dimension d to cut to before normalising; None or 0 for the
             checkpoint's own.
-          max_length: most tokens of a text, prompt, ``<s>`` and ``</s>`` included; None for the
-            model's limit. What is longer is cut at the end, with a warning.
-          batch_size: most texts in one step.
+          max_length: most tokens that the encoder sees at once, prompt, ``<s>`` and ``</s>``
+            included; None for the model's limit.
+          long_text: what happens to a text of more tokens: "truncate" cuts it at the end, with a
+            warning; "windows" encodes it in windows of ``max_length`` tokens and averages over the
+            tokens of all.
+          overlap: tokens that a window has in common with the one before, in which they count;
+            None for a quarter of ``max_length``, at most 256.
+          batch_size: most texts in one step, each in a row of its own; None for as many tokens as
+            run best (``batching``).
           normalize_embeddings: scale embeddings to unit length (token embeddings never are).
           output_value: "sentence_embedding", or "token_embeddings" for the last hidden states.
           show_progress_bar: None shows it if the logger "jina_jax" is at INFO or below.
-          return_info: also return an ``EncodeInfo``, which tells what was cut from which text.
+          return_info: also return an ``EncodeInfo``, which tells what was cut from which text, and
+            how much of the work was padding.
 
         Returns:
           float32 (n, d), or (d,) for a string. With "token_embeddings" a list of float32
@@ -173,28 +251,165 @@ class JinaEmbeddings:
         max_length = self._max_length(max_length)
         if output_value not in OUTPUT_VALUES:
             raise ValueError(f"output_value={output_value!r}: expected one of {OUTPUT_VALUES}")
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: expected an integer of at least 1")
-
-        ids, info = self._token_ids(self._with_prompts(texts, tasks, prompt), max_length)
-        results: list[np.ndarray] = [np.empty(0)] * len(texts)
+        if long_text not in LONG_TEXT:
+            raise ValueError(f"long_text={long_text!r}: expected one of {LONG_TEXT}")
+        if long_text == "windows" and (
+            output_value != OUTPUT_VALUES[0] or self.config.emb_pooler != "mean"
+        ):
+            raise ValueError(
+                f"long_text='windows': expected sentence embeddings of a model with the 'mean' "
+                f"pooler, got output_value={output_value!r}, pooler {self.config.emb_pooler!r}"
+            )
+        overlap = _overlap(overlap, max_length)
         tokens_wanted = output_value == "token_embeddings"
-        progress = tqdm(
-            total=len(texts), desc="encode", unit="text", disable=not _shown(show_progress_bar)
+        tokens, dropped = np.zeros((2, len(texts)), np.int64)
+        batching = self._batching(batch_size)
+        results: Any = (
+            [None] * len(texts) if tokens_wanted else np.zeros((len(texts), dim), np.float32)
         )
-        with progress:
-            batches = make_batches(ids, batch_size, max_length, self.tokenizer.pad_id)
-            for batch, output in self._run(batches, task_ids, tokens_wanted):
-                for row, index in enumerate(batch.indices):
-                    result = output[row, : len(ids[index])] if tokens_wanted else output[row]
-                    results[index] = result[..., :dim]
-                progress.update(len(batch.indices))
+        texts = self._with_prompts(texts, tasks, prompt)
+
+        def items(pool: list[int], ids: list[list[int]]) -> Iterator[Item]:
+            for text, row in zip(pool, ids, strict=True):
+                if long_text == "truncate" and len(row) > max_length:
+                    dropped[text] = len(row) - max_length
+                    row = [*row[: max_length - 1], row[-1]]
+                tokens[text] = len(row)
+                yield from _windowed(text, row, max_length, overlap)
+
+        pipeline = Pipeline(self.engine, batching, task_ids)
+        pools = self._pools(pipeline, texts, items)
+        pooling = None if tokens_wanted else self.config.emb_pooler
+        with tqdm(total=len(texts), unit="text", disable=not _shown(show_progress_bar)) as progress:
+            for item, vectors in pipeline.run(pools, pooling):
+                if tokens_wanted:
+                    results[item.text] = vectors[:, :dim].copy()
+                elif item.pieces is None:
+                    results[item.text] = vectors[0, :dim]
+                else:
+                    (_, start, stop), *_ = item.pieces
+                    share = np.float32((stop - start) / tokens[item.text])
+                    results[item.text] += share * vectors[0, :dim]
+                progress.update(item.is_last)
+        _tell_dropped(dropped, max_length)
+        _LOGGER.debug("%d texts, %.1f %% of it padding", len(texts), 100 * pipeline.padding)
         embeddings: Any = results
         if not tokens_wanted:
-            stacked = np.stack(results) if results else np.zeros((0, dim), np.float32)
-            embeddings = truncate(stacked, dim, normalize=normalize_embeddings)
+            embeddings = truncate(results, dim, normalize=normalize_embeddings)
         embeddings = embeddings[0] if single else embeddings
+        info = EncodeInfo(tokens, dropped, pipeline.padding)
         return (embeddings, info) if return_info else embeddings
+
+    def encode_chunks(
+        self,
+        texts: str | Sequence[str],
+        chunks: int | str | chunking.Chunker | Sequence[Any],
+        *,
+        task: str | Sequence[str | None] | None = "auto",
+        prompt: str | None = "auto",
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        overlap: int | None = None,
+        normalize_embeddings: bool = True,
+        show_progress_bar: bool | None = None,
+    ) -> Any:
+        """Embed chunks of texts, each in the light of its whole text: late chunking.
+
+        A text is encoded whole, and each chunk's vector is the mean of its own tokens' (arXiv
+        2409.04701). The first chunk also takes ``<s>`` and the prompt, the last one ``</s>``.
+
+        Args:
+          texts: a string or a sequence of n strings.
+          chunks: an integer for chunks of that many tokens; "sentences" for one a sentence; a
+            function from a text to spans (``jina_jax.chunking`` has some); or the spans
+            themselves, for a single text [(start, stop), …] in characters, for several a list of
+            these. Spans may overlap and need not cover the text.
+          task: adapter, as for ``encode``; "auto" for "retrieval.passage" where there is one.
+          prompt, truncate_dim, normalize_embeddings, show_progress_bar: as for ``encode``.
+          max_length: most tokens that the encoder sees at once. Longer texts are encoded in windows
+            of so many; nothing is cut off.
+          overlap: tokens that a window has in common with the one before, in which they count;
+            None for a quarter of ``max_length``, at most 256.
+
+        Returns:
+          ``Chunks`` for a string, a list of them for a sequence: a vector for every chunk asked
+          for.
+
+        Raises:
+          ValueError: for an argument out of range, a span that is not in its text or covers no
+            token, or a text that is not a valid string; the message names it.
+        """
+        single = isinstance(texts, str)
+        texts = check_texts([texts] if isinstance(texts, str) else texts)
+        if task == "auto":
+            task = _PASSAGE if _PASSAGE in self.config.lora_adaptations else None
+        tasks = self._tasks(task, len(texts))
+        task_ids = np.array([self.config.task_id(task) for task in tasks], np.int32)
+        dim = self.config.embedding_dim(truncate_dim)
+        max_length = self._max_length(max_length)
+        overlap = _overlap(overlap, max_length)
+        prompted = self._with_prompts(texts, tasks, prompt)
+        wanted = _spans_of(chunks, texts, single)
+        spans: list[list[chunking.Span]] = [[] for _ in texts]
+        sums: list[np.ndarray] = [np.zeros((0, dim), np.float32)] * len(texts)
+        counts: list[np.ndarray] = [np.zeros(0)] * len(texts)
+
+        def items(pool: list[int]) -> Iterator[Item]:
+            for text in pool:
+                ids, offsets = self.tokenizer.encode_with_offsets(
+                    prompted[text], split_special_tokens=self.split_special_tokens
+                )
+                prefix = len(prompted[text]) - len(texts[text])
+                first, _, offsets = chunking.content_tokens(offsets, prefix)
+                spans[text] = [tuple(span) for span in wanted(text, offsets)]
+                ranges = chunking.token_spans(offsets, spans[text], texts[text])
+                ranges = chunking.with_special_tokens(ranges, first, len(ids))
+                sums[text] = np.zeros((len(ranges), dim), np.float32)
+                counts[text] = ranges[:, 1] - ranges[:, 0]
+                yield from _windowed(text, ids, max_length, overlap, ranges)
+
+        pipeline = Pipeline(self.engine, self.batching, task_ids)
+        pools = ahead(list(items(pool)) for pool in pipeline.pools(texts))
+        with tqdm(total=len(texts), unit="text", disable=not _shown(show_progress_bar)) as progress:
+            for item, vectors in pipeline.run(pools, "mean"):
+                for (chunk, start, stop), vector in zip(item.pieces or (), vectors, strict=False):
+                    weight = (stop - start) / counts[item.text][chunk]
+                    sums[item.text][chunk] += np.float32(weight) * vector[:dim]
+                progress.update(item.is_last)
+        done = [
+            Chunks(mine, truncate(vectors, dim, normalize=normalize_embeddings))
+            for mine, vectors in zip(spans, sums, strict=True)
+        ]
+        return done[0] if single else done
+
+    def warmup(
+        self,
+        max_length: int = 512,
+        *,
+        tasks: bool | None = None,
+        batch_size: int | None = None,
+        threads: int = 2,
+    ) -> int:
+        """Compile ahead what ``encode`` may need, or read it from the compilation cache.
+
+        Args:
+          max_length: tokens of the longest text to expect.
+          tasks: whether texts will have a task; None for both cases.
+          batch_size: as for ``encode``.
+          threads: programs compiled at once.
+
+        Returns:
+          The number of programs that are ready now.
+        """
+        longest = min(self._max_length(max_length), max_length)
+        found = shapes(self._batching(batch_size), longest, self.engine.row_multiple)
+        cases = (True, False) if tasks is None else (tasks,)
+        adapted = [case for case in cases if not case or self.config.num_tasks]
+        pooling = self.config.emb_pooler
+        self.engine.compile(
+            [Program(*shape, None, case, pooling) for shape in found for case in adapted], threads
+        )
+        return self.engine.compiled
 
     def _tasks(self, task: str | Sequence[str | None] | None, count: int) -> list[str | None]:
         """Spread one task over all texts, or check that there is one for each."""
@@ -206,6 +421,13 @@ class JinaEmbeddings:
         if len(task) != count:
             raise ValueError(f"task: expected one for each of {count} texts, got {len(task)}")
         return list(task)
+
+    def _batching(self, batch_size: int | None) -> Batching:
+        if batch_size is None:
+            return self.batching
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: expected None or a positive integer")
+        return dataclasses.replace(self.batching, row_lengths=(), max_rows=batch_size)
 
     def _max_length(self, max_length: int | None) -> int:
         limit = self.config.max_length
@@ -226,52 +448,76 @@ class JinaEmbeddings:
         prompts = {task: self.config.prompt(task) for task in set(tasks)}
         return [prompts[task] + text for task, text in zip(tasks, texts, strict=True)]
 
-    def _token_ids(self, texts: list[str], max_length: int) -> tuple[list[list[int]], EncodeInfo]:
-        """Tokenise, and cut what is too long, keeping ``</s>`` at the end."""
-        full = self.tokenize(texts)
-        ids = [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in full]
-        tokens = np.array([len(row) for row in ids], np.int64)
-        dropped = np.array([len(row) for row in full], np.int64) - tokens
-        if dropped.any():
-            warnings.warn(
-                f"{np.count_nonzero(dropped)} of {len(texts)} texts were longer than "
-                f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
-                stacklevel=3,
-            )
-        return ids, EncodeInfo(tokens, dropped)
-
-    def _run(
-        self, batches: list[Batch], task_ids: np.ndarray, tokens_wanted: bool
-    ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Run batches with a few steps in flight; yield float32 (B, D) or (B, T, D) in order."""
-        waiting: list[tuple[Batch, jax.Array]] = []
-        for batch in batches:
-            rows = np.full(len(batch.input_ids), -1, np.int32)
-            rows[: len(batch.indices)] = task_ids[batch.indices]
-            output = _step(
-                self._graph,
-                self.state,
-                batch.input_ids,
-                batch.attention_mask,
-                rows if (rows >= 0).any() else None,
-                tokens_wanted,
-            )
-            waiting.append((batch, output))
-            if len(waiting) > _STEPS_IN_FLIGHT:
-                done, output = waiting.pop(0)
-                yield done, np.asarray(output)
-        for done, output in waiting:
-            yield done, np.asarray(output)
+    def _pools(
+        self,
+        pipeline: Pipeline,
+        texts: list[str],
+        items: Callable[[list[int], list[list[int]]], Iterator[Item]],
+    ) -> Iterator[list[Item]]:
+        """Tokenise pool by pool ahead of the device; on several processes, a share on each."""
+        if distributed.spans_processes(self.engine.mesh):
+            ids = distributed.share_tokenization(texts, self.tokenize)
+            yield list(items(list(range(len(texts))), ids))
+            return
+        pools = pipeline.pools(texts)
+        yield from ahead(
+            list(items(pool, self.tokenize([texts[i] for i in pool]))) for pool in pools
+        )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "tokens_wanted"))
-def _step(graph, state, input_ids, attention_mask, task_ids, tokens_wanted):
-    """Encode one batch: pooled float32 (B, D), or all tokens' float32 (B, T, D)."""
-    encoder = nnx.merge(graph, state)
-    hidden = encoder(input_ids, attention_mask, task_ids).last_hidden_state
-    if tokens_wanted:
-        return hidden.astype(jnp.float32)
-    return pool(hidden, attention_mask, encoder.config.emb_pooler)
+def _windowed(
+    text: int, ids: list[int], size: int, overlap: int, ranges: np.ndarray | None = None
+) -> Iterator[Item]:
+    """Make a text's items: one, or one for each window that ranges of its tokens touch."""
+    if ranges is None:
+        if len(ids) <= size:
+            yield Item(text, ids)
+            return
+        ranges = np.array([[0, len(ids)]])
+    windows = chunking.windows(len(ids), size, overlap)
+    parts = zip(windows, chunking.split_ranges(ranges, windows), strict=True)
+    touched = [(window, pieces) for window, pieces in parts if pieces]
+    for i, (window, pieces) in enumerate(touched, start=1):
+        yield Item(text, ids[window.start : window.stop], pieces, is_last=i == len(touched))
+
+
+def _spans_of(
+    chunks: Any, texts: list[str], single: bool
+) -> Callable[[int, list[chunking.Span]], Sequence[chunking.Span]]:
+    """Return a function (text, its tokens' offsets) → the spans asked for."""
+    if isinstance(chunks, bool | int):
+        return lambda text, offsets: chunking.chunk_by_tokens(offsets, chunks)
+    if chunks == "sentences":
+        return lambda text, offsets: chunking.chunk_by_sentences(texts[text])
+    if callable(chunks):
+        return lambda text, offsets: chunks(texts[text])
+    if isinstance(chunks, str) or not isinstance(chunks, Sequence | np.ndarray):
+        raise ValueError(
+            f"chunks={chunks!r}: expected a number of tokens, 'sentences', a function or spans"
+        )
+    spans = [chunks] if single else chunks
+    if len(spans) != len(texts):
+        raise ValueError(f"chunks: expected spans for each of {len(texts)} texts, got {len(spans)}")
+    return lambda text, offsets: spans[text]
+
+
+def _overlap(overlap: int | None, max_length: int) -> int:
+    if overlap is None:
+        return min(_OVERLAP, max_length // 4)
+    if type(overlap) is not int or not 0 <= overlap < max_length:
+        raise ValueError(
+            f"overlap={overlap!r}: expected an integer from 0 to max_length - 1 = {max_length - 1}"
+        )
+    return overlap
+
+
+def _tell_dropped(dropped: np.ndarray, max_length: int) -> None:
+    if dropped.any():
+        warnings.warn(
+            f"{np.count_nonzero(dropped)} of {len(dropped)} texts were longer than "
+            f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
+            stacklevel=3,
+        )
 
 
 def _shown(show_progress_bar: bool | None) -> bool:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
-from jina_jax.attention import attention
+from jina_jax.attention import Kernel, attention
 from jina_jax.config import Config
 from jina_jax.lora import Embed, Linear, draw, task_mask
 from jina_jax.rope import apply_rotary, rotary_angles
@@ -42,9 +43,22 @@ class Encoder(nnx.Module):
       config: the architecture.
       dtype: of the weights and of what flows between layers.
       rngs: source of the initial values; None leaves ``jax.ShapeDtypeStruct`` in their place.
+      qkv_groups: how many groups of heads lie one after another in ``qkv_proj``, each as queries,
+        keys, values (``jina_jax.sharding`` puts a group on a device).
+      scan_layers: run one layer's program L times over parameters with an axis of layers in front,
+        instead of L programs in a row: compiles L times as fast, and on CPU runs slower, as each
+        turn copies a layer's weights.
     """
 
-    def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs | None):
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None,
+        qkv_groups: int = 1,
+        scan_layers: bool = False,
+    ):
         width = config.hidden_size
         options = {"config": config, "dtype": dtype, "rngs": rngs}
         self.config = config
@@ -55,7 +69,8 @@ class Encoder(nnx.Module):
             Embed(config.max_position_embeddings, width, **options) if absolute else None
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([Layer(**options) for _ in range(config.num_hidden_layers)])
+        layers = [Layer(**options, qkv_groups=qkv_groups) for _ in range(config.num_hidden_layers)]
+        self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
 
     def __call__(
@@ -66,16 +81,19 @@ class Encoder(nnx.Module):
         position_ids: jax.Array | None = None,
         *,
         output_hidden_states: bool = False,
+        kernel: Kernel = attention,
     ) -> EncoderOutput:
         """Encode token ids.
 
         Args:
           input_ids: int (B, T), each below ``vocab_size``.
-          attention_mask: bool (B, T), False for padding.
+          attention_mask: bool (B, T), False for padding; or int (B, T) for packed rows, the number
+            of each token's text, 0 for padding.
           task_ids: int (B,) a task a row, or (B, T) a task a token; -1 for no adapter. None skips
             the adapters altogether.
-          position_ids: int (B, T) counted from 0; None for 0 … T-1.
+          position_ids: int (B, T) counted from 0; None for 0 … T-1. Packed texts start at 0 each.
           output_hidden_states: also return every layer's output.
+          kernel: how attention is computed (``jina_jax.attention.choose``).
         """
         mask = None
         if task_ids is not None and self.config.num_tasks:
@@ -86,14 +104,29 @@ class Encoder(nnx.Module):
         angles = None
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
-        hidden_states = [x]
-        for layer in self.layers:
-            x = layer(x, attention_mask, angles, mask)
-            hidden_states.append(x)
+        first = x
+        x, others = self._run_layers(x, output_hidden_states, attention_mask, angles, mask, kernel)
         pooled = None
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
-        return EncoderOutput(x, pooled, tuple(hidden_states) if output_hidden_states else None)
+        return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
+
+    def _run_layers(self, x, keep: bool, *context) -> tuple[jax.Array, list[jax.Array]]:
+        """Return the last layer's output, (B, T, D), and if they are to be kept every layer's."""
+        outputs: list[jax.Array] = []
+        if isinstance(self.layers, nnx.List):
+            for layer in self.layers:
+                x = layer(x, *context)
+                outputs += [x] if keep else []
+            return x, outputs
+        graph, stacked = nnx.split(self.layers)
+
+        def turn(x, state):
+            x = nnx.merge(graph, state)(x, *context)
+            return x, x if keep else None
+
+        x, kept = jax.lax.scan(turn, x, stacked)
+        return x, list(kept) if keep else []
 
     def _embed(
         self, input_ids: jax.Array, position_ids: jax.Array, mask: jax.Array | None
@@ -107,40 +140,57 @@ class Encoder(nnx.Module):
         return self.embedding_norm(x)
 
 
+def _stack(layers: list[Layer]) -> Layer:
+    """Join the parameters of layers on a new first axis."""
+    graphs, states = zip(*map(nnx.split, layers), strict=True)
+
+    def join(*leaves):
+        if isinstance(leaves[0], jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+        return jnp.stack(leaves)
+
+    return nnx.merge(graphs[0], jax.tree.map(join, *states))
+
+
 class Layer(nnx.Module):
     """One transformer layer: attention and feed-forward network, each added and then normalised."""
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None, qkv_groups: int):
         options = {"config": config, "dtype": dtype, "rngs": rngs}
-        self.attention = Attention(**options)
+        self.attention = Attention(**options, qkv_groups=qkv_groups)
         self.norm1 = LayerNorm(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(**options)
         self.norm2 = LayerNorm(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, attention_mask, angles, mask):
+    def __call__(self, x, attention_mask, angles, mask, kernel):
         # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
-        attended = self.attention(x, attention_mask, angles, mask)
+        attended = self.attention(x, attention_mask, angles, mask, kernel)
         x = self.norm1(x.astype(jnp.float32) + attended)
         return self.norm2(x.astype(jnp.float32) + self.mlp(x, mask))
 
 
 class Attention(nnx.Module):
-    """Self-attention. ``qkv_proj`` holds queries, keys and values side by side: (D, 3 · N · H)."""
+    """Self-attention.
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+    ``qkv_proj`` holds queries, keys and values side by side, (D, 3 · N · H), in each of
+    ``qkv_groups`` groups of heads: split by columns, a device then has all three of its heads.
+    """
+
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None, qkv_groups: int):
         width = config.hidden_size
-        self.head_shape = (config.num_attention_heads, config.head_dim)
+        self.qkv_shape = (qkv_groups, 3, config.num_attention_heads // qkv_groups, config.head_dim)
         self.qkv_proj = Linear(width, 3 * width, config, dtype=dtype, rngs=rngs)
         self.out_proj = Linear(width, width, config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, attention_mask, angles, mask):
+    def __call__(self, x, attention_mask, angles, mask, kernel):
         rows, tokens, width = x.shape
-        qkv = self.qkv_proj(x, mask).reshape(rows, tokens, 3, *self.head_shape)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        qkv = self.qkv_proj(x, mask).reshape(rows, tokens, *self.qkv_shape)
+        heads = (rows, tokens, -1, self.qkv_shape[-1])
+        query, key, value = (qkv[:, :, :, i].reshape(heads) for i in range(3))
         if angles is not None:
             query, key = apply_rotary(query, *angles), apply_rotary(key, *angles)
         query, key, value = (a.astype(x.dtype) for a in (query, key, value))
-        mixed = attention(query, key, value, attention_mask)
+        mixed = kernel(query, key, value, attention_mask)
         return self.out_proj(mixed.reshape(rows, tokens, width), mask)
 
 
@@ -153,8 +203,16 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(inner, width, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, mask):
-        inner = jax.nn.gelu(self.fc1(x, mask), approximate=False)
-        return self.fc2(inner.astype(x.dtype), mask)
+        return self.fc2(gelu(self.fc1(x, mask)).astype(x.dtype), mask)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Compute the exact GELU, ``x / 2 · (1 + erf(x / √2))``, in float32.
+
+    PyTorch's form. ``jax.nn.gelu(approximate=False)`` goes through erfc, which takes twice as long
+    on CPU.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
 
 
 class LayerNorm(nnx.Module):
@@ -175,6 +233,11 @@ class LayerNorm(nnx.Module):
         return (x * scale + bias).astype(self.scale.dtype)
 
 
-def abstract_encoder(config: Config, dtype=jnp.float32) -> tuple[nnx.GraphDef, nnx.State]:
-    """Return the encoder's graph and a state of ``jax.ShapeDtypeStruct``; allocates nothing."""
-    return nnx.split(Encoder(config, dtype=dtype, rngs=None))
+def abstract_encoder(
+    config: Config, dtype=jnp.float32, **options
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return the encoder's graph and a state of ``jax.ShapeDtypeStruct``; allocates nothing.
+
+    ``options`` are those of ``Encoder``.
+    """
+    return nnx.split(Encoder(config, dtype=dtype, rngs=None, **options))

@@ -6,23 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jina_jax.matmul import einsum
 
-def pool(hidden_states: jax.Array, attention_mask: jax.Array, kind: str) -> jax.Array:
-    """Reduce token vectors to one vector a row.
+
+def pool(hidden_states: jax.Array, spans: jax.Array, kind: str) -> jax.Array:
+    """Reduce the token vectors of each span of tokens to one vector.
 
     Args:
       hidden_states: (B, T, D).
-      attention_mask: bool (B, T), True for the tokens that count.
-      kind: "mean" over the kept tokens, or "cls" for the first token (``Config.emb_pooler``).
+      spans: int (B, S, 2), first token of a span and the one after its last.
+      kind: "mean" over the span, or "cls" for its first token (``Config.emb_pooler``).
 
     Returns:
-      float32 (B, D); zeros for a row without tokens under "mean".
+      float32 (B, S, D); zeros for an empty span.
     """
-    hidden_states = hidden_states.astype(jnp.float32)
+    start, stop = spans[..., :1], spans[..., 1:]
     if kind == "cls":
-        return hidden_states[:, 0]
-    kept = attention_mask[..., None].astype(jnp.float32)
-    return (hidden_states * kept).sum(axis=1) / jnp.maximum(kept.sum(axis=1), 1.0)
+        stop = jnp.minimum(stop, start + 1)
+    position = jnp.arange(hidden_states.shape[1])
+    inside = (start <= position) & (position < stop)
+    # Ones and zeros are exact in every dtype, so the sums are those of float32.
+    sums = einsum("bst,btd->bsd", inside.astype(hidden_states.dtype), hidden_states)
+    return sums / jnp.maximum(stop - start, 1).astype(jnp.float32)
 
 
 def truncate(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:

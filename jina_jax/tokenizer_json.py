@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from jina_jax.cache import cache_folder
 from jina_jax.normalizer import Charsmap, Replace, Step, Strip
 from jina_jax.unigram import Vocabulary, compile_vocabulary
 
@@ -87,7 +88,7 @@ def read(path: Path, content: bytes) -> tuple[Settings, Vocabulary]:
         ValueError: the file is malformed, or asks for something that is not supported here; the
             message names the file and the field.
     """
-    entry = _cache_folder() / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
+    entry = cache_folder() / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
     try:
         cached = _load_entry(entry)
         if cached is not None:
@@ -307,11 +308,6 @@ def _named(where: str, make: Callable[..., _T], *args: Any) -> _T:
         return make(*args)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("JINA_JAX_CACHE")
-    return Path(chosen) if chosen else Path("~/.cache/jina_jax").expanduser()
 
 
 def _load_entry(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:

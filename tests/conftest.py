@@ -17,6 +17,7 @@ def pytest_configure() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["JINA_JAX_CACHE"] = _CACHE.name
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jina_jax.batching import bucket, make_batches
+from jina_jax.batching import Batching, best_fit, bucket, make_batches, shapes
+
+PADDED = Batching(token_budget=128)
+PACKED = Batching(token_budget=128, row_lengths=(32, 64), attention_tokens=200)
+
+
+def texts(lengths):
+    return [[100 * i + k for k in range(length)] for i, length in enumerate(lengths)]
 
 
 @pytest.mark.parametrize(
@@ -21,33 +28,85 @@ from jina_jax.batching import bucket, make_batches
     ],
 )
 def test_bucket(size, expected):
-    assert bucket(size, 16, 8192) == expected
+    assert bucket(size) == expected
 
 
-def test_bucket_never_exceeds_the_largest():
-    assert bucket(500, 16, 512) == 512
-    assert bucket(510, 16, 511) == 511
-
-
-@given(
-    lengths=st.lists(st.integers(2, 100), max_size=40),
-    batch_size=st.integers(1, 9),
-)
-def test_every_text_comes_once_and_whole(lengths, batch_size):
-    ids = [[100 * i + k for k in range(length)] for i, length in enumerate(lengths)]
+@pytest.mark.parametrize("batching", [PADDED, PACKED, Batching(128, max_rows=3)])
+@pytest.mark.parametrize("row_multiple", [1, 3])
+@given(lengths=st.lists(st.integers(2, 150), max_size=40))
+def test_every_text_comes_once_and_whole(batching, row_multiple, lengths):
+    ids = texts(lengths)
+    known = shapes(batching, 150, row_multiple)
     seen = []
-    for batch in make_batches(ids, batch_size, 128, pad_id=1):
-        assert len(batch.indices) <= len(batch.input_ids) <= batch_size
-        for row, index in enumerate(batch.indices):
+    for batch in make_batches(ids, batching, 1, row_multiple):
+        assert batch.shape in known
+        covered = np.zeros(batch.input_ids.shape, bool)
+        for index, row, place in zip(batch.indices, batch.rows, batch.places, strict=True):
             seen.append(index)
-            kept = batch.input_ids[row][batch.attention_mask[row]]
-            np.testing.assert_array_equal(kept, ids[index])
-        assert not batch.attention_mask[len(batch.indices) :].any()
-        assert (batch.input_ids[~batch.attention_mask] == 1).all()
+            start, stop = batch.segments[row, place]
+            np.testing.assert_array_equal(batch.input_ids[row, start:stop], ids[index])
+            assert not covered[row, start:stop].any()
+            covered[row, start:stop] = True
+        assert (batch.input_ids[~covered] == 1).all()
+        sizes = batch.segments[..., 1] - batch.segments[..., 0]
+        assert sizes.sum() == covered.sum()  # empty places are empty
     assert sorted(seen) == list(range(len(ids)))
 
 
-def test_number_of_shapes_is_bounded():
-    ids = [[0] * length for length in range(2, 8193, 7)]
-    shapes = {batch.input_ids.shape for batch in make_batches(ids, 32, 8192, 1)}
-    assert len(shapes) <= 18 + 5
+def test_texts_share_a_row_and_their_places_follow_one_another():
+    (batch,) = make_batches(texts([5, 9, 3]), PACKED, pad_id=1)
+    assert batch.shape == (1, 24, 3)
+    assert batch.indices.tolist() == [1, 0, 2]
+    assert batch.segments[0].tolist() == [[0, 9], [9, 14], [14, 17]]
+
+
+def test_padding_gives_a_row_to_each_text():
+    (batch,) = make_batches(texts([5, 9, 3]), PADDED, pad_id=1)
+    assert batch.shape == (4, 16, 1)
+    assert batch.segments[:, 0].tolist() == [[0, 9], [0, 5], [0, 3], [0, 0]]
+
+
+def test_best_fit_takes_the_fullest_row_with_room():
+    assert best_fit([7, 6, 3, 3, 1], 10, 8) == [[0, 2], [1, 3, 4]]
+
+
+def test_best_fit_keeps_to_the_number_of_places():
+    assert best_fit([1] * 5, 10, 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_row_length_is_chosen_by_the_work():
+    # 33 tokens twice fill a row of 64 no better than none; 20 and 12 fill rows of 32 exactly.
+    assert {b.shape[1] for b in make_batches(texts([33] * 8), PACKED, 1)} == {64}
+    assert {b.shape[1] for b in make_batches(texts([20, 12] * 8), PACKED, 1)} == {32}
+
+
+def test_packing_wastes_little():
+    lengths = np.random.default_rng(0).integers(5, 60, 400)
+    batches = make_batches(texts(lengths), Batching(1024, row_lengths=(128, 256, 512)), 1)
+    assert lengths.sum() >= 0.95 * sum(batch.input_ids.size for batch in batches)
+
+
+def test_a_mostly_empty_step_is_two():
+    heights = [batch.shape[0] for batch in make_batches(texts([16] * 5), PADDED, 1)]
+    assert heights == [4, 1]
+
+
+@pytest.mark.parametrize(("batching", "most"), [(PADDED, 40), (PACKED, 30)])
+def test_number_of_shapes_is_bounded(batching, most):
+    assert len(shapes(batching, 8192)) <= most
+    assert len(set(shapes(batching, 8192))) == len(shapes(batching, 8192))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token_budget": 0}, "token_budget=0"),
+        ({"token_budget": 64, "row_lengths": (128,)}, r"row_lengths=\(128,\)"),
+        ({"token_budget": 64, "row_lengths": (32, 16)}, "ascending"),
+        ({"token_budget": 64, "max_rows": 0}, "max_rows=0"),
+        ({"token_budget": 64, "attention_tokens": 1.5}, "attention_tokens=1.5"),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        Batching(**options)

@@ -1,0 +1,39 @@
+"""What is kept on disk between runs: where it lies, and JAX's compiled programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the folder of all that is kept: ``$JINA_JAX_CACHE``, or ``~/.cache/jina_jax``."""
+    chosen = os.environ.get("JINA_JAX_CACHE")
+    return Path(chosen) if chosen else Path("~/.cache/jina_jax").expanduser()
+
+
+def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
+    """Choose where JAX keeps compiled programs, for the whole process: JAX has one such cache.
+
+    Args:
+      setting: a directory; True for the one that JAX was told of already, or else "programs" in
+        ``cache_folder()``; False leaves JAX as it is. What is found there is executed: it must be
+        a directory that nobody else can write to.
+
+    Raises:
+      ValueError: for another type.
+    """
+    import jax
+
+    if setting is False:
+        return
+    if setting is True:
+        if jax.config.jax_compilation_cache_dir:
+            return
+        setting = cache_folder() / "programs"
+    elif not isinstance(setting, str | os.PathLike):
+        raise ValueError(f"compilation_cache={setting!r}: expected a directory, True or False")
+    jax.config.update("jax_compilation_cache_dir", os.fspath(setting))
+    # Every program, also those that compile in less than JAX's second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
