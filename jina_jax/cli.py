@@ -18,6 +18,7 @@ from jina_jax.cli_errors import Program
 
 LAYOUTS = ("native", "published", "transformers", "xlm-roberta")
 DTYPES = ("float32", "bfloat16", "float16")
+LONG_TEXT = ("truncate", "windows")
 FORMATS = ("jsonl", "npy", "table")
 
 _PATH = click.Path(path_type=Path)
@@ -72,14 +73,19 @@ def main(context: click.Context) -> None:
     "--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions (see info)."
 )
 @click.option(
-    "--max-length", type=click.IntRange(min=2), help="Most tokens a text; what is longer is cut."
+    "--max-length", type=click.IntRange(min=2), help="Most tokens that are encoded at once."
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=32,
+    help="Most texts in one step, a row each.  [default: as many tokens as run best]",
+)
+@click.option(
+    "--long-text",
+    type=click.Choice(LONG_TEXT),
+    default=LONG_TEXT[0],
     show_default=True,
-    help="Texts in one step.",
+    help="What becomes of a text of more tokens: cut, or averaged over windows.",
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]")
 @click.option(
