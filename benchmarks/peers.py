@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
@@ -198,10 +199,9 @@ def exported_onnx(directory: Path) -> Path:
 
     That takes opset 23; older ones spell attention out, which is slower for long texts.
     """
-    torch = needs("torch")
-    needs("onnx"), needs("onnxscript")
 
     def write(folder: Path) -> None:
+        torch, _, _ = map(needs, ("torch", "onnx", "onnxscript"))
         names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["hidden"]}
         axes = {0: "batch", 1: "length"}
         shapes = {"input_ids": axes, "attention_mask": axes}
@@ -311,7 +311,11 @@ def needs(module: str) -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hide what exporters warn about tracing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Hide what exporters warn and log about tracing."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

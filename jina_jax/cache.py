@@ -12,13 +12,18 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path("~/.cache/jina_jax").expanduser()
 
 
+def programs_folder() -> Path:
+    """Return the folder of compiled programs, where JAX was not told of another one."""
+    return cache_folder() / "programs"
+
+
 def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
     """Choose where JAX keeps compiled programs, for the whole process: JAX has one such cache.
 
     Args:
-      setting: a directory; True for the one that JAX was told of already, or else "programs" in
-        ``cache_folder()``; False leaves JAX as it is. What is found there is executed: it must be
-        a directory that nobody else can write to.
+      setting: a directory; True for the one that JAX was told of already, or else
+        ``programs_folder()``; False leaves JAX as it is. What is found there is executed: nobody
+        else may be able to write to it.
 
     Raises:
       ValueError: for another type.
@@ -30,7 +35,7 @@ def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
     if setting is True:
         if jax.config.jax_compilation_cache_dir:
             return
-        setting = cache_folder() / "programs"
+        setting = programs_folder()
     elif not isinstance(setting, str | os.PathLike):
         raise ValueError(f"compilation_cache={setting!r}: expected a directory, True or False")
     jax.config.update("jax_compilation_cache_dir", os.fspath(setting))

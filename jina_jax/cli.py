@@ -6,6 +6,7 @@ Only click is imported up here, so that ``--help`` is quick; each command import
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,9 @@ def main(context: click.Context) -> None:
 
     Exit status: 0 all right, 1 verify found differences, 2 error, 130 interrupted.
     """
+    # Reading a compiled program from the cache, XLA for CPU logs kilobytes about processor features
+    # that are none ("prefer-no-gather"). What goes wrong is an exception as well.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -223,25 +227,36 @@ def merge(source: str, target: Path, task: str, layout: str | None, **hub: Any) 
 
 
 @main.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("--devices", is_flag=True, help="Tell about this machine instead of a checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @hub_options
-def info(model: str, as_json: bool, **hub: Any) -> None:
-    """Tell what a checkpoint is.
+def info(model: str | None, devices: bool, as_json: bool, **hub: Any) -> None:
+    """Tell what a checkpoint is, or what it would run on.
 
     Prints layout, size, tasks with their prompts, dimensions, limits and what it takes on disk.
+    With --devices: the devices that JAX found, which attention kernels can run on them and why
+    others cannot, and how texts are put into batches.
 
     \b
     jina-jax info jinaai/jina-embeddings-v3
     jina-jax info my-finetune --json | jq .parameters.total
+    jina-jax info --devices
 
-    Reads config and file headers, no weights, and checks that they fit each other.
+    Of MODEL only config and file headers are read, no weights, and it is checked that they fit.
     """
-    from jina_jax.cli_info import as_text, describe
-    from jina_jax.convert import open_checkpoint
-    from jina_jax.hub import fetch
+    if devices == (model is not None):
+        raise click.UsageError("expected either MODEL or --devices")
+    if devices:
+        from jina_jax.cli_devices import as_text, describe
 
-    facts = describe(open_checkpoint(fetch(model, **hub)))
+        facts = describe()
+    else:
+        from jina_jax.cli_info import as_text, describe
+        from jina_jax.convert import open_checkpoint
+        from jina_jax.hub import fetch
+
+        facts = describe(open_checkpoint(fetch(str(model), **hub)))
     click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else as_text(facts))
 
 

@@ -74,6 +74,11 @@ def as_text(facts: dict[str, Any]) -> str:
     ]
     if facts["ignored"]:
         lines.append(("ignored", ", ".join(facts["ignored"])))
+    return columns(lines)
+
+
+def columns(lines: list[tuple[str, str]]) -> str:
+    """Lay out labels and values in two columns."""
     width = max(len(label) for label, _ in lines) + 2
     return "\n".join(f"{label:<{width}}{value}" for label, value in lines)
 

@@ -373,6 +373,21 @@ class TestCheckpoints:
         assert f"{count['total']:,}" in text
         assert all(repr(prompt) in text for prompt in PROMPTS.values())
 
+    def test_info_tells_kernels_and_why_others_cannot_run(self):
+        facts = json.loads(run("info", "--devices", "--json").stdout)
+        assert facts["platform"] == "cpu"
+        assert facts["attention"]["blocked"] == {"bfloat16": None, "float32": None}
+        assert "needs a TPU" in facts["attention"]["splash"]["bfloat16"]
+        assert facts["chosen"]["float32, packed rows"]["8192"] == "blocked"
+        assert facts["batching"]["token_budget"] == 1024
+        text = run("info", "--devices").stdout
+        assert "needs an NVIDIA GPU" in text
+        assert "token_budget 1024" in text
+
+    @pytest.mark.parametrize("args", [[], ["somewhere", "--devices"]])
+    def test_info_is_of_a_model_or_of_the_devices(self, args):
+        assert "expected either MODEL or --devices" in refusal("info", *args)
+
     def test_info_reads_no_weights(self, directory, monkeypatch):
         from jina_jax.tensors import MappedFile
 

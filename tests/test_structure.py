@@ -39,6 +39,7 @@ ARROWS = {
     "cli_errors": set(),
     "cli_rows": set(),
     "cli_info": {"convert"},
+    "cli_devices": {"attention", "batching", "cache", "cli_info", "engine"},
     "embedder": {
         *("cache", "config", "checkpoint", "hub", "tokenizer", "convert", "sharding", "pooling"),
         *("batching", "chunking", "distributed", "engine", "pipeline"),
