@@ -70,7 +70,8 @@ def versions() -> dict[str, str]:
 def from_transformers(name: str, dtype: str, compiled: bool, directory: Path) -> Peer:
     """Load JinaEmbeddingsV3Model; ``compiled`` asks for torch.compile with its defaults.
 
-    The compiled route compiles at the first call, and once more for any length at the second shape.
+    The compiled route compiles four times before shapes stop mattering: at the first call, at the
+    first other length, at the first other number of texts, and for a single text.
     """
     torch = needs("torch")
     if compiled and not shutil.which(os.environ.get("CXX", "g++")):

@@ -115,9 +115,10 @@ def _bias(query_mask: jax.Array, key_mask: jax.Array) -> jax.Array:
 
 
 def _block_size(rows: int, tokens: int) -> int:
-    """Return the largest power of two of queries whose scores, in one head, are small enough."""
+    """Return queries of a block: even blocks whose scores, in one head, are small enough."""
     fitting = max(_BLOCK_BYTES // (rows * tokens * 4), _SMALLEST_BLOCK)
-    return min(1 << (fitting.bit_length() - 1), 1 << (tokens - 1).bit_length())
+    blocks = -(-tokens // fitting)
+    return -(-tokens // blocks)
 
 
 @functools.lru_cache(maxsize=256)

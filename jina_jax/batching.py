@@ -136,8 +136,9 @@ def shapes(
     """
     buckets = sorted({bucket(size) for size in range(1, max_length + 1)})
     packed = batching.row_lengths
-    # Of rows below the first packed length there is one a device.
-    lengths = [(length, 1) for length in buckets if packed and length < packed[0]]
+    # Of rows below the first packed length there is one a device. Short texts fill them together.
+    small = sorted({bucket(size) for size in range(1, packed[0])}) if packed else []
+    lengths = [(length, 1) for length in small if length < packed[0]]
     lengths += [(length, batching.rows(length)) for length in packed]
     lengths += [
         (length, batching.rows(length)) for length in buckets if length > max(packed, default=0)
@@ -191,10 +192,11 @@ def _pack(ids, order, batching: Batching, row_multiple: int) -> list[Group]:
     lengths = [len(ids[i]) for i in order]
     # What fits a short row on each device is a step of its own kind: one query, a few sentences.
     small = bucket(max(lengths[0], -(-sum(lengths) // row_multiple)))
-    if small < batching.row_lengths[0]:
+    while small < batching.row_lengths[0]:
         rows = best_fit(lengths, small, places(small, batching))
         if len(rows) <= row_multiple:
             return [([[order[k] for k in row] for row in rows], small)]
+        small = bucket(small + 1)
 
     def work(rows: list[list[int]], length: int) -> float:
         steps = _cut(rows, batching.rows(length), row_multiple)

@@ -361,8 +361,10 @@ class JinaEmbeddings:
                 )
                 prefix = len(prompted[text]) - len(texts[text])
                 first, _, offsets = chunking.content_tokens(offsets, prefix)
-                spans[text] = [tuple(span) for span in wanted(text, offsets)]
-                ranges = chunking.token_spans(offsets, spans[text], texts[text])
+                found = wanted(text, offsets)
+                found = list(found) if isinstance(found, Iterator) else found
+                ranges = chunking.token_spans(offsets, found, texts[text])
+                spans[text] = [(int(start), int(stop)) for start, stop in found]
                 ranges = chunking.with_special_tokens(ranges, first, len(ids))
                 sums[text] = np.zeros((len(ranges), dim), np.float32)
                 counts[text] = ranges[:, 1] - ranges[:, 0]
@@ -401,7 +403,7 @@ class JinaEmbeddings:
         Returns:
           The number of programs that are ready now.
         """
-        longest = min(self._max_length(max_length), max_length)
+        longest = self._max_length(min(max_length, self.config.max_length))
         found = shapes(self._batching(batch_size), longest, self.engine.row_multiple)
         cases = (True, False) if tasks is None else (tasks,)
         adapted = [case for case in cases if not case or self.config.num_tasks]
@@ -487,7 +489,7 @@ def _spans_of(
     """Return a function (text, its tokens' offsets) → the spans asked for."""
     if isinstance(chunks, bool | int):
         return lambda text, offsets: chunking.chunk_by_tokens(offsets, chunks)
-    if chunks == "sentences":
+    if isinstance(chunks, str) and chunks == "sentences":
         return lambda text, offsets: chunking.chunk_by_sentences(texts[text])
     if callable(chunks):
         return lambda text, offsets: chunks(texts[text])

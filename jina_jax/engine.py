@@ -67,6 +67,7 @@ class Engine:
       platform: "cpu", "gpu" or "tpu".
       dtype: of the weights.
       row_multiple: devices that share the rows of a batch.
+      graph: the encoder's ``nnx.GraphDef``.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Engine:
         self.platform = platform_of(leaf)
         groups = 1 if mesh is None else mesh.shape["model"]
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
-        self._graph, _ = abstract_encoder(config, qkv_groups=groups, scan_layers=scan_layers)
+        self.graph, _ = abstract_encoder(config, qkv_groups=groups, scan_layers=scan_layers)
         self._implementation = attn_implementation
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
@@ -135,7 +136,7 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        step = jax.jit(_step, static_argnames=("graph", "pooling", "kernel", "gathered"))
+        step = jax.jit(encode_batch, static_argnames=("graph", "pooling", "kernel", "gathered"))
         inputs = [
             None if shape is None else self._abstract(shape) for shape in input_shapes(program)
         ]
@@ -143,7 +144,7 @@ class Engine:
         if self.mesh is not None and jax.process_count() > 1:
             gathered = NamedSharding(self.mesh, P())  # every process reads all vectors
         return step.lower(
-            self._graph, program.pooling, self.route(program).kernel, gathered, self.state, *inputs
+            self.graph, program.pooling, self.route(program).kernel, gathered, self.state, *inputs
         )
 
     def _start(self, step: Step, pooling: str | None) -> jax.Array:
@@ -183,7 +184,7 @@ def platform_of(array: jax.Array | jax.ShapeDtypeStruct) -> str:
 
 
 def input_shapes(program: Program) -> list[tuple[int, ...] | None]:
-    """Return the shapes of ``_step``'s int32 inputs, None for those that it goes without."""
+    """Return the shapes of ``encode_batch``'s int32 inputs, None for those that it goes without."""
     rows, tokens, places, spans, adapted, _ = program
     return [
         (rows, tokens),
@@ -193,7 +194,7 @@ def input_shapes(program: Program) -> list[tuple[int, ...] | None]:
     ]
 
 
-def _step(
+def encode_batch(
     graph: nnx.GraphDef,
     pooling: str | None,
     kernel: Kernel,

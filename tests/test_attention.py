@@ -1,30 +1,94 @@
+import functools
+import inspect
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jina_jax.attention import attention
+from jina_jax import attention_gpu, attention_tpu
+from jina_jax.attention import _block_size, attention, blocked_attention, choose
+from jina_jax.attention_gpu import cudnn_attention, cudnn_packed_attention, packed_layout
 
 
 def numpy_attention(query, key, value, mask):
-    """Attention in float64, a head and a query at a time."""
+    """Attention in float64, a head and a query at a time; as with padding, zero for no key."""
     out = np.zeros(query.shape)
+    query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
     for b, t, n in np.ndindex(query.shape[:3]):
-        scores = key[b, mask[b], n] @ query[b, t, n] / np.sqrt(query.shape[-1])
-        weights = np.exp(scores - scores.max())
-        out[b, t, n] = weights / weights.sum() @ value[b, mask[b], n]
+        kept = mask[b] if mask.dtype == bool else mask[b] == mask[b, t]
+        if kept.any():
+            scores = key[b, kept, n] @ query[b, t, n] / np.sqrt(query.shape[-1])
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = weights / weights.sum() @ value[b, kept, n]
     return out
+
+
+def draw(rows, tokens, heads=3, width=8):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(rows, tokens, heads, width)).astype(np.float32) for _ in range(3)]
+
+
+def masks(tokens):
+    """One mask of each kind for two rows: a full and a padded one, and three texts and one."""
+    padded = np.arange(tokens) < np.array([[tokens], [max(tokens // 2, 1)]])
+    packed = np.repeat([[1], [1]], tokens, axis=1)
+    packed[0, tokens // 3 :] = 2
+    packed[0, tokens // 3 + 1 :] = 3
+    packed[0, tokens - tokens // 4 :] = 0
+    return [padded, packed]
+
+
+def compiled(kernel):
+    """Compile a kernel as it is now: jax remembers what it traced by the function."""
+    return jax.jit(lambda *arrays: kernel(*arrays))
 
 
 @pytest.fixture
 def qkv():
-    rng = np.random.default_rng(0)
-    return [rng.normal(size=(2, 7, 3, 8)).astype(np.float32) for _ in range(3)]
+    return draw(2, 7)
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """``blocked_attention`` in blocks of four queries, however short the rows are."""
+    monkeypatch.setattr("jina_jax.attention._WHOLE_BYTES", 0)
+    monkeypatch.setattr("jina_jax.attention._BLOCK_BYTES", 0)
+    monkeypatch.setattr("jina_jax.attention._SMALLEST_BLOCK", 4)
+    return compiled(blocked_attention)
+
+
+@pytest.fixture(params=["reference", "blocked, short", "blocked, long"])
+def kernel(request):
+    """Every kernel that runs on CPU, in each of its branches."""
+    if request.param == "blocked, long":
+        return request.getfixturevalue("in_blocks")
+    return compiled(attention if request.param == "reference" else blocked_attention)
 
 
 def test_equals_numpy(qkv):
     mask = np.array([[True] * 7, [True] * 4 + [False] * 3])
     out = attention(*map(jnp.asarray, qkv), jnp.asarray(mask))
     np.testing.assert_allclose(out, numpy_attention(*qkv, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["padded", "packed"])
+@pytest.mark.parametrize("tokens", [1, 7, 8, 13])  # in blocks of 4: even and uneven ones
+def test_every_kernel_equals_numpy(kernel, tokens, kind):
+    qkv, mask = draw(2, tokens), masks(tokens)[kind]
+    out = np.asarray(kernel(*map(jnp.asarray, qkv), jnp.asarray(mask)))
+    assert (out.shape, out.dtype) == (qkv[0].shape, np.float32)
+    np.testing.assert_allclose(out, numpy_attention(*qkv, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "block"),
+    [(1, 1000, 1000), (1, 1100, 550), (1, 2048, 512), (1, 8192, 128), (2, 8192, 64), (16, 99, 99)],
+)
+def test_blocks_are_even_and_their_scores_4_mib(rows, tokens, block):
+    # 2**20 / (rows · tokens) queries at most, yet never less than 64.
+    assert _block_size(rows, tokens) == block
 
 
 def test_masked_keys_and_values_do_not_matter(qkv):
@@ -44,9 +108,46 @@ def test_mask_keeps_exactly_its_keys():
     np.testing.assert_allclose(weights, np.tile([0.0, 0.5, 0.5, 0.0], (4, 1)))
 
 
+def test_packed_mask_is_a_square_for_each_text(kernel):
+    # One-hot values as above; padding attends to padding.
+    zeros = jnp.zeros((1, 5, 1, 5))
+    texts = jnp.asarray([[1, 1, 2, 2, 0]])
+    weights = kernel(zeros, zeros, jnp.eye(5).reshape(1, 5, 1, 5), texts)[0, :, 0]
+    expected = [
+        [0.5, 0.5, 0, 0, 0],
+        [0.5, 0.5, 0, 0, 0],
+        [0, 0, 0.5, 0.5, 0],
+        [0, 0, 0.5, 0.5, 0],
+        [0, 0, 0, 0, 1],
+    ]
+    np.testing.assert_array_equal(weights, np.float32(expected))
+
+
+def assert_no_leak(kernel, dtype=jnp.float32):
+    """Check that tokens 5 … 9, text 2, change no bit of what text 1 gets."""
+    texts = np.array([[1] * 5 + [2] * 5 + [0] * 3])
+    query, key, value = (jnp.asarray(a, dtype) for a in draw(1, 13, width=64))
+    second = jnp.asarray(texts == 2)[..., None, None]
+    other = [jnp.where(second, jnp.asarray(x, dtype), a) for x, a in ((3, query), (9, key))]
+    before = np.asarray(kernel(query, key, value, jnp.asarray(texts)))
+    after = np.asarray(kernel(*other, jnp.where(second, jnp.asarray(-9, dtype), value), texts))
+    np.testing.assert_array_equal(before[texts == 1], after[texts == 1])
+    assert (before[texts == 2] != after[texts == 2]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_texts_do_not_see_each_other(kernel, dtype):
+    assert_no_leak(kernel, dtype)
+
+
 def test_row_without_tokens_is_finite(qkv):
     out = attention(*map(jnp.asarray, qkv), jnp.zeros((2, 7), bool))
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 7), bool), np.zeros((2, 7), np.int32)])
+def test_row_without_tokens_is_finite_in_every_kernel(kernel, qkv, mask):
+    assert np.isfinite(kernel(*map(jnp.asarray, qkv), jnp.asarray(mask))).all()
 
 
 def test_bfloat16_accumulates_in_float32():
@@ -57,3 +158,299 @@ def test_bfloat16_accumulates_in_float32():
     out = attention(query, key, value, jnp.ones((1, 512), bool))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), 1.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["padded", "packed"])
+def test_bfloat16_equals_numpy(kernel, kind):
+    qkv, mask = [a.astype(jnp.bfloat16) for a in draw(2, 13)], masks(13)[kind]
+    out = kernel(*map(jnp.asarray, qkv), jnp.asarray(mask))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, float), numpy_attention(*qkv, mask), atol=1e-2)
+
+
+def test_memory_grows_with_the_length_and_not_its_square():
+    def scratch(kernel, tokens):
+        x = jax.ShapeDtypeStruct((1, tokens, 4, 16), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
+        compiled = jax.jit(kernel).lower(x, x, x, mask).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert scratch(blocked_attention, 4096) < 2.6 * scratch(blocked_attention, 2048)
+    assert scratch(attention, 4096) > 3.5 * scratch(attention, 2048)
+
+
+# ---------------------------------------------------------------- choice
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Set what the device refuses: name → reason."""
+    refused: dict[str, str] = {}
+    monkeypatch.setattr(attention_gpu, "_device_refusal", refused.get)
+    choose.cache_clear()
+    yield refused
+    choose.cache_clear()
+
+
+PADDED, PACKED = 1, 5
+NO_FLOAT32 = "takes bfloat16 and float16, the weights are float32"
+ONE_TEXT = "takes rows of one text, these have up to 5"
+NO_CUDA = "needs an NVIDIA GPU, the platform is 'cpu'"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("segments", [PADDED, PACKED])
+def test_cpu_takes_blocks(dtype, segments):
+    assert choose("cpu", dtype, 128, segments, 64) == ("blocked", blocked_attention, {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "segments", "name", "refusals"),
+    [
+        ("bfloat16", PADDED, "cudnn", {}),
+        ("float16", PADDED, "cudnn", {}),
+        ("bfloat16", PACKED, "cudnn_packed", {"cudnn": ONE_TEXT}),
+        ("float32", PADDED, "blocked", {"cudnn": NO_FLOAT32, "cudnn_packed": NO_FLOAT32}),
+        ("float32", PACKED, "blocked", {"cudnn": NO_FLOAT32, "cudnn_packed": NO_FLOAT32}),
+    ],
+)
+def test_gpu(device, dtype, segments, name, refusals):
+    route = choose("gpu", dtype, 128, segments, 64)
+    assert (route.name, route.refusals) == (name, refusals)
+
+
+def test_gpu_kernels_are_those_of_their_names(device):
+    assert choose("gpu", "bfloat16", 128, PADDED, 64).kernel is cudnn_attention
+    kernel = choose("gpu", "bfloat16", 128, PACKED, 64).kernel
+    assert (kernel.func, kernel.keywords) == (cudnn_packed_attention, {"segments": PACKED})
+
+
+def test_gpu_of_an_older_generation(device):
+    device["cudnn_packed"] = "needs an NVIDIA GPU of compute capability 9.0"
+    assert choose("gpu", "bfloat16", 128, PADDED, 64).name == "cudnn"
+    route = choose("gpu", "bfloat16", 128, PACKED, 64)
+    assert (route.name, route.refusals) == ("blocked", {"cudnn": ONE_TEXT, **device})
+
+
+@pytest.mark.parametrize(("head_dim", "name"), [(8, "cudnn"), (128, "cudnn"), (136, "blocked")])
+def test_head_sizes_of_cudnn(device, head_dim, name):
+    assert choose("gpu", "bfloat16", 128, PADDED, head_dim).name == name
+    assert "this one is 60" in choose("gpu", "bfloat16", 128, PADDED, 60).refusals["cudnn"]
+
+
+@pytest.mark.parametrize("segments", [PADDED, PACKED])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tpu(dtype, segments):
+    route = choose("tpu", dtype, 512, segments, 64)
+    assert (route.name, route.refusals) == ("splash", {})
+    assert (route.kernel.func, route.kernel.keywords) == (
+        attention_tpu.splash_attention,
+        {"mesh": None},
+    )
+
+
+@pytest.mark.parametrize(("tokens", "reason"), [(256, "512 tokens and more"), (1000, "of 128")])
+def test_tpu_rows_that_do_not_suit(tokens, reason):
+    route = choose("tpu", "bfloat16", tokens, PADDED, 64)
+    assert route.name == "blocked"
+    assert reason in route.refusals["splash"]
+
+
+def test_a_chosen_kernel_is_used_where_it_suits(device):
+    assert choose("cpu", "float32", 128, PADDED, 64, implementation="reference").name == "reference"
+    assert choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn").name == "cudnn"
+    route = choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn_packed")
+    reason = "takes packed rows, these have one text"
+    assert (route.name, route.refusals) == ("blocked", {"cudnn_packed": reason})
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "name", "reason"),
+    [
+        ("cpu", "bfloat16", "cudnn", NO_CUDA),
+        ("cpu", "bfloat16", "cudnn_packed", NO_CUDA),
+        ("cpu", "float32", "splash", "needs a TPU, the platform is 'cpu'"),
+        ("gpu", "float32", "cudnn", NO_FLOAT32),
+        ("gpu", "bfloat16", "splash", "needs a TPU, the platform is 'gpu'"),
+        ("tpu", "bfloat16", "cudnn", "needs an NVIDIA GPU, the platform is 'tpu'"),
+        ("cpu", "float32", "flash", r"expected None or one of \('reference', 'blocked', "),
+    ],
+)
+def test_a_chosen_kernel_that_cannot_run_is_refused(device, platform, dtype, name, reason):
+    with pytest.raises(ValueError, match=f"attn_implementation='{name}': {reason}"):
+        choose(platform, dtype, 128, PADDED, 64, implementation=name)
+
+
+@pytest.fixture
+def asked():
+    """``_device_refusal`` without what it remembers."""
+    attention_gpu._device_refusal.cache_clear()
+    yield attention_gpu._device_refusal
+    attention_gpu._device_refusal.cache_clear()
+
+
+def test_device_is_asked_for_its_generation(asked, monkeypatch):
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda needed: needed == "8.0")
+    assert asked("cudnn") is None
+    assert asked("cudnn_packed") == "needs an NVIDIA GPU of compute capability 9.0"
+
+
+def test_whatever_jax_says_about_cudnn_is_a_reason(asked, monkeypatch):
+    def check():
+        raise RuntimeError("cuDNN is not detected.")
+
+    monkeypatch.setattr(fused, "check_cudnn_version", check)
+    reason = "jax finds no usable cuDNN (RuntimeError: cuDNN is not detected.)"
+    assert asked("cudnn") == reason
+
+
+# ---------------------------------------------------------------- cuDNN, without and with a GPU
+
+
+def test_packed_layout():
+    texts = jnp.asarray([[1, 1, 2, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 1], [0] * 7])
+    lengths, offsets = packed_layout(texts, 4)
+    assert lengths.dtype == offsets.dtype == jnp.int32
+    assert lengths.tolist() == [[2, 3, 1, -1], [7, -1, -1, -1], [-1] * 4]
+    assert offsets.tolist() == [[0, 2, 5, -1, -1], [0, -1, -1, -1, -1], [-1] * 5]
+
+
+def squares(query, key, value, pieces, scale):
+    """Attention in each (row, start, stop), as cuDNN leaves it: NaN elsewhere."""
+    out = np.full(query.shape, np.nan, query.dtype)
+    for row, start, stop in pieces:
+        own = np.s_[row : row + 1, start:stop]
+        query_ = query[own] * (scale * query.shape[-1] ** 0.5)
+        kept = np.ones((1, stop - start), bool)
+        out[own] = numpy_attention(query_, key[own], value[own], kept)
+    return jnp.asarray(out)
+
+
+def arguments_of(function, args, kwargs):
+    """Bind a call to the function's own signature, and return what it was given of arrays."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    return {k: np.asarray(v) if isinstance(v, jax.Array) else v for k, v in bound.arguments.items()}
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """jax's entry to cuDNN for padded rows, by NumPy."""
+    real = jax.nn.dot_product_attention
+
+    def emulate(*args, **kwargs):
+        given = arguments_of(real, args, kwargs)
+        query, key, value = (given.pop(name) for name in ("query", "key", "value"))
+        lengths = given.pop("query_seq_lengths")
+        assert (lengths.shape, lengths.dtype) == ((len(query),), np.int32)
+        np.testing.assert_array_equal(given.pop("key_value_seq_lengths"), lengths)
+        assert given == {"implementation": "cudnn"}  # no mask, no bias; the usual scale
+        pieces = [(row, 0, length) for row, length in enumerate(lengths)]
+        return squares(query, key, value, pieces, query.shape[-1] ** -0.5)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", emulate)
+    return cudnn_attention
+
+
+@pytest.fixture
+def cudnn_packed(monkeypatch):
+    """jax's entry to cuDNN for packed rows, by NumPy."""
+    real = fused.dot_product_attention
+
+    def emulate(*args, **kwargs):
+        given = arguments_of(real, args, kwargs)
+        query, key, value = (given.pop(name) for name in ("query", "key", "value"))
+        lengths, offsets = given.pop("q_seqlen"), given.pop("q_offsets")
+        assert lengths.shape == (len(query), 4)
+        assert offsets.shape == (len(query), 5)
+        np.testing.assert_array_equal(given.pop("kv_seqlen"), lengths)
+        np.testing.assert_array_equal(given.pop("kv_offsets"), offsets)
+        assert given.pop("mask_type") is fused.MaskType.NO_MASK
+        scale = given.pop("scale")
+        assert set(given.values()) <= {None}, given
+        pieces = [
+            (row, start, start + length)
+            for row in range(len(query))
+            for start, length in zip(offsets[row], lengths[row], strict=False)
+            if start >= 0
+        ]
+        return squares(query, key, value, pieces, scale)
+
+    monkeypatch.setattr(fused, "dot_product_attention", emulate)
+    return functools.partial(cudnn_packed_attention, segments=4)
+
+
+def assert_equals_where_kept(kernel, mask, dtype=jnp.float32, atol=1e-6):
+    """Compare with the reference at tokens; padding must be zero."""
+    qkv = [jnp.asarray(a, dtype) for a in draw(*mask.shape, width=64)]
+    out = kernel(*qkv, jnp.asarray(mask))
+    assert out.dtype == dtype
+    out, expected = (np.asarray(a, np.float32) for a in (out, attention(*qkv, jnp.asarray(mask))))
+    kept = mask.astype(bool)
+    np.testing.assert_allclose(out[kept], expected[kept], atol=atol)
+    np.testing.assert_array_equal(out[~kept], 0.0)
+
+
+PADDED_MASK = np.arange(13) < np.array([[13], [6], [1], [0]])
+PACKED_MASK = np.array([[1] * 5 + [2] * 5 + [0] * 3, [1] * 3 + [2] + [3] * 7 + [4] * 2, [0] * 13])
+
+
+def test_cudnn_gets_lengths_and_gives_zeros_at_padding(cudnn):
+    assert_equals_where_kept(cudnn, PADDED_MASK)
+    assert_equals_where_kept(cudnn, PADDED_MASK.astype(np.int32))
+
+
+def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(cudnn_packed):
+    assert_equals_where_kept(cudnn_packed, PACKED_MASK)
+
+
+def test_cudnn_packed_texts_do_not_see_each_other(cudnn_packed):
+    assert_no_leak(cudnn_packed)
+
+
+@pytest.fixture
+def gpu():
+    """Skip without a GPU; what is returned, without one that can run the kernel of a name."""
+
+    if jax.default_backend() != "gpu":
+        pytest.skip(f"needs a GPU, jax runs on {jax.default_backend()}")
+
+    def need(name):
+        if reason := attention_gpu.cannot_run(name, "bfloat16", 64):
+            pytest.skip(f"{name}: {reason}")
+
+    return need
+
+
+@pytest.mark.gpu
+def test_gpu_cudnn_equals_the_reference(gpu):
+    gpu("cudnn")
+    assert_equals_where_kept(jax.jit(cudnn_attention), PADDED_MASK[:3], jnp.bfloat16, 2e-2)
+
+
+@pytest.mark.gpu
+def test_gpu_cudnn_gives_zeros_in_a_row_without_tokens(gpu):
+    gpu("cudnn")
+    assert_equals_where_kept(jax.jit(cudnn_attention), PADDED_MASK, jnp.bfloat16, 2e-2)
+
+
+@pytest.mark.gpu
+def test_gpu_cudnn_packed_equals_the_reference(gpu):
+    gpu("cudnn_packed")
+    kernel = jax.jit(functools.partial(cudnn_packed_attention, segments=4))
+    assert_equals_where_kept(kernel, PACKED_MASK, jnp.bfloat16, 2e-2)
+
+
+@pytest.mark.gpu
+def test_gpu_cudnn_packed_texts_do_not_see_each_other(gpu):
+    gpu("cudnn_packed")
+    kernel = jax.jit(functools.partial(cudnn_packed_attention, segments=4))
+    assert_no_leak(kernel, jnp.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gpu_blocks_equal_the_reference(gpu, in_blocks, dtype):
+    qkv = [jnp.asarray(a, dtype) for a in draw(3, 13)]
+    out, expected = (k(*qkv, jnp.asarray(PACKED_MASK)) for k in (in_blocks, attention))
+    np.testing.assert_allclose(np.asarray(out, float), np.asarray(expected, float), atol=2e-2)

@@ -33,10 +33,12 @@ def test_bucket(size, expected):
 
 @pytest.mark.parametrize("batching", [PADDED, PACKED, Batching(128, max_rows=3)])
 @pytest.mark.parametrize("row_multiple", [1, 3])
-@given(lengths=st.lists(st.integers(2, 150), max_size=40))
-def test_every_text_comes_once_and_whole(batching, row_multiple, lengths):
+@pytest.mark.parametrize("longest", [12, 150])
+@given(data=st.data())
+def test_every_text_comes_once_and_whole(batching, row_multiple, longest, data):
+    lengths = data.draw(st.lists(st.integers(2, longest), max_size=40))
     ids = texts(lengths)
-    known = shapes(batching, 150, row_multiple)
+    known = shapes(batching, longest, row_multiple)
     seen = []
     for batch in make_batches(ids, batching, 1, row_multiple):
         assert batch.shape in known
@@ -58,6 +60,12 @@ def test_texts_share_a_row_and_their_places_follow_one_another():
     assert batch.shape == (1, 24, 3)
     assert batch.indices.tolist() == [1, 0, 2]
     assert batch.segments[0].tolist() == [[0, 9], [9, 14], [14, 17]]
+
+
+def test_row_is_as_long_as_it_must_be_for_the_number_of_texts():
+    # 16 tokens fill a row of 16, which has places for two texts; 24 has three.
+    (batch,) = make_batches(texts([9, 5, 2]), PACKED, pad_id=1)
+    assert batch.shape == (1, 24, 3)
 
 
 def test_padding_gives_a_row_to_each_text():

@@ -1,0 +1,201 @@
+"""Compiled steps: what they are made of, and how many are under way."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import write_tiny
+
+from jina_jax import make_mesh
+from jina_jax.batching import Batching, make_batches
+from jina_jax.checkpoint import to_state
+from jina_jax.convert import open_checkpoint
+from jina_jax.engine import Engine, Program, Step, input_shapes, platform_of, unpack
+from jina_jax.sharding import abstract_state
+
+ROWS = Batching(token_budget=32)
+IDS = [[0, *range(4, 4 + size), 2] for size in (30, 22, 25, 3, 12)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return open_checkpoint(write_tiny(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def state(checkpoint):
+    return to_state(checkpoint.config, checkpoint.tensors)
+
+
+@pytest.fixture
+def engine(checkpoint, state):
+    return Engine(checkpoint.config, state)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_unpack_of_one_text_a_row():
+    mask, positions, number = unpack(jnp.asarray([[[0, 3]], [[0, 0]]]), 4)
+    assert mask.tolist() == [[True, True, True, False], [False] * 4]
+    assert positions is None  # 0 … T-1
+    assert number.tolist() == [[1, 1, 1, 0], [0] * 4]
+
+
+def test_unpack_of_packed_rows():
+    segments = jnp.asarray([[[0, 2], [2, 5], [5, 5]], [[0, 1], [1, 2], [2, 6]]], jnp.int32)
+    mask, positions, number = unpack(segments, 7)
+    assert number.tolist() == [[1, 1, 2, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 0]]
+    assert mask.tolist() == number.tolist()
+    assert mask.dtype == number.dtype == positions.dtype == jnp.int32
+    assert positions.tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 0, 1, 2, 3, 0]]
+
+
+def test_input_shapes():
+    assert input_shapes(Program(4, 64, 8, 16, True, "mean")) == [
+        (4, 64),
+        (4, 8, 2),
+        (4, 8),
+        (4, 16, 2),
+    ]
+    assert input_shapes(Program(4, 64, 1, None, False, None)) == [(4, 64), (4, 1, 2), None, None]
+
+
+# ---------------------------------------------------------------- programs
+
+
+def test_a_program_is_compiled_once_and_depends_on_shape_tasks_spans_and_pooling(engine):
+    (batch,) = make_batches(IDS[3:4], ROWS, 1)
+    assert batch.shape == (1, 16, 1)
+    tasks, spans = np.zeros((1, 1), np.int32), np.array([[[0, 1], [1, 3]]], np.int32)
+    counts = []
+    for step, pooling in [
+        (Step(batch, None), "mean"),
+        (Step(batch, None), "mean"),
+        (Step(batch, tasks), "mean"),
+        (Step(batch, None, spans), "mean"),
+        (Step(batch, None, spans), "cls"),
+        (Step(batch, None), None),
+        (Step(batch, None), None),
+    ]:
+        ((done, output),) = engine.run([step], pooling)
+        assert done is step
+        assert output.dtype == np.float32
+        counts.append((engine.compiled, output.shape))
+    assert counts == [
+        (1, (1, 1, 64)),
+        (1, (1, 1, 64)),
+        (2, (1, 1, 64)),
+        (3, (1, 2, 64)),
+        (4, (1, 2, 64)),
+        (5, (1, 16, 64)),
+        (5, (1, 16, 64)),
+    ]
+
+
+def test_pooling_is_that_of_the_token_vectors(engine):
+    (batch,) = make_batches(IDS[3:4], ROWS, 1)
+    spans = np.array([[[0, 5], [2, 3]]], np.int32)
+    ((_, tokens),) = engine.run([Step(batch, None)], None)
+    for step, pooling, expected in [
+        (Step(batch, None), "mean", [tokens[0, :5].mean(0)]),
+        (Step(batch, None), "cls", [tokens[0, 0]]),
+        (Step(batch, None, spans), "mean", [tokens[0, :5].mean(0), tokens[0, 2]]),
+    ]:
+        ((_, output),) = engine.run([step], pooling)
+        np.testing.assert_allclose(output[0], expected, atol=1e-5)
+
+
+def test_compile_ahead_in_threads(engine, monkeypatch):
+    together = threading.Barrier(3)
+    lower = Engine.lower
+
+    def waiting(self, program):
+        together.wait(30)
+        return lower(self, program)
+
+    monkeypatch.setattr(Engine, "lower", waiting)
+    programs = [Program(1, tokens, 1, None, False, "mean") for tokens in (16, 24, 32)]
+    engine.compile(programs, threads=3)
+    assert engine.compiled == 3
+    engine.compile(programs)
+    assert engine.compiled == 3
+    list(engine.run([Step(batch, None) for batch in make_batches(IDS[:1], ROWS, 1)], "mean"))
+    assert engine.compiled == 3
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_programs_can_be_lowered_without_weights(checkpoint, model):
+    mesh = make_mesh(model)
+    state = abstract_state(checkpoint.config, "bfloat16", mesh, scan_layers=False)
+    engine = Engine(checkpoint.config, state, mesh=mesh)
+    assert (engine.platform, engine.dtype) == ("cpu", "bfloat16")
+    assert engine.row_multiple == 8 // model
+    compiled = engine.lower(Program(8, 16, 2, None, True, "mean")).compile()
+    assert engine.compiled == 0  # it cannot be run
+    # A pair of matmuls costs one sum over devices, and splitting rows none.
+    assert compiled.as_text().count(" all-reduce(") == (0 if model == 1 else 2)
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_steps_come_in_order_and_a_few_are_under_way(engine, monkeypatch):
+    started, seen = [], []
+    start = Engine._start
+
+    def noted(self, step, pooling):
+        started.append(step)
+        return start(self, step, pooling)
+
+    monkeypatch.setattr(Engine, "_start", noted)
+    steps = [Step(batch, None) for batch in make_batches(IDS, ROWS, 1)]
+    assert len(steps) == 4
+    for step, _ in engine.run(iter(steps), "mean"):
+        seen.append((step is steps[len(seen)], len(started)))
+    assert seen == [(True, 3), (True, 4), (True, 4), (True, 4)]
+    assert list(engine.run([], "mean")) == []
+
+
+def test_an_error_in_the_steps_comes_through(engine):
+    (batch,) = make_batches(IDS[3:4], ROWS, 1)
+
+    def steps():
+        yield Step(batch, None)
+        raise ValueError("the second")
+
+    with pytest.raises(ValueError, match="the second"):
+        list(engine.run(steps(), "mean"))
+
+
+# ---------------------------------------------------------------- devices and kernels
+
+
+@pytest.mark.parametrize(("asked", "name"), [(None, "blocked"), ("reference", "reference")])
+def test_kernel_is_the_one_asked_for(checkpoint, state, asked, name, monkeypatch):
+    engine = Engine(checkpoint.config, state, attn_implementation=asked)
+    route = engine.route(Program(1, 16, 1, None, False, None))
+    assert (route.name, route.refusals) == (name, {})
+    used = []
+
+    def kernel(query, *others):
+        used.append(query.shape)
+        return route.kernel(query, *others)
+
+    monkeypatch.setattr(Engine, "route", lambda *_: route._replace(kernel=kernel))
+    engine.lower(Program(3, 16, 2, None, False, "mean"))
+    assert used == [(3, 16, 2, 32)]
+
+
+def test_a_kernel_that_can_never_run_is_refused_at_once(checkpoint, state):
+    message = "attn_implementation='splash': needs a TPU, the platform is 'cpu'"
+    with pytest.raises(ValueError, match=message):
+        Engine(checkpoint.config, state, attn_implementation="splash")
+
+
+def test_platform_of():
+    array = jnp.zeros(1)
+    assert platform_of(array) == "cpu"
+    assert platform_of(jax.ShapeDtypeStruct((1,), jnp.float32, sharding=array.sharding)) == "cpu"

@@ -1,0 +1,301 @@
+"""From texts to vectors: order, batch mates and the form of batches change nothing."""
+
+import random
+import string
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from published import TASKS
+from tiny import write_tiny
+
+from jina_jax import Batching, JinaEmbeddings, make_mesh
+from jina_jax.batching import Batch, shapes
+from jina_jax.pipeline import Item, Pipeline, ahead
+
+BATCHINGS = {
+    "packed": Batching(token_budget=256, row_lengths=(8, 128)),  # rows of one length: few programs
+    "packed, short rows": Batching(token_budget=128, row_lengths=(64, 96)),
+    "padded": Batching(token_budget=256),
+}
+
+
+def draw(count):
+    """Random texts of 0 … 100 characters, each with a task or without."""
+    random_ = random.Random(0)
+    letters = string.ascii_letters + string.punctuation + "  "
+    texts = ["".join(random_.choices(letters, k=random_.randint(0, 100))) for _ in range(count)]
+    return texts, [random_.choice([None, *TASKS]) for _ in texts]
+
+
+TEXTS, MIXED = draw(24)
+OPTIONS = {"task": MIXED, "prompt": None}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("model"))
+
+
+def load(directory, dtype=None, batching=None):
+    """Load on one device: there, the fewest programs are compiled."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return JinaEmbeddings.from_pretrained(directory, mesh=mesh, dtype=dtype, batching=batching)
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return load(directory, batching=BATCHINGS["packed"])
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """Each text by itself."""
+    return np.stack(
+        [model.encode(t, task=task, prompt=None) for t, task in zip(TEXTS, MIXED, strict=True)]
+    )
+
+
+# ---------------------------------------------------------------- vectors
+
+
+@pytest.mark.parametrize("name", BATCHINGS)
+def test_every_batching_gives_the_vector_of_the_text_alone(directory, alone, name):
+    model = load(directory, batching=BATCHINGS[name])
+    np.testing.assert_allclose(model.encode(TEXTS, **OPTIONS), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batch_size_changes_nothing(model, alone, batch_size):
+    ours = model.encode(TEXTS, batch_size=batch_size, **OPTIONS)
+    np.testing.assert_allclose(ours, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batch_mates_change_nothing(model, alone, seed):
+    order = random.Random(seed).sample(range(len(TEXTS)), k=5 + 4 * seed)
+    ours = model.encode([TEXTS[i] for i in order], task=[MIXED[i] for i in order], prompt=None)
+    np.testing.assert_allclose(ours, alone[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["packed", "padded"])
+def test_bfloat16(directory, alone, name):
+    ours = load(directory, "bfloat16", BATCHINGS[name]).encode(TEXTS, **OPTIONS)
+    assert (ours * alone).sum(1).min() >= 0.9999
+
+
+def test_pools_are_put_together_again(model, alone, monkeypatch):
+    monkeypatch.setattr("jina_jax.pipeline._CHARACTERS_PER_TOKEN", 0)  # a pool a text
+    np.testing.assert_allclose(model.encode(TEXTS, **OPTIONS), alone, atol=1e-5)
+
+
+# ---------------------------------------------------------------- programs
+
+
+@pytest.mark.parametrize(
+    "batching",
+    [Batching(64, row_lengths=(32,)), Batching(64, max_rows=2)],
+    ids=["packed", "padded"],
+)
+def test_warmup_compiles_all_that_texts_of_any_number_need(directory, batching):
+    model = load(directory, batching=batching)
+    known = shapes(batching, 16)
+    assert model.warmup(16) == model.engine.compiled == 2 * len(known)
+    random_ = random.Random(1)
+    for count in (1, 1, 2, 3, 3, 5, 9, 30):
+        texts = ["x" * random_.randint(0, 13) for _ in range(count)]
+        model.encode(texts)
+        model.encode(texts, task="separation")
+        model.encode(texts, task=[random_.choice([None, *TASKS]) for _ in texts], prompt=None)
+    assert model.engine.compiled == 2 * len(known)
+
+
+def test_number_of_programs_is_bounded(directory):
+    model = load(directory, batching=BATCHINGS["packed"])
+    random_ = random.Random(2)
+    for count in (1, 2, 4, 6, 13, 40):
+        texts = ["x" * random_.randint(0, 100) for _ in range(count)]
+        model.encode(texts, task=random_.choice([None, "separation"]))
+    assert 2 < model.engine.compiled <= 2 * len(shapes(model.batching, 128))
+
+
+def test_warmup_for_one_case_and_one_batch_size(directory):
+    model = load(directory)
+    assert model.warmup(16, tasks=False, batch_size=1) == 1
+    assert model.warmup(16, tasks=True, batch_size=1) == 2
+    assert model.warmup(16, batch_size=1) == 2
+    model.encode(["a", "bc"], batch_size=1)
+    assert model.engine.compiled == 2
+
+
+def test_warmup_goes_up_to_the_longest_text_that_the_model_takes(directory):
+    model = load(directory)
+    compiled = []
+    model.engine.compile = lambda programs, threads: compiled.extend(programs)
+    model.warmup(batch_size=1)  # 512 tokens, where the model takes 128
+    assert max(program.tokens for program in compiled) == 128
+    with pytest.raises(ValueError, match=r"max_length=1: expected an integer from 2 to 128"):
+        model.warmup(1)
+
+
+# ---------------------------------------------------------------- padding
+
+
+def test_padding_of_packed_texts(directory):
+    model = load(directory, batching=BATCHINGS["packed, short rows"])
+    # Characters, <s>, ▁ and </s>: 18 tokens in a row of 24.
+    _, info = model.encode(["x" * 6, "xx", "x"], return_info=True)
+    assert info.tokens.tolist() == [9, 5, 4]
+    assert info.padding == 1 - 18 / 24
+
+
+def test_padding_of_padded_texts(directory):
+    model = load(directory, batching=BATCHINGS["padded"])
+    _, info = model.encode(["x" * 6, "xx", ""], return_info=True)
+    assert info.padding == 1 - 16 / (4 * 16)  # four rows of 16, one of them empty
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_padding_is_a_share(model, batch_size):
+    _, info = model.encode(TEXTS, batch_size=batch_size, return_info=True, **OPTIONS)
+    assert 0 < info.padding < 1
+    assert model.encode([], return_info=True)[1].padding == 0
+
+
+# ---------------------------------------------------------------- pools and items
+
+
+class Device:
+    """An engine that pools ids themselves: the vectors of a token are its id, twice."""
+
+    row_multiple = 1
+
+    class config:  # noqa: N801
+        pad_token_id = -1
+
+    def __init__(self):
+        self.steps = []
+
+    def run(self, steps, pooling):
+        for step in steps:
+            self.steps.append(step)
+            batch: Batch = step.batch
+            vectors = np.stack([batch.input_ids] * 2, -1).astype(np.float32)
+            if pooling is None:
+                yield step, vectors
+                continue
+            spans = batch.segments if step.spans is None else step.spans
+            means = [
+                [v[i:j].mean(0) if i < j else np.zeros(2) for i, j in own]
+                for v, own in zip(vectors, spans.tolist(), strict=True)
+            ]
+            yield step, np.array(means)
+
+
+def run(items, pooling="mean", batching=BATCHINGS["packed, short rows"], tasks=None):
+    """Run one pool; return the steps, and (item, vectors) in the order of texts."""
+    device = Device()
+    tasks = np.full(len(items), -1) if tasks is None else np.array(tasks)
+    found = Pipeline(device, batching, tasks).run([items], pooling)
+    return device.steps, sorted(found, key=lambda pair: pair[0].text)
+
+
+def test_each_item_gets_its_own_vectors():
+    items = [Item(0, [1, 1]), Item(1, [2, 2, 2]), Item(2, [3] * 9)]
+    (step,), found = run(items)
+    assert step.batch.shape == (1, 24, 3)
+    assert step.task_ids is None
+    assert [vectors.tolist() for _, vectors in found] == [[[i, i]] for i in (1, 2, 3)]
+    assert [item for item, _ in found] == items
+
+
+def test_token_vectors():
+    _, found = run([Item(0, [1, 5]), Item(1, [2, 4, 6])], None)
+    assert found[0][1].tolist() == [[1, 1], [5, 5]]
+    assert found[1][1].tolist() == [[2, 2], [4, 4], [6, 6]]
+
+
+@pytest.mark.parametrize("batching", [BATCHINGS["packed, short rows"], BATCHINGS["padded"]])
+def test_pieces_of_items_beside_whole_ones(batching):
+    pieces = [(7, 0, 2), (8, 1, 3), (9, 2, 3)]
+    items = [Item(0, [10, 20, 30], pieces), Item(1, [4, 6]), Item(2, [1, 2, 3, 4], [(0, 3, 4)])]
+    (step,), found = run(items, batching=batching)
+    # Ranges of a row are a power of two: programs are few.
+    assert step.spans.shape[1] == (8 if batching.row_lengths else 4)
+    assert [v[:, 0].tolist() for _, v in found] == [[15, 25, 30], [5], [4]]
+
+
+def test_tasks_of_places():
+    items = [Item(0, [1] * 3), Item(1, [2] * 5), Item(2, [3] * 4)]
+    (step,), _ = run(items, tasks=[4, -1, 2])
+    assert step.batch.indices.tolist() == [1, 2, 0]
+    assert step.task_ids.tolist() == [[-1, 2, 4]]
+
+
+def pools_of(texts, batching):
+    return list(Pipeline(Device(), batching, np.zeros(0)).pools(texts))
+
+
+def test_pools_grow_after_the_first(monkeypatch):
+    monkeypatch.setattr("jina_jax.pipeline._STEPS_IN_POOL", 3)
+    monkeypatch.setattr("jina_jax.pipeline._STEPS_IN_FIRST_POOL", 1)
+    # Steps of 16 tokens are 64 characters.
+    packed = Batching(token_budget=16, row_lengths=(16,))
+    texts = ["x" * size for size in (30, 40, 100, 92, 5, 7)]
+    assert pools_of(texts, packed) == [[0, 1], [2, 3], [4, 5]]
+    # The longest first where each is padded.
+    assert pools_of(texts, Batching(token_budget=16)) == [[2], [3, 1, 0, 5, 4]]
+    assert pools_of([], packed) == []
+
+
+# ---------------------------------------------------------------- ahead
+
+
+def test_ahead_keeps_the_order():
+    assert list(ahead(iter(range(20)))) == [*range(20)]
+    assert list(ahead(iter([]))) == []
+    assert list(ahead(iter([None, 0, None]))) == [None, 0, None]
+
+
+def test_ahead_computes_the_next_value_in_a_thread_while_one_is_used():
+    second, names = threading.Event(), []
+
+    def values():
+        names.append(threading.current_thread().name)
+        yield 1
+        second.set()
+        yield 2
+
+    coming = ahead(values())
+    assert next(coming) == 1
+    assert second.wait(10)  # nobody has asked for it yet
+    assert next(coming) == 2
+    assert names != [threading.current_thread().name]
+
+
+def test_ahead_is_one_value_ahead_and_no_more():
+    made = []
+
+    def values():
+        for i in range(5):
+            made.append(i)
+            yield i
+
+    coming = ahead(values())
+    next(coming)
+    time.sleep(0.05)
+    assert made == [0, 1]
+    coming.close()
+
+
+def test_ahead_lets_errors_through_behind_what_came_before():
+    def values():
+        yield 1
+        raise ValueError("the second")
+
+    coming = ahead(values())
+    assert next(coming) == 1
+    with pytest.raises(ValueError, match="the second"):
+        next(coming)
