@@ -39,6 +39,7 @@ def main() -> None:
     names = [*OURS, *peers.PEERS]
     parser.add_argument("--peers", nargs="+", choices=names, default=names)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--texts", type=int, default=256, help="texts of mixed lengths")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", type=Path, help="keep the checkpoints here")
@@ -57,8 +58,8 @@ def main() -> None:
         routes = load(args.peers, directory)
         print(common.header("jax", *peers.PACKAGES))
         print(f"{args.layers} layers, medians of {args.rounds} alternating rounds\n")
-        dense(routes, args)
-        mixed(routes, args)
+        for section in args.sections:
+            SECTIONS[section](routes, args)
 
 
 def load(names: list[str], directory: Path) -> dict[str, peers.Peer]:
@@ -112,8 +113,8 @@ def dense(routes: dict[str, peers.Peer], args) -> None:
 def mixed(routes: dict[str, peers.Peer], args) -> None:
     """Time texts to vectors: mixed lengths, sentences, and one sentence alone."""
     cases = {
-        "mixed lengths, texts/s": common.log_normal_texts(args.texts),
-        "sentences, texts/s": common.sentences(4 * args.texts),
+        "mixed lengths, texts/s": common.log_normal_texts(args.texts, longest=1024),
+        "sentences, texts/s": common.sentences(3 * args.texts),
     }
     columns = {}
     for title, texts in cases.items():
@@ -126,6 +127,9 @@ def mixed(routes: dict[str, peers.Peer], args) -> None:
     )
     columns["one sentence, 1/s"] = {name: 1 / s for name, s in seconds.items()}
     print_table("Texts to vectors", columns)
+
+
+SECTIONS = {"dense": dense, "texts": mixed}
 
 
 def alternate(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -110,8 +110,16 @@ def save_native(directory: str | Path, config: Config, state: nnx.State) -> None
 
     Raises:
       FileExistsError: if the directory is there and not empty.
-      CheckpointError: if the state does not fit the config.
+      CheckpointError: if the state does not fit the config, or is split over a ``model`` axis,
+        where ``qkv_proj`` has its columns in another order.
     """
+    for leaf in jax.tree.leaves(state):
+        mesh = getattr(leaf.sharding, "mesh", None)
+        if mesh is not None and mesh.shape.get("model", 1) > 1:
+            raise CheckpointError(
+                f"state: expected weights that no model axis splits, got one of "
+                f"{mesh.shape['model']}: load the checkpoint without it to save a copy"
+            )
     tensors = state_tensors(state)
     check_keys(parameter_shapes(config), tensors.items(), "state")
     with new_directory(Path(directory)) as partial:

@@ -24,22 +24,31 @@ def spans_processes(mesh: Mesh | None) -> bool:
     return any(device.process_index != here for device in mesh.devices.flat)
 
 
-def share_tokenization(
-    texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[list[int]]]
-) -> list[list[int]]:
-    """Tokenise every process's share of the texts there, and return the ids of all.
+def check_same(texts: Sequence[str]) -> None:
+    """Check that every process was given the same texts.
 
     Raises:
-      ValueError: if the processes were given different texts.
+      ValueError: if not, on each of them.
     """
-    checksum = zlib.crc32("\0".join(texts).encode())
-    seen = multihost_utils.process_allgather(np.array([len(texts), checksum], np.int64))
+    checksum = zlib.crc32("\0".join(texts).encode()) & 0x7FFFFFFF  # JAX gathers 32 bits
+    seen = multihost_utils.process_allgather(np.array([len(texts), checksum], np.int32))
     if (seen != seen[0]).any():
         raise ValueError(
             f"texts: expected the same texts on every process of the mesh, got (count, checksum) "
             f"{seen.tolist()}; for texts of its own give each process "
             f"mesh=make_mesh(devices=jax.local_devices())"
         )
+
+
+def share_tokenization(
+    texts: Sequence[str], tokenize: Callable[[Sequence[str]], list[list[int]]]
+) -> list[list[int]]:
+    """Tokenise every process's share of the texts there, and return the ids of all.
+
+    Raises:
+      ValueError: as ``check_same``.
+    """
+    check_same(texts)
     count, here = jax.process_count(), jax.process_index()
     own = tokenize(texts[here::count])
     # Equal shapes everywhere: the most texts and the most tokens that any process has.

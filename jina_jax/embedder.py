@@ -292,7 +292,7 @@ class JinaEmbeddings:
                     results[item.text] += share * vectors[0, :dim]
                 progress.update(item.is_last)
         _tell_dropped(dropped, max_length)
-        _LOGGER.debug("%d texts, %.1f %% of it padding", len(texts), 100 * pipeline.padding)
+        _LOGGER.debug("%d texts; padding: %.1f %%", len(texts), 100 * pipeline.padding)
         embeddings: Any = results
         if not tokens_wanted:
             embeddings = truncate(results, dim, normalize=normalize_embeddings)
@@ -371,6 +371,8 @@ class JinaEmbeddings:
                 yield from _windowed(text, ids, max_length, overlap, ranges)
 
         pipeline = Pipeline(self.engine, self.batching, task_ids)
+        if distributed.spans_processes(self.engine.mesh):
+            distributed.check_same(prompted)
         pools = ahead(list(items(pool)) for pool in pipeline.pools(texts))
         with tqdm(total=len(texts), unit="text", disable=not _shown(show_progress_bar)) as progress:
             for item, vectors in pipeline.run(pools, "mean"):
@@ -393,6 +395,9 @@ class JinaEmbeddings:
         threads: int = 2,
     ) -> int:
         """Compile ahead what ``encode`` may need, or read it from the compilation cache.
+
+        Token embeddings, windows of long texts and chunks have programs of their own, which are
+        compiled when they come.
 
         Args:
           max_length: tokens of the longest text to expect.

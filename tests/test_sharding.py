@@ -11,9 +11,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from tiny import TINY, write_tiny
 
-from jina_jax import Batching, JinaEmbeddings, make_mesh
+from jina_jax import Batching, CheckpointError, JinaEmbeddings, make_mesh
 from jina_jax.attention import Route, blocked_attention
-from jina_jax.checkpoint import parameter_shapes, to_state
+from jina_jax.checkpoint import parameter_shapes, save_native, to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.sharding import (
     RULES,
@@ -257,3 +257,16 @@ def test_other_axes_are_refused_before_anything_is_loaded(directory, shape, axes
     mesh = jax.make_mesh(shape, axes, axis_types=types)
     with pytest.raises(ValueError, match=r"mesh: expected axes \('data', 'model'\) of type Auto"):
         JinaEmbeddings.from_pretrained(directory, mesh=mesh)
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_weights_in_the_order_of_a_model_axis_are_not_saved(checkpoint, config, tmp_path, model):
+    mesh = make_mesh(model=model, devices=jax.devices()[:model])
+    state = to_state(config, checkpoint.tensors, place=placer(mesh, config))
+    if model == 1:
+        save_native(tmp_path / "copy", config, state)
+        assert (tmp_path / "copy" / "config.json").exists()
+        return
+    with pytest.raises(CheckpointError, match="no model axis splits, got one of 2"):
+        save_native(tmp_path / "copy", config, state)
+    assert not (tmp_path / "copy").exists()
