@@ -88,15 +88,16 @@ def blocked_attention(
     def one_block(operands):
         queries, mask = operands
         bias = _bias(mask, attention_mask)
-        return jax.lax.map(lambda head: _one_head(*head, bias), (queries, key, value))
+        return jax.lax.map(lambda head: _one_head(head, bias), (queries, key, value))
 
     mixed = jax.lax.map(one_block, (query, query_mask))
     mixed = mixed.transpose(2, 0, 3, 1, 4).reshape(rows, blocks * block, heads, -1)
     return mixed[:, :tokens]
 
 
-def _one_head(query, key, value, bias):
+def _one_head(head: tuple[jax.Array, jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
     """Attend in one head: query (B, C, H), key and value (B, T, H), bias (B, C or 1, T)."""
+    query, key, value = head
     scores = einsum("bth,bsh->bts", query, key) * query.shape[-1] ** -0.5
     weights = _softmax(scores + bias).astype(value.dtype)
     return einsum("bts,bsh->bth", weights, value).astype(value.dtype)

@@ -17,6 +17,13 @@ def programs_folder() -> Path:
     return cache_folder() / "programs"
 
 
+def programs_in_use() -> str | None:
+    """Return the folder of compiled programs that JAX was told of, or None."""
+    import jax
+
+    return jax.config.values["jax_compilation_cache_dir"]
+
+
 def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
     """Choose where JAX keeps compiled programs, for the whole process: JAX has one such cache.
 
@@ -33,7 +40,7 @@ def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
     if setting is False:
         return
     if setting is True:
-        if jax.config.jax_compilation_cache_dir:
+        if programs_in_use() is not None:
             return
         setting = programs_folder()
     elif not isinstance(setting, str | os.PathLike):

@@ -248,16 +248,18 @@ def info(model: str | None, devices: bool, as_json: bool, **hub: Any) -> None:
     if devices == (model is not None):
         raise click.UsageError("expected either MODEL or --devices")
     if devices:
-        from jina_jax.cli_devices import as_text, describe
+        from jina_jax import cli_devices
 
-        facts = describe()
+        facts = cli_devices.describe()
+        text = cli_devices.as_text(facts)
     else:
-        from jina_jax.cli_info import as_text, describe
+        from jina_jax import cli_info
         from jina_jax.convert import open_checkpoint
         from jina_jax.hub import fetch
 
-        facts = describe(open_checkpoint(fetch(str(model), **hub)))
-    click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else as_text(facts))
+        facts = cli_info.describe(open_checkpoint(fetch(str(model), **hub)))
+        text = cli_info.as_text(facts)
+    click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else text)
 
 
 @main.command()

@@ -10,7 +10,7 @@ import jaxlib
 
 from jina_jax.attention import IMPLEMENTATIONS, choose
 from jina_jax.batching import DEFAULTS
-from jina_jax.cache import cache_folder, programs_folder
+from jina_jax.cache import cache_folder, programs_folder, programs_in_use
 from jina_jax.cli_info import columns
 from jina_jax.engine import platform_of
 
@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
         "chosen": chosen,
         "batching": dataclasses.asdict(DEFAULTS[platform]),
         "cache": str(cache_folder()),
-        "compilation_cache": jax.config.jax_compilation_cache_dir or str(programs_folder()),
+        "compilation_cache": programs_in_use() or str(programs_folder()),
     }
 
 

@@ -502,7 +502,7 @@ def _spans_of(
         raise ValueError(
             f"chunks={chunks!r}: expected a number of tokens, 'sentences', a function or spans"
         )
-    spans = [chunks] if single else chunks
+    spans: Any = [chunks] if single else chunks
     if len(spans) != len(texts):
         raise ValueError(f"chunks: expected spans for each of {len(texts)} texts, got {len(spans)}")
     return lambda text, offsets: spans[text]

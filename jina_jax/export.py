@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def export_program(
             [(keys, variable.replace(weights[_path(keys)])) for keys, variable in variables]
         )
         arrays = iter(given)
-        inputs = [None if shape is None else next(arrays) for shape in shapes]
+        inputs: list[Any] = [None if shape is None else next(arrays) for shape in shapes]
         return encode_batch(engine.graph, program.pooling, kernel, None, state, *inputs)
 
     inputs = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes if shape is not None]

@@ -68,7 +68,7 @@ class Pipeline:
         Where each text is padded, texts of like length come together, the longest first; where
         texts share rows, long and short ones fit better as they come.
         """
-        order = range(len(texts))
+        order: Sequence[int] = range(len(texts))
         if not self._batching.row_lengths:
             order = sorted(order, key=lambda i: -len(texts[i]))
         step = self._batching.token_budget * self._engine.row_multiple * _CHARACTERS_PER_TOKEN
