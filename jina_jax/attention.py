@@ -26,6 +26,7 @@ _MASKED = -1e30
 _WHOLE_BYTES = 8 << 20
 _BLOCK_BYTES = 4 << 20
 _SMALLEST_BLOCK = 64
+_LONGEST_WHOLE = 512  # tokens of a row for which the reference may be chosen
 
 
 class Route(NamedTuple):
@@ -165,7 +166,8 @@ def choose(
     preferred = _PREFERRED[platform] if implementation is None else (implementation, "blocked")
     refusals: dict[str, str] = {}
     for name in preferred:
-        reason = cannot[name] or _does_not_suit(name, tokens, segments)
+        insisted = name == implementation == "reference"
+        reason = cannot[name] or (None if insisted else _does_not_suit(name, tokens, segments))
         if reason is None:
             return Route(name, kernels[name], refusals)
         refusals[name] = reason
@@ -175,7 +177,8 @@ def choose(
 _PREFERRED = {
     "cpu": ("blocked",),
     "gpu": ("cudnn", "cudnn_packed", "blocked"),
-    "tpu": ("splash", "blocked"),
+    # Blocks are sized for a processor's cache: on short rows of a TPU they are many small steps.
+    "tpu": ("splash", "reference", "blocked"),
 }
 
 
@@ -196,4 +199,6 @@ def _does_not_suit(name: str, tokens: int, segments: int) -> str | None:
         return f"takes rows of one text, these have up to {segments}"
     if name == "cudnn_packed" and segments == 1:
         return "takes packed rows, these have one text"
+    if name == "reference" and tokens > _LONGEST_WHOLE:
+        return f"takes memory by the square of the length, these rows have {tokens} tokens"
     return attention_tpu.does_not_suit(tokens) if name == "splash" else None
