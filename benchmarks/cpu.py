@@ -177,18 +177,25 @@ def growth(name: str, directory: Path, layers: int) -> dict[str, list[float]]:
 
 
 def draw(path: Path, directory: Path, layers: int) -> None:
-    """Draw how cost grows, each route in a process of its own, on one core and on all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Measure and draw how cost grows, each route in a process, on one core and on all."""
     cores = sorted({1, len(os.sched_getaffinity(0))})
     found = {
         (name, count): on_cores(count, name, directory, layers)
         for name in ("jina_jax-bfloat16", "transformers-bfloat16")
         for count in cores
     }
+    print(json.dumps({f"{name}, {count}": result for (name, count), result in found.items()}))
+    plot(found, path, layers)
+
+
+def plot(found: dict[tuple[str, int], dict[str, list[float]]], path: Path, layers: int) -> None:
+    """Draw what ``growth`` measured, by route and cores."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cores = [count for _, count in found]
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for (name, count), result in found.items():
         style = {"marker": "o", "linestyle": "-" if count == max(cores) else "--"}
@@ -205,15 +212,14 @@ def draw(path: Path, directory: Path, layers: int) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, ticks)
         axis.set_xlabel(label)
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[1].set_yscale("log")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_yscale("log", base=2)
     axes[0].set_ylabel("ms a token")
     axes[1].set_ylabel("ms a step")
     axes[0].legend()
     figure.suptitle(f"{layers} layers, bfloat16, {common.processor()}")
     figure.savefig(path, dpi=130)
-    print(json.dumps({f"{name}, {count}": result for (name, count), result in found.items()}))
 
 
 def on_cores(count: int, name: str, directory: Path, layers: int) -> dict[str, list[float]]:
