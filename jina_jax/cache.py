@@ -21,7 +21,7 @@ def programs_in_use() -> str | None:
     """Return the folder of compiled programs that JAX was told of, or None."""
     import jax
 
-    return jax.config.values["jax_compilation_cache_dir"]
+    return jax.config.values["jax_compilation_cache_dir"] or None  # "" is none, too
 
 
 def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:

@@ -59,8 +59,9 @@ def test_true_takes_what_jax_was_told_of(settings):
     assert settings() == before
 
 
-def test_true_is_our_folder_where_jax_was_told_of_none(settings, monkeypatch):
-    jax.config.update("jax_compilation_cache_dir", None)
+@pytest.mark.parametrize("none", [None, ""])  # "" is what an empty variable gives
+def test_true_is_our_folder_where_jax_was_told_of_none(settings, monkeypatch, none):
+    jax.config.update("jax_compilation_cache_dir", none)
     monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
     set_compilation_cache(True)
     assert settings() == ["/ours/programs", 0.0, -1]
