@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from jina_jax.config import Config
-from jina_jax.encoder import abstract_encoder
+from jina_jax.encoder import abstract_encoder, parameter_path
 from jina_jax.tensors import (
     FLOAT_DTYPES,
     CheckpointError,
@@ -40,7 +40,10 @@ _FLOATS = ", ".join(map(repr, FLOAT_DTYPES))
 def parameter_shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
     """Map every parameter path of the encoder to its shape."""
     _, state = abstract_encoder(config)
-    return {_path(keys): variable.get_value().shape for keys, variable in nnx.to_flat_state(state)}
+    return {
+        parameter_path(keys): variable.get_value().shape
+        for keys, variable in nnx.to_flat_state(state)
+    }
 
 
 def check_keys(
@@ -132,7 +135,9 @@ def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
     def lazy(array: jax.Array) -> LazyTensor:
         return LazyTensor(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
 
-    return {_path(keys): lazy(variable[...]) for keys, variable in nnx.to_flat_state(state)}
+    return {
+        parameter_path(keys): lazy(variable[...]) for keys, variable in nnx.to_flat_state(state)
+    }
 
 
 def to_state(
@@ -179,7 +184,7 @@ def to_state(
     _, abstract = abstract_encoder(config, scan_layers=scan_layers)
     return nnx.from_flat_state(
         [
-            (keys, variable.replace(arrays[_path(keys)]))
+            (keys, variable.replace(arrays[parameter_path(keys)]))
             for keys, variable in nnx.to_flat_state(abstract)
         ]
     )
@@ -214,7 +219,3 @@ def _aligned_copy(tensors: Sequence[LazyTensor], dtype: np.dtype) -> np.ndarray:
     for i, tensor in enumerate(tensors):
         copy[i] = tensor.read()
     return copy
-
-
-def _path(keys: tuple) -> str:
-    return ".".join(map(str, keys))

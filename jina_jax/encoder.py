@@ -233,6 +233,11 @@ class LayerNorm(nnx.Module):
         return (x * scale + bias).astype(self.scale.dtype)
 
 
+def parameter_path(keys: tuple) -> str:
+    """Join the keys of a flat state to a parameter's path, "layers.0.mlp.fc1.kernel"."""
+    return ".".join(map(str, keys))
+
+
 def abstract_encoder(
     config: Config, dtype=jnp.float32, **options
 ) -> tuple[nnx.GraphDef, nnx.State]:

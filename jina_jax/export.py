@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jina_jax.encoder import parameter_path
 from jina_jax.engine import Engine, Program, encode_batch, input_shapes
 
 
@@ -38,7 +39,10 @@ def export_program(
 
     def run(weights, *given):
         state = nnx.from_flat_state(
-            [(keys, variable.replace(weights[_path(keys)])) for keys, variable in variables]
+            [
+                (keys, variable.replace(weights[parameter_path(keys)]))
+                for keys, variable in variables
+            ]
         )
         arrays = iter(given)
         inputs: list[Any] = [None if shape is None else next(arrays) for shape in shapes]
@@ -54,7 +58,9 @@ def export_program(
 
 def weights(engine: Engine) -> dict[str, jax.Array]:
     """Return the weights that an exported program takes, by parameter path."""
-    return {_path(keys): variable[...] for keys, variable in nnx.to_flat_state(engine.state)}
+    return {
+        parameter_path(keys): variable[...] for keys, variable in nnx.to_flat_state(engine.state)
+    }
 
 
 def save_program(path: str | Path, exported: jax.export.Exported) -> None:
@@ -65,7 +71,3 @@ def save_program(path: str | Path, exported: jax.export.Exported) -> None:
     """
     with Path(path).open("xb") as file:
         file.write(exported.serialize())
-
-
-def _path(keys: tuple) -> str:
-    return ".".join(map(str, keys))

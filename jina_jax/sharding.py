@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
-from jina_jax.encoder import abstract_encoder
+from jina_jax.encoder import abstract_encoder, parameter_path
 
 # Parameter path → how its axes are split; the first match counts. Embeddings are copied: split,
 # they would cost a sum over devices for each step and save nothing that matters.
@@ -115,7 +115,7 @@ def abstract_state(config: Config, dtype: str, mesh: Mesh, *, scan_layers: bool)
     )
 
     def lay_out(keys, variable):
-        path = ".".join(map(str, keys))
+        path = parameter_path(keys)
         leaf = variable.get_value()
         sharding = NamedSharding(mesh, _spec(path, stacked=scan_layers))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -33,7 +33,7 @@ ARROWS = {
     "sharding": {"config", "encoder"},
     "engine": {"attention", "batching", "config", "encoder", "pooling", "sharding"},
     "pipeline": {"batching", "engine"},
-    "export": {"engine"},
+    "export": {"encoder", "engine"},
     "hub": {"checkpoint"},
     "convert": {"config", "tensors", "checkpoint", "lora"},
     "verify": {"config", "checkpoint", "convert", "encoder", "tokenizer"},
