@@ -86,10 +86,13 @@ def blocked_attention(
     query_mask = query_mask.reshape(rows, blocks, block).swapaxes(0, 1)
     key, value = (a.transpose(2, 0, 1, 3) for a in (key, value))
 
+    # Checkpointed, so that gradients compute scores again and training's memory is linear, too.
+    one_head = jax.checkpoint(_one_head)
+
     def one_block(operands):
         queries, mask = operands
         bias = _bias(mask, attention_mask)
-        return jax.lax.map(lambda head: _one_head(head, bias), (queries, key, value))
+        return jax.lax.map(lambda head: one_head(head, bias), (queries, key, value))
 
     mixed = jax.lax.map(one_block, (query, query_mask))
     mixed = mixed.transpose(2, 0, 3, 1, 4).reshape(rows, blocks * block, heads, -1)

@@ -23,6 +23,8 @@ _LANES = 128
 # scratch memory of v5e; scores are made of half a block of keys at a time.
 _BLOCK = 1024
 _COMPUTE_BLOCK = 512
+# For gradients a step holds more arrays; larger blocks were not tried.
+_BACKWARD_BLOCK = 512
 
 
 def splash_attention(
@@ -95,10 +97,15 @@ def _block_sizes(tokens: int):
     # keys and values into that padded layout first (1912 MB instead of 1161, as above).
     layout = splash.QKVLayout.SEQ_MINOR
     block = _largest_divisor(tokens, _BLOCK)
+    backward = _largest_divisor(tokens, _BACKWARD_BLOCK)
     return splash.BlockSizes(
         block_q=block,
         block_kv=block,
         block_kv_compute=_largest_divisor(block, _COMPUTE_BLOCK),
+        block_q_dkv=backward,
+        block_kv_dkv=backward,
+        block_q_dq=backward,
+        block_kv_dq=backward,
         q_layout=layout,
         k_layout=layout,
         v_layout=layout,

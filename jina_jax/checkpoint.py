@@ -20,11 +20,11 @@ from flax import nnx
 
 from jina_jax.config import Config
 from jina_jax.encoder import abstract_encoder, parameter_path
+from jina_jax.files import new_directory
 from jina_jax.tensors import (
     FLOAT_DTYPES,
     CheckpointError,
     LazyTensor,
-    new_directory,
     open_safetensors,
     write_safetensors,
 )
@@ -143,7 +143,7 @@ def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
 def to_state(
     config: Config,
     tensors: Mapping[str, LazyTensor],
-    dtype: str | None = None,
+    dtype: str | Callable[[str], str] | None = None,
     *,
     place: Place | None = None,
     scan_layers: bool = False,
@@ -153,28 +153,30 @@ def to_state(
     Args:
       config: of the encoder that they fit.
       tensors: path to tensor, all of ``parameter_shapes(config)``.
-      dtype: "float32", "bfloat16", "float16", or None for the dtype of the word embeddings.
+      dtype: "float32", "bfloat16", "float16", or None for the dtype of the word embeddings; or a
+        function from a path in the state to one of these.
       place: puts a NumPy array on devices (``jina_jax.sharding.placer``); None for the default
         device.
       scan_layers: give the state of an ``Encoder`` with ``scan_layers``, in which a layer's
         parameters lie behind an axis of all layers.
 
     Returns:
-      The encoder's state, all leaves of one dtype.
+      The encoder's state.
 
     Raises:
       ValueError: for another dtype.
       CheckpointError: if the tensors do not fit the config.
     """
-    if dtype is not None and dtype not in FLOAT_DTYPES:
+    if not callable(dtype) and dtype not in (None, *FLOAT_DTYPES):
         raise ValueError(f"dtype={dtype!r}: expected {_FLOATS} or None")
     check_keys(parameter_shapes(config), tensors.items(), "tensors")
-    chosen = FLOAT_DTYPES[dtype or tensors["word_embeddings.embedding"].dtype.name]
+    one = dtype or tensors["word_embeddings.embedding"].dtype.name
     place = place or (lambda _, array: jax.device_put(array))
     sources = _stacked(tensors) if scan_layers else {path: [path] for path in tensors}
 
     def load(path: str) -> jax.Array:
-        array = _aligned_copy([tensors[source] for source in sources[path]], chosen)
+        chosen = one(path) if callable(one) else one
+        array = _aligned_copy([tensors[source] for source in sources[path]], FLOAT_DTYPES[chosen])
         is_stacked = scan_layers and path.startswith("layers.")
         return place(path, array if is_stacked else array[0]).block_until_ready()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,43 +156,6 @@ def check_table(count: int) -> None:
             f"format table: expected at most {MOST_TABLE_TEXTS} texts, got {count}; "
             "use jsonl or npy"
         )
-
-
-@contextlib.contextmanager
-def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
-    """Open stdout, or a file that appears under its name only when all went well.
-
-    Args:
-      path: of the file; None for stdout.
-      force: replace a file that is there.
-
-    Raises:
-      FileExistsError: if it is there and ``force`` is not given, or if it is no regular file.
-      FileNotFoundError: if its directory does not exist.
-    """
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()  # here, where a broken pipe is still dealt with
-        return
-    path = path.resolve()  # a link stays, the file that it names is replaced
-    _check_free(path, force)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-        _check_free(path, force)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _check_free(path: Path, force: bool) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such directory")
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path}: not a regular file")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path}: exists already; --force replaces it")
 
 
 def write_rows(file: BinaryIO, kind: str, rows: Rows, vectors: np.ndarray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,22 @@ class Config:
     def prompt(self, task: str | None) -> str:
         """Return the prompt of ``task``, or the default prompt for None."""
         return self.default_prompt if task is None else dict(self.task_instructions)[task]
+
+    def only(self, tasks: Sequence[str]) -> Config:
+        """Return the config of an encoder with these adapters alone, in this order.
+
+        Raises:
+          ValueError: for an unknown task.
+        """
+        for task in tasks:
+            self.task_id(task)
+        return dataclasses.replace(
+            self,
+            lora_adaptations=tuple(tasks),
+            lora_rank=self.lora_rank if tasks else None,
+            lora_alpha=self.lora_alpha if tasks else None,
+            task_instructions=tuple((task, self.prompt(task)) for task in tasks),
+        )
 
     def merged(self, task: str) -> Config:
         """Return the config of plain weights into which ``task`` was merged; keeps its prompt.

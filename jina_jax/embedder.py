@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -181,6 +182,12 @@ class JinaEmbeddings:
             attn_implementation=attn_implementation,
             scan_layers=scan_layers,
         )
+
+    def with_state(self, state: nnx.State) -> JinaEmbeddings:
+        """Return the same with other weights of the same shapes; compiled programs are shared."""
+        other = copy.copy(self)
+        other.state, other.engine = state, self.engine.with_state(state)
+        return other
 
     def tokenize(self, texts: str | Sequence[str]) -> Any:
         """Return the ids of each text, ``<s>`` and ``</s>`` included, without prompt or truncation.

@@ -17,6 +17,7 @@ from jax.nn import initializers
 
 from jina_jax.attention import Kernel, attention
 from jina_jax.config import Config
+from jina_jax.dropout import Dropout, drop
 from jina_jax.lora import Embed, Linear, draw, task_mask
 from jina_jax.rope import apply_rotary, rotary_angles
 
@@ -82,6 +83,7 @@ class Encoder(nnx.Module):
         *,
         output_hidden_states: bool = False,
         kernel: Kernel = attention,
+        dropout: Dropout | None = None,
     ) -> EncoderOutput:
         """Encode token ids.
 
@@ -94,38 +96,51 @@ class Encoder(nnx.Module):
           position_ids: int (B, T) counted from 0; None for 0 … T-1. Packed texts start at 0 each.
           output_hidden_states: also return every layer's output.
           kernel: how attention is computed (``jina_jax.attention.choose``).
+          dropout: for training; of the embeddings and of what each sub-layer adds, where
+            XLM-RoBERTa has ``hidden_dropout_prob``. Attention weights are never dropped: fused
+            kernels have no place for it.
         """
         mask = None
         if task_ids is not None and self.config.num_tasks:
             mask = task_mask(task_ids, self.config.num_tasks)
         if position_ids is None:
             position_ids = jnp.arange(input_ids.shape[1])[None, :]
-        x = self._embed(input_ids, position_ids, mask)
+        x = drop(dropout, 0, self._embed(input_ids, position_ids, mask))
         angles = None
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
         first = x
-        x, others = self._run_layers(x, output_hidden_states, attention_mask, angles, mask, kernel)
+        context = (attention_mask, angles, mask, kernel)
+        x, others = self._run_layers(x, output_hidden_states, dropout, *context)
         pooled = None
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
         return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
 
-    def _run_layers(self, x, keep: bool, *context) -> tuple[jax.Array, list[jax.Array]]:
+    def _run_layers(
+        self, x, keep: bool, dropout: Dropout | None, *context
+    ) -> tuple[jax.Array, list[jax.Array]]:
         """Return the last layer's output, (B, T, D), and if they are to be kept every layer's."""
+
+        def run(layer: Layer, x, number):
+            own = None if dropout is None else dropout.fold(number)
+            return layer(x, own, *context)
+
         outputs: list[jax.Array] = []
         if isinstance(self.layers, nnx.List):
-            for layer in self.layers:
-                x = layer(x, *context)
+            for number, layer in enumerate(self.layers, start=1):
+                x = run(layer, x, number)
                 outputs += [x] if keep else []
             return x, outputs
         graph, stacked = nnx.split(self.layers)
 
-        def turn(x, state):
-            x = nnx.merge(graph, state)(x, *context)
+        def turn(x, layer):
+            number, state = layer
+            x = run(nnx.merge(graph, state), x, number)
             return x, x if keep else None
 
-        x, kept = jax.lax.scan(turn, x, stacked)
+        numbers = jnp.arange(1, self.config.num_hidden_layers + 1)
+        x, kept = jax.lax.scan(turn, x, (numbers, stacked))
         return x, list(kept) if keep else []
 
     def _embed(
@@ -162,11 +177,11 @@ class Layer(nnx.Module):
         self.mlp = Mlp(**options)
         self.norm2 = LayerNorm(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, attention_mask, angles, mask, kernel):
+    def __call__(self, x, dropout: Dropout | None, attention_mask, angles, mask, kernel):
         # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
         attended = self.attention(x, attention_mask, angles, mask, kernel)
-        x = self.norm1(x.astype(jnp.float32) + attended)
-        return self.norm2(x.astype(jnp.float32) + self.mlp(x, mask))
+        x = self.norm1(x.astype(jnp.float32) + drop(dropout, 0, attended))
+        return self.norm2(x.astype(jnp.float32) + drop(dropout, 1, self.mlp(x, mask)))
 
 
 class Attention(nnx.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jina_jax.attention import Kernel, Route, choose
 from jina_jax.batching import Batch
 from jina_jax.config import Config
+from jina_jax.dropout import Dropout
 from jina_jax.encoder import abstract_encoder
 from jina_jax.pooling import pool
 from jina_jax.sharding import BATCH
@@ -92,6 +94,12 @@ class Engine:
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.route(Program(1, 128, 1, None, False, None))  # refuses what can never run
+
+    def with_state(self, state: nnx.State) -> Engine:
+        """Return an engine with other weights of the same kind, which shares the programs."""
+        other = copy.copy(self)
+        other.state = state
+        return other
 
     @property
     def compiled(self) -> int:
@@ -204,6 +212,7 @@ def encode_batch(
     segments: jax.Array,
     task_ids: jax.Array | None,
     spans: jax.Array | None,
+    dropout: Dropout | None = None,
 ) -> jax.Array:
     """Encode one batch: float32 (B, P or S, D), or every token's float32 (B, T, D)."""
     encoder = nnx.merge(graph, state)
@@ -212,7 +221,9 @@ def encode_batch(
         with_none = jnp.pad(task_ids, ((0, 0), (1, 0)), constant_values=-1)
         packed = segments.shape[1] > 1
         task_ids = jnp.take_along_axis(with_none, number, axis=1) if packed else task_ids[:, 0]
-    hidden = encoder(input_ids, mask, task_ids, positions, kernel=kernel).last_hidden_state
+    hidden = encoder(
+        input_ids, mask, task_ids, positions, kernel=kernel, dropout=dropout
+    ).last_hidden_state
     if pooling is None:
         output = hidden.astype(jnp.float32)
     else:

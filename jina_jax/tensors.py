@@ -7,13 +7,10 @@ its largest tensor.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import mmap
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -138,28 +135,3 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor], framework: 
                     f"read {array.dtype}{list(array.shape)}"
                 )
             file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-
-
-@contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary directory beside ``path``, and rename it to ``path`` if all went well.
-
-    If not, or if interrupted, nothing stays: neither it nor the parents that were made for it.
-
-    Raises:
-      FileExistsError: if ``path`` is there already, unless it is an empty directory.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path}: exists already; give the name of a new directory")
-    made = [parent for parent in path.parents if not parent.exists()]
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # somebody else's files may be there by now
-                parent.rmdir()
-        raise

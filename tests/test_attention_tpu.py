@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jina_jax import attention_tpu
+from jina_jax.attention import attention
 from jina_jax.attention_tpu import splash_attention
 
 
@@ -47,6 +48,23 @@ def segments(tokens):
 def test_equals_numpy(tokens):
     qkv, ids = draw(2, tokens), segments(tokens)
     np.testing.assert_allclose(interpreted(*qkv, ids), numpy_attention(*qkv, ids), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [128, 640])  # one block, 5 × 5 blocks in the backward kernels
+def test_gradients_equal_those_of_the_reference(tokens):
+    qkv, ids = tuple(map(jnp.asarray, draw(2, tokens))), jnp.asarray(segments(tokens))
+    direction = jnp.asarray(draw(2, tokens)[0][..., ::-1])
+
+    def gradients(attend):
+        def objective(qkv):
+            return (attend(*qkv, ids) * direction).sum()
+
+        return jax.tree.map(np.asarray, jax.grad(objective)(qkv))
+
+    kernel = gradients(lambda *operands: splash_attention(*operands, interpret=True))
+    for ours, reference in zip(kernel, gradients(attention), strict=True):
+        real = np.asarray(ids) > 0
+        np.testing.assert_allclose(ours[real], reference[real], atol=2e-5)
 
 
 def test_texts_do_not_see_each_other():

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from published import PROMPTS, TASKS
 from tiny import write_tiny
 
-from jina_jax import JinaEmbeddings, cli, cli_rows
+from jina_jax import JinaEmbeddings, cli, cli_rows, files
 
 # Most tests run four texts of up to 16 tokens: so many shapes, so many seconds of compiling.
 TEXTS = ["a cat", "the dog", "", "  two  spaces "]
@@ -251,7 +251,7 @@ class TestOutputFile:
 
     def test_a_file_that_came_meanwhile_stays(self, tmp_path):
         target = tmp_path / "out.npy"
-        output = cli_rows.new_output(target, force=False)
+        output = files.new_output(target, force=False)
         output.__enter__().write(b"ours")
         target.write_text("theirs")
         with pytest.raises(FileExistsError):
@@ -261,13 +261,13 @@ class TestOutputFile:
     def test_force_writes_through_a_link_and_only_to_files(self, tmp_path):
         (tmp_path / "real.npy").write_text("old")
         (tmp_path / "link.npy").symlink_to("real.npy")
-        with cli_rows.new_output(tmp_path / "link.npy", force=True) as file:
+        with files.new_output(tmp_path / "link.npy", force=True) as file:
             file.write(b"new")
         assert (tmp_path / "link.npy").is_symlink()
         assert (tmp_path / "real.npy").read_text() == "new"
         with (
             pytest.raises(FileExistsError, match="not a regular file"),
-            cli_rows.new_output(tmp_path, force=True),
+            files.new_output(tmp_path, force=True),
         ):
             pass
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jina_jax.files import new_directory
 from jina_jax.tensors import (
     DTYPES,
     CheckpointError,
     LazyTensor,
-    new_directory,
     open_safetensors,
     write_safetensors,
 )

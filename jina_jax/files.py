@@ -1,0 +1,73 @@
+"""Files and directories that appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
+    """Open stdout, or a file that appears under its name only when all went well.
+
+    Args:
+      path: of the file; None for stdout.
+      force: replace a file that is there.
+
+    Raises:
+      FileExistsError: if it is there and ``force`` is not given, or if it is no regular file.
+      FileNotFoundError: if its directory does not exist.
+    """
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()  # here, where a broken pipe is still dealt with
+        return
+    path = path.resolve()  # a link stays, the file that it names is replaced
+    _check_free(path, force)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        _check_free(path, force)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such directory")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: not a regular file")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path}: exists already; --force replaces it")
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary directory beside ``path``, and rename it to ``path`` if all went well.
+
+    If not, or if interrupted, nothing stays: neither it nor the parents that were made for it.
+
+    Raises:
+      FileExistsError: if ``path`` is there already, unless it is an empty directory.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path}: exists already; give the name of a new directory")
+    made = [parent for parent in path.parents if not parent.exists()]
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # somebody else's files may be there by now
+                parent.rmdir()
+        raise
