@@ -1,0 +1,215 @@
+"""Checkpoints with other adapters or weights than their files: tasks added, parameters trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jina_jax.checkpoint import check_keys, parameter_shapes
+from jina_jax.config import Config
+from jina_jax.convert.configs import task_folder
+from jina_jax.convert.read import Checkpoint
+from jina_jax.tensors import LazyTensor
+
+# The published code's, of which a checkpoint without adapters says nothing.
+_RANK, _ALPHA = 4, 1
+
+
+def add_task(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    copy_of: str | None = None,
+    prompt: str | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Checkpoint:
+    """Add a task at the end of the task axis.
+
+    Its adapter is ready to be trained: a copy of another one, or one that changes nothing yet. Of
+    the two factors of each product one is then zero and the other is drawn, as the published code
+    does and ``jina_jax.lora`` says. Adapters have the dtype of those that are there, or of the
+    weight that they belong to.
+
+    Args:
+      checkpoint: with or without adapters; left as it is.
+      name: of the new task.
+      copy_of: task to copy; None for an update of zero.
+      prompt: put in front of the task's texts; None for that of ``copy_of``, or for none.
+      rank: R of a checkpoint's first adapter, None for 4. Later ones share it.
+      alpha: alpha of the first adapter, None for 1. Later ones share it.
+      seed: of the drawn values, from 0 up; equal seed and name, equal values.
+
+    Returns:
+      The checkpoint with one task more; its tensors are made when read.
+
+    Raises:
+      ValueError: if the name is taken or gives no folder name of its own, ``copy_of`` is unknown,
+        or rank or alpha are not those of the other adapters.
+    """
+    before = checkpoint.config
+    index = before.task_id(copy_of)
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed={seed!r}: expected an integer from 0 up")
+    _check_name(name, before.lora_adaptations)
+    config = _with_task(before, name, copy_of, prompt, rank, alpha)
+    tensors = dict(checkpoint.tensors)
+
+    def add(path: str, shape: tuple[int, ...]) -> LazyTensor:
+        present = checkpoint.tensors.get(path)
+        dtype = _weight(checkpoint, path).dtype if present is None else present.dtype
+
+        def read() -> np.ndarray:
+            old = np.empty((0, *shape[1:]), dtype) if present is None else present.read()
+            new = _draw(path, shape[1:], [seed, *f"{name}:{path}".encode()])
+            return np.concatenate([old, (new if index < 0 else old[index])[None].astype(dtype)])
+
+        return LazyTensor(shape, dtype, read)
+
+    for path, shape in _adapter_shapes(config).items():
+        tensors[path] = add(path, shape)
+    return dataclasses.replace(checkpoint, config=config, tensors=tensors)
+
+
+def with_adapters(
+    checkpoint: Checkpoint, tasks: Sequence[str], arrays: Mapping[str, np.ndarray]
+) -> Checkpoint:
+    """Put trained adapters in the place of those of some tasks.
+
+    The other tasks keep their values exactly: adapters get the smallest dtype that holds both the
+    old and the new ones, so that trained float32 beside bfloat16 makes all of them float32.
+
+    Args:
+      checkpoint: with these tasks; left as it is.
+      tasks: k distinct names.
+      arrays: for every path of an adapter ("….lora_a", "….lora_b") the values of these tasks, in
+        their order: (k, in, R) or (k, R, out), float32, bfloat16 or float16. Not copied.
+
+    Raises:
+      ValueError: for an unknown task, one that is named twice, or none at all.
+      CheckpointError: listing every path that is missing, unknown, misshapen or not float.
+    """
+    indices = [checkpoint.config.task_id(task) for task in tasks]
+    if not indices or len(set(indices)) < len(indices) or -1 in indices:
+        raise ValueError(f"tasks={tasks!r}: expected distinct names, at least one")
+    shapes = _adapter_shapes(checkpoint.config)
+    expected = {path: (len(indices), *shape[1:]) for path, shape in shapes.items()}
+    trained = _checked(arrays, expected)
+
+    def replace(present: LazyTensor, new: LazyTensor) -> LazyTensor:
+        dtype = present.dtype if present.dtype == new.dtype else np.dtype(np.float32)
+
+        def read() -> np.ndarray:
+            stacked = present.read().astype(dtype)
+            stacked[indices] = new.read()
+            return stacked
+
+        return LazyTensor(present.shape, dtype, read)
+
+    replaced = {path: replace(checkpoint.tensors[path], new) for path, new in trained.items()}
+    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **replaced})
+
+
+def with_weights(checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray]) -> Checkpoint:
+    """Put trained weights in the place of some of the base model's.
+
+    Args:
+      checkpoint: left as it is.
+      arrays: path to values in the parameter's shape, float32, bfloat16 or float16; the new tensor
+        has this dtype. Not copied. Adapters are for ``with_adapters``.
+
+    Raises:
+      CheckpointError: listing every path that is unknown, misshapen or not float.
+    """
+    shapes = parameter_shapes(checkpoint.config)
+    expected = {path: shapes[path] for path in arrays if path in shapes and not _is_adapter(path)}
+    replaced = _checked(arrays, expected)
+    return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **replaced})
+
+
+def _check_name(name: str, others: Sequence[str]) -> None:
+    if not isinstance(name, str) or not re.search("[A-Za-z0-9]", name):
+        raise ValueError(f"name={name!r}: expected a string with a letter or digit of ASCII")
+    taken = {task_folder(task): task for task in others}
+    if task_folder(name) in taken:
+        raise ValueError(
+            f"name={name!r}: expected a folder name of its own; the task "
+            f"{taken[task_folder(name)]!r} has {task_folder(name)!r}"
+        )
+
+
+def _with_task(
+    config: Config,
+    name: str,
+    copy_of: str | None,
+    prompt: str | None,
+    rank: int | None,
+    alpha: float | None,
+) -> Config:
+    """Return the config with the task at the end."""
+    shared = config.num_tasks > 0
+    for argument, value, other in (
+        ("rank", rank, config.lora_rank),
+        ("alpha", alpha, config.lora_alpha),
+    ):
+        if shared and value not in (None, other):
+            raise ValueError(
+                f"{argument}={value!r}: expected {other!r}: all adapters of a checkpoint share it"
+            )
+    if prompt is None:
+        prompt = "" if copy_of is None else config.prompt(copy_of)
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt={prompt!r}: expected a string or None")
+    return dataclasses.replace(
+        config,
+        lora_adaptations=(*config.lora_adaptations, name),
+        task_instructions=(*config.task_instructions, (name, prompt)),
+        lora_rank=config.lora_rank if shared else _RANK if rank is None else rank,
+        lora_alpha=config.lora_alpha if shared else _ALPHA if alpha is None else alpha,
+    )
+
+
+def _is_adapter(path: str) -> bool:
+    return path.endswith((".lora_a", ".lora_b"))
+
+
+def _adapter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    return {path: shape for path, shape in parameter_shapes(config).items() if _is_adapter(path)}
+
+
+def _weight(checkpoint: Checkpoint, path: str) -> LazyTensor:
+    """Return the weight that an adapter's path belongs to."""
+    stem = path.rpartition(".")[0]
+    leaf = "embedding" if _is_table(stem) else "kernel"
+    return checkpoint.tensors[f"{stem}.{leaf}"]
+
+
+def _is_table(stem: str) -> bool:
+    return stem.endswith("_embeddings")
+
+
+def _draw(path: str, shape: tuple[int, ...], seed: list[int]) -> np.ndarray:
+    """Draw one factor of a new adapter: zeros, or what the published code starts from."""
+    stem, _, leaf = path.rpartition(".")
+    rng = np.random.default_rng(seed)
+    if _is_table(stem):
+        return np.zeros(shape) if leaf == "lora_a" else rng.standard_normal(shape, np.float32)
+    bound = shape[0] ** -0.5
+    return rng.uniform(-bound, bound, shape) if leaf == "lora_a" else np.zeros(shape)
+
+
+def _checked(
+    arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, LazyTensor]:
+    """View arrays as tensors, exactly those expected."""
+
+    def lazy(array: np.ndarray) -> LazyTensor:
+        return LazyTensor(array.shape, array.dtype, lambda: array)
+
+    found = {path: lazy(np.asarray(array)) for path, array in arrays.items()}
+    check_keys(expected, found.items(), "arrays")
+    return found
