@@ -1,0 +1,173 @@
+"""What all evaluations have in common: the model, its adapter, its dimensions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jina_jax.pooling import truncate
+
+# arXiv 2409.10173, section 5. It names no adapter for bitext mining: the one for symmetric pairs.
+TASKS: dict[str, tuple[str, ...]] = {
+    "sts": ("text-matching",),
+    "bitext": ("text-matching",),
+    "classification": ("classification",),
+    "clustering": ("separation",),
+    "retrieval": ("retrieval.query", "retrieval.passage"),
+}
+
+Task = str | None | Sequence[str | None]
+
+
+class TextEncoder(Protocol):
+    """What can be evaluated: ``JinaEmbeddings``, or anything that encodes as it does.
+
+    If it has a ``config``, as ``JinaEmbeddings`` has, that tells its adapters and dimensions;
+    without one it counts as a model without adapters.
+    """
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None,
+        prompt: str | None,
+        truncate_dim: int | None,
+        max_length: int | None,
+        normalize_embeddings: bool,
+    ) -> np.ndarray:
+        """Return float32 (n, d), see ``JinaEmbeddings.encode``."""
+        ...
+
+
+def pick_tasks(model: TextEncoder, kind: str, task: Task = "auto") -> tuple[str | None, ...]:
+    """Choose the adapter of an evaluation, for retrieval those of queries and of passages.
+
+    Args:
+      model: to be evaluated.
+      kind: a key of ``TASKS``.
+      task: adapter, or None or "none" for the base model; "auto" for the one that the paper uses
+        for this kind, if the model has it, else None. For retrieval also a pair of these.
+
+    Raises:
+      ValueError: if it is none of these.
+    """
+    published = TASKS[kind]
+    tasks: Sequence[Any] = task if isinstance(task, list | tuple) else (task,) * len(published)
+    if len(tasks) != len(published) or not all(isinstance(own, str | None) for own in tasks):
+        wanted = "None, a string or a pair of these" if len(published) > 1 else "None or a string"
+        raise ValueError(f"task={task!r}: expected {wanted} for {kind}")
+    known = getattr(getattr(model, "config", None), "lora_adaptations", ())
+    usual = [default if default in known else None for default in published]
+    return tuple(
+        {"auto": default, "none": None}.get(own, own)
+        for own, default in zip(tasks, usual, strict=True)
+    )
+
+
+class Vectors:
+    """Vectors of a model: computed once, and cut to each dimension that is to be scored.
+
+    Args:
+      model: to be evaluated.
+      dims: Matryoshka dimensions to score beside the model's own; None for none.
+      max_length: most tokens of a text, see ``JinaEmbeddings.encode``.
+
+    Raises:
+      ValueError: for a dimension that the model does not have.
+    """
+
+    def __init__(self, model: TextEncoder, dims: Sequence[int] | None, max_length: int | None):
+        self._model = model
+        self._max_length = max_length
+        self._dims = _check_dims(dims)
+        self._own: int | None = None
+        self._truncate_dim: int | None = None
+        config = getattr(model, "config", None)
+        if config is not None and self._dims:
+            self._own = config.embedding_dim(None)
+            self._truncate_dim = max(self._own, *map(config.embedding_dim, self._dims))
+
+    def encode(self, texts: Sequence[str], task: str | None) -> np.ndarray:
+        """Return float32 (n, d), not normalised: what ``score`` takes.
+
+        Raises:
+          ValueError: if there are infinities or NaN in them, which float16 may give, or they have
+            fewer dimensions than are to be scored.
+        """
+        vectors = self._model.encode(
+            list(texts),
+            task=task,
+            prompt="auto",
+            truncate_dim=self._truncate_dim,
+            max_length=self._max_length,
+            normalize_embeddings=False,
+        )
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if broken.size:
+            raise ValueError(f"embedding of text {broken[0] + 1} is not finite; try float32")
+        if self._dims and max(self._dims) > vectors.shape[1]:
+            raise ValueError(
+                f"dims={self._dims}: expected at most {vectors.shape[1]}, the model's dimension"
+            )
+        return vectors
+
+    def cut(self, *vectors: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+        """Return unit vectors for each dimension, by the suffix of its metrics' names.
+
+        They are what ``encode(truncate_dim=dim)`` gives.
+        """
+        dims = {"": self._own or vectors[0].shape[1], **{f"@{dim}": dim for dim in self._dims}}
+        return {
+            suffix: tuple(truncate(array, dim, normalize=True) for array in vectors)
+            for suffix, dim in dims.items()
+        }
+
+    def score(
+        self, metrics: Callable[..., dict[str, float]], *vectors: np.ndarray
+    ) -> dict[str, float]:
+        """Return the metrics of unit vectors, for each dimension but the own with "@" behind."""
+        return {
+            f"{name}{suffix}": float(value)
+            for suffix, cut in self.cut(*vectors).items()
+            for name, value in metrics(*cut).items()
+        }
+
+
+def _check_dims(dims: Sequence[int] | None) -> tuple[int, ...]:
+    if dims is None:
+        return ()
+    numbers = tuple(dims)
+    if not numbers or not all(type(dim) is int and dim > 0 for dim in numbers):
+        raise ValueError(f"dims={dims!r}: expected None, or positive integers")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"dims={dims!r}: expected each dimension once")
+    return numbers
+
+
+def check_lengths(**columns: Sequence[Any]) -> None:
+    """Refuse columns that are empty, or not equally long."""
+    counts = {name: len(column) for name, column in columns.items()}
+    if len(set(counts.values())) > 1 or not all(counts.values()):
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"expected equally many of each, and at least one, got {found}")
+
+
+def optional(module: str, install: str = '"jina-jax[eval]"') -> Any:
+    """Import a module that does not come with this library alone.
+
+    Args:
+      module: dotted name.
+      install: what to give to pip.
+
+    Raises:
+      ImportError: if it is not installed; tells how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        raise ImportError(f"this evaluation needs {name}: pip install {install}") from error

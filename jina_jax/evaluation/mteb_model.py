@@ -1,0 +1,167 @@
+"""A model for the package ``mteb``, with the adapter that the paper uses for each of its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jina_jax.evaluation.encoding import optional
+
+if TYPE_CHECKING:
+    from jina_jax.embedder import JinaEmbeddings
+
+Adapters = str | None | tuple[str | None, str | None]
+
+_RETRIEVAL = ("retrieval.query", "retrieval.passage")
+# arXiv 2409.10173, section 5. It is silent on bitext mining, summarization, regression and several
+# labels; those are as in mteb's own entry for jina-embeddings-v3, and with instructions or not is
+# the same.
+BY_TYPE: dict[str, Adapters] = {
+    "BitextMining": "text-matching",
+    "Classification": "classification",
+    "Clustering": "separation",
+    "InstructionReranking": "separation",
+    "InstructionRetrieval": _RETRIEVAL,
+    "MultilabelClassification": "classification",
+    "PairClassification": "classification",
+    "Regression": "classification",
+    "Reranking": "separation",
+    "Retrieval": _RETRIEVAL,
+    "STS": "text-matching",
+    "Summarization": "text-matching",
+}
+# Retrieval tasks whose two sides are alike, and LongEmbed, by parts of their names.
+TEXT_MATCHING = ("ArguAna", "CQADupstack", "Quora", "LEMB")
+
+
+class MtebModel:
+    """``JinaEmbeddings`` as mteb 2 wants a model (its ``EncoderProtocol``).
+
+    >>> mteb.evaluate(MtebModel(model, "me/my-finetune"), mteb.get_tasks(["STS12"]), cache=None)
+
+    mteb keeps results by name and revision, and does not run again what it finds there.
+
+    Args:
+      model: to be evaluated.
+      name: "organisation/model", under which mteb keeps results. Not that of another model.
+      revision: of the weights; a new one for every change of them.
+      tasks: adapters by name of task or type of task, where the paper's choice is not wanted: one,
+        None for the base model, or a pair (queries, all else).
+      truncate_dim: Matryoshka dimension; None for the model's own.
+      max_length: most tokens of a text; None for the model's limit.
+
+    Raises:
+      ValueError: for an argument out of range.
+      ImportError: if mteb is not installed.
+    """
+
+    def __init__(
+        self,
+        model: JinaEmbeddings,
+        name: str,
+        revision: str | None = None,
+        *,
+        tasks: Mapping[str, Adapters] | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+    ):
+        self.model = model
+        self.tasks = dict(tasks or {})
+        self.truncate_dim = truncate_dim
+        self.max_length = max_length
+        for adapters in self.tasks.values():
+            for adapter in adapters if isinstance(adapters, tuple) else (adapters,):
+                model.config.task_id(adapter)
+        meta = optional("mteb.models.model_meta", '"jina-jax[mteb]"')
+        self._similarity = optional("mteb.similarity_functions", '"jina-jax[mteb]"')
+        self._meta = meta.ModelMeta.create_empty(
+            {
+                "name": name,
+                "revision": revision,
+                "framework": ["JAX"],
+                "embed_dim": model.config.embedding_dim(truncate_dim),
+                "max_tokens": max_length or model.config.max_length,
+                "similarity_fn_name": meta.ScoringFunction.COSINE,
+                "use_instructions": True,
+            }
+        )
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """The model's ``ModelMeta``."""
+        return self._meta
+
+    def adapter(self, task_metadata: Any, prompt_type: Any = None) -> str | None:
+        """Choose the adapter of a task.
+
+        Args:
+          task_metadata: mteb's ``TaskMetadata``.
+          prompt_type: mteb's ``PromptType``, the side of a task with two.
+
+        Returns:
+          What ``tasks`` says, else the paper's if the model has it, else None.
+
+        Raises:
+          ValueError: for a type of task that the paper does not know.
+        """
+        for key in (task_metadata.name, task_metadata.type):
+            if key in self.tasks:
+                return _side(self.tasks[key], prompt_type)
+        if task_metadata.type not in BY_TYPE:
+            raise ValueError(
+                f"task {task_metadata.name!r} is of type {task_metadata.type!r}: expected one of "
+                f"{', '.join(BY_TYPE)}; or name its adapter in tasks"
+            )
+        adapters = BY_TYPE[task_metadata.type]
+        if adapters == _RETRIEVAL and any(part in task_metadata.name for part in TEXT_MATCHING):
+            adapters = "text-matching"
+        adapter = _side(adapters, prompt_type)
+        return adapter if adapter in self.model.config.lora_adaptations else None
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """Embed the texts of mteb's batches.
+
+        Args:
+          inputs: batches, each with a list of strings under "text".
+          task_metadata: mteb's ``TaskMetadata``, by which the adapter is chosen.
+          hf_split, hf_subset: of the task; they change nothing.
+          prompt_type: mteb's ``PromptType``, the side of a task with two.
+          batch_size: of the inputs; here batches are made by tokens (``JinaEmbeddings.batching``).
+          show_progress_bar: as for ``JinaEmbeddings.encode``.
+
+        Returns:
+          float32 (n, d), unit vectors.
+        """
+        return self.model.encode(
+            [text for batch in inputs for text in batch["text"]],
+            task=self.adapter(task_metadata, prompt_type),
+            truncate_dim=self.truncate_dim,
+            max_length=self.max_length,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Return the cosines of all pairs, a torch tensor (n, m)."""
+        return self._similarity.cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Return the cosines of pairs in turn, a torch tensor (n,)."""
+        return self._similarity.pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def _side(adapters: Adapters, prompt_type: Any) -> str | None:
+    if not isinstance(adapters, tuple):
+        return adapters
+    return adapters[0] if prompt_type is not None and prompt_type.value == "query" else adapters[1]

@@ -1,0 +1,163 @@
+"""Evaluation of retrieval: are the documents that a query asks for among the nearest?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jina_jax.evaluation.encoding import Task, TextEncoder, Vectors, optional, pick_tasks
+
+DEPTH = 100
+_DOCUMENTS, _QUERIES = 32768, 256  # scores in memory at once: 32 MiB
+
+Document = str | Mapping[str, str]
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+def retrieval(
+    model: TextEncoder,
+    corpus: Mapping[str, Document],
+    queries: Mapping[str, str],
+    qrels: Qrels,
+    *,
+    task: Task = "auto",
+    dims: Sequence[int] | None = None,
+    max_length: int | None = None,
+    ignore_identical_ids: bool = True,
+) -> dict[str, float]:
+    """Evaluate retrieval: rank all documents for each query by cosine.
+
+    The metrics are trec_eval's, by pytrec_eval: of equal scores the larger id comes first, judged
+    documents that are not in the corpus count as not found, and a query without relevant documents
+    counts with 0.
+
+    Args:
+      model: with an ``encode`` like that of ``JinaEmbeddings``.
+      corpus: text of each document by id; or its "title" and "text", which are joined by a space
+        as in BEIR.
+      queries: text of each query by id. Those without judgements are not asked.
+      qrels: for each query by id the relevance of documents by id, 0 for none.
+      task: adapter for queries and documents, None for the base model, or a pair (queries,
+        documents); "auto" for "retrieval.query" and "retrieval.passage" if the model has them.
+      dims: Matryoshka dimensions to score beside the model's own.
+      max_length: most tokens of a text; None for the model's limit.
+      ignore_identical_ids: leave out a document with the id of the query, as BEIR does; MTEB does
+        so for some tasks only (ArguAna, Quora, …).
+
+    Returns:
+      "ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10" in 0 … 1, means over the queries;
+      for each of ``dims`` also "ndcg_at_10@64" and so on.
+
+    Raises:
+      ValueError: for ids that do not fit each other, or an argument out of range.
+      ImportError: without the extra ``eval``.
+    """
+    optional("pytrec_eval")
+    qrels = {query: judged for query, judged in qrels.items() if judged}
+    _check(corpus, queries, qrels)
+    for_queries, for_documents = pick_tasks(model, "retrieval", task)
+    vectors = Vectors(model, dims, max_length)
+    asked = vectors.encode([queries[query] for query in qrels], for_queries)
+    ids = sorted(corpus, reverse=True)  # so that the first of equals is trec_eval's first
+    best = {suffix: _Best(*units) for suffix, units in vectors.cut(asked).items()}
+    for start in range(0, len(ids), _DOCUMENTS):
+        block = ids[start : start + _DOCUMENTS]
+        documents = vectors.encode([_text(corpus[one]) for one in block], for_documents)
+        for suffix, units in vectors.cut(documents).items():
+            best[suffix].add(*units)
+    return {
+        f"{name}{suffix}": value
+        for suffix, found in best.items()
+        for name, value in _metrics(qrels, found.run(qrels, ids, ignore_identical_ids)).items()
+    }
+
+
+def _check(corpus: Mapping[str, Document], queries: Mapping[str, str], qrels: Qrels) -> None:
+    if not corpus or not qrels:
+        raise ValueError("corpus, qrels: expected at least one document and one query")
+    lacking = [query for query in qrels if query not in queries]
+    if lacking:
+        raise ValueError(f"qrels: query {lacking[0]!r} is not among the queries")
+    if not any(document in corpus for judged in qrels.values() for document in judged):
+        raise ValueError("qrels: expected documents of the corpus, got none of them")
+    for query, judged in qrels.items():
+        for document, relevance in judged.items():
+            if type(relevance) is not int:
+                raise ValueError(
+                    f"qrels[{query!r}][{document!r}]={relevance!r}: expected an integer"
+                )
+
+
+def _text(document: Document) -> str:
+    if isinstance(document, str):
+        return document
+    return f"{document.get('title', '')} {document['text']}".strip()
+
+
+class _Best:
+    """The documents nearest to each query (unit vectors) so far, of equal ones the first."""
+
+    def __init__(self, queries: np.ndarray):
+        self._queries = queries
+        # One more than counts, since one may have the query's own id.
+        self._scores = np.full((len(queries), DEPTH + 1), -np.inf, np.float32)
+        self._places = np.full(self._scores.shape, -1, np.int64)
+        self._seen = 0
+
+    def add(self, documents: np.ndarray) -> None:
+        """Compare the next documents of the corpus."""
+        held = self._scores.shape[1]
+        for start in range(0, len(self._queries), _QUERIES):
+            rows = slice(start, start + _QUERIES)
+            new = self._queries[rows] @ documents.T
+            scores = np.concatenate([self._scores[rows], new], axis=1)
+            first = _largest(scores, held)
+            old = np.take_along_axis(self._places[rows], np.minimum(first, held - 1), axis=1)
+            self._places[rows] = np.where(first < held, old, self._seen + first - held)
+            self._scores[rows] = np.take_along_axis(scores, first, axis=1)
+        self._seen += len(documents)
+
+    def run(
+        self, queries: Mapping[str, object], ids: list[str], ignore_identical_ids: bool
+    ) -> dict[str, dict[str, float]]:
+        """Return the scores of the best documents by id, for each query by id; best first."""
+        run = {}
+        for query, places, scores in zip(queries, self._places, self._scores, strict=True):
+            pairs = zip(places.tolist(), scores.tolist(), strict=True)
+            found = [(ids[place], score) for place, score in pairs if place >= 0]
+            if ignore_identical_ids:
+                found = [pair for pair in found if pair[0] != query]
+            run[query] = dict(found)
+        return run
+
+
+def _largest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of the k largest of each row (n, m), in order, of equals the first."""
+    least = np.partition(scores, -k, axis=1)[:, -k]
+    columns = np.zeros((len(scores), k), np.int64)
+    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
+        candidates = np.flatnonzero(values >= bound)
+        columns[row] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
+    return columns
+
+
+def _metrics(qrels: Qrels, run: dict[str, dict[str, float]]) -> dict[str, float]:
+    judged = {query: dict(documents) for query, documents in qrels.items()}
+    results = _mean(judged, run, {"ndcg_cut.10", "recall.10,100"})
+    # trec_eval has no reciprocal rank with a cut-off; this one sees ten documents.
+    tops = {query: dict(list(found.items())[:10]) for query, found in run.items()}
+    return {
+        "ndcg_at_10": results["ndcg_cut_10"],
+        "recall_at_10": results["recall_10"],
+        "recall_at_100": results["recall_100"],
+        "mrr_at_10": _mean(judged, tops, {"recip_rank"})["recip_rank"],
+    }
+
+
+def _mean(
+    qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]], measures: set[str]
+) -> dict[str, float]:
+    evaluator = optional("pytrec_eval").RelevanceEvaluator(qrels, measures)
+    results = list(evaluator.evaluate(run).values())
+    return {name: sum(result[name] for result in results) / len(qrels) for name in results[0]}
