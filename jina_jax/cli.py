@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,13 @@ import click
 
 from jina_jax import __version__
 from jina_jax.cli_errors import Program
+from jina_jax.cli_eval import evaluate
+from jina_jax.cli_mine import mine
+from jina_jax.cli_options import DTYPES, LAYOUTS, PATH, hub_options
+from jina_jax.cli_train import export, train
 
-LAYOUTS = ("native", "published", "transformers", "xlm-roberta")
-DTYPES = ("float32", "bfloat16", "float16")
 LONG_TEXT = ("truncate", "windows")
 FORMATS = ("jsonl", "npy", "table")
-
-_PATH = click.Path(path_type=Path)
-
-
-def hub_options(command: Callable) -> Callable:
-    """Add the options of everything that takes a directory or a Hub id."""
-    revision = click.option("--revision", help="Branch, tag or commit on the Hugging Face Hub.")
-    offline = click.option(
-        "--offline",
-        "local_files_only",
-        is_flag=True,
-        help="Use what is on this machine; never ask the network.",
-    )
-    return revision(offline(command))
 
 
 @click.group(
@@ -63,7 +50,7 @@ def main(context: click.Context) -> None:
 @main.command()
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--model", required=True, help="Directory or Hub id.")
-@click.option("--input", "source", type=_PATH, help="File with one text a line; - for stdin.")
+@click.option("--input", "source", type=PATH, help="File with one text a line; - for stdin.")
 @click.option("--field", help="The input is JSONL, with the text in this field.")
 @click.option("--task", help="Adapter, e.g. retrieval.query; without it the base model is used.")
 @click.option("--task-field", help="JSONL field with a row's own task; null or missing: --task.")
@@ -101,7 +88,7 @@ def main(context: click.Context) -> None:
 @click.option(
     "--split-special-tokens", is_flag=True, help="Take <s>, <mask>, … in a text as plain text."
 )
-@click.option("--output", type=_PATH, help="File (.jsonl, .npy, .txt) to write.  [default: stdout]")
+@click.option("--output", type=PATH, help="File (.jsonl, .npy, .txt) to write.  [default: stdout]")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="[default: by the suffix]")
 @click.option("--force", is_flag=True, help="Replace the output file if there is one.")
 @hub_options
@@ -143,7 +130,8 @@ def encode(
 
     Put -- in front of texts that begin with a dash.
     """
-    from jina_jax.cli_rows import check_table, new_output, pick_format, read_rows, write_rows
+    from jina_jax.cli_rows import check_table, pick_format, read_rows, write_rows
+    from jina_jax.files import new_output
 
     output = None if str(output) == "-" else output
     kind = pick_format(output, kind)
@@ -169,7 +157,7 @@ def encode(
 
 @main.command()
 @click.argument("source")
-@click.argument("target", type=_PATH)
+@click.argument("target", type=PATH)
 @click.option("--to", "layout", required=True, type=click.Choice(LAYOUTS), help="Layout to write.")
 @hub_options
 def convert(source: str, target: Path, layout: str, **hub: Any) -> None:
@@ -201,7 +189,7 @@ def convert(source: str, target: Path, layout: str, **hub: Any) -> None:
 
 @main.command()
 @click.argument("source")
-@click.argument("target", type=_PATH)
+@click.argument("target", type=PATH)
 @click.option("--task", required=True, help="Adapter to fold in, e.g. text-matching.")
 @click.option("--to", "layout", type=click.Choice(LAYOUTS), help="[default: the layout of SOURCE]")
 @hub_options
@@ -264,7 +252,7 @@ def info(model: str | None, devices: bool, as_json: bool, **hub: Any) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--gold", type=_PATH, help="Values to hold against, in the packaged file's form.")
+@click.option("--gold", type=PATH, help="Values to hold against, in the packaged file's form.")
 @hub_options
 @click.pass_context
 def verify(context: click.Context, model: str, gold: Path | None, **hub: Any) -> None:
@@ -293,6 +281,10 @@ def verify(context: click.Context, model: str, gold: Path | None, **hub: Any) ->
     agreed = sum(check.agrees for check in checks)
     click.echo(f"{agreed} of {len(checks)} agree within rtol = atol = {TOLERANCE:g}")
     context.exit(0 if agreed == len(checks) else 1)
+
+
+for command in (train, mine, evaluate, export):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""What a run tells: a file with a JSON object a line, and the steps between two lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jina_jax.training.inputs import Inputs
+from jina_jax.training.step import StepResult
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on."""
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line, appended.
+
+    Args:
+      path: of the file.
+      step: steps done; lines of later ones are of a run that was interrupted, and go. At 0 all do.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self._path = path
+        kept = [line for line in read_metrics(path) if step and line["step"] <= step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(map(_line, kept)), encoding="utf-8")
+        partial.replace(path)
+
+    def write(self, **values: Any) -> None:
+        """Append a line, which is on disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(values))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl; a last line that was not written to its end does not count."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+class Window:
+    """The steps since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._results: list[tuple[str, StepResult]] = []
+        self._tokens = self._dropped = 0
+        self._padding: list[float] = []
+
+    def add(self, source: str, inputs: Inputs, result: StepResult) -> None:
+        """Take note of a step, which may still be running."""
+        self._results.append((source, result))
+        self._tokens += inputs.tokens
+        self._dropped += inputs.dropped
+        self._padding.append(inputs.chunks.padding)
+
+    def _check(self, step: int) -> None:
+        """Wait for the steps up to this one, and refuse to go on from what is not finite.
+
+        A gradient that is not has spoilt the parameters, although the loss before it was finite.
+        """
+        for name, result in self._results:
+            loss, norm = float(result.loss), float(result.grad_norm)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(
+                    f"step {step} or shortly before: the loss of {name} is {loss}, the norm of its "
+                    f"gradient {norm}; try a lower learning rate"
+                )
+
+    def summary(self, step: int) -> dict[str, Any]:
+        """Wait for the steps up to this one, and return means and rates over the window.
+
+        Raises:
+          TrainingError: if a loss or gradient is not finite.
+        """
+        self._check(step)
+        by_source: dict[str, list[float]] = {}
+        for name, result in self._results:
+            by_source.setdefault(name, []).append(float(result.loss))
+        seconds = time.perf_counter() - self._start
+        return {
+            "loss": float(np.mean([loss for losses in by_source.values() for loss in losses])),
+            "losses": {name: float(np.mean(losses)) for name, losses in by_source.items()},
+            "grad_norm": float(np.mean([float(result.grad_norm) for _, result in self._results])),
+            "steps_per_second": len(self._results) / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "padding": float(np.mean(self._padding)),
+            "dropped_tokens": self._dropped,
+        }

@@ -1,0 +1,146 @@
+"""What is trained and what is frozen.
+
+The trained parameters are a flat dict, path → float32 array, and nothing else of the network has a
+gradient or an optimizer state. The frozen ones may lie there in fewer bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jina_jax.checkpoint import to_state
+from jina_jax.config import Config
+from jina_jax.convert import Checkpoint
+from jina_jax.encoder import abstract_encoder, parameter_path
+from jina_jax.sharding import check_mesh, placer
+from jina_jax.tensors import FLOAT_DTYPES, LazyTensor
+
+TRAINABLE = ("adapters", "all", "all-but-embeddings")
+Arrays = dict[str, jax.Array]
+
+_ADAPTER = re.compile(r".*\.lora_[ab]")
+_TABLE = re.compile(r"(word|token_type|position)_embeddings\.embedding")
+# Tables are gathered from before they are rounded: their gradients add up in float32.
+_GATHERED = re.compile(r".*_embeddings\.(embedding|lora_a)")
+
+
+class Network(NamedTuple):
+    """An encoder made for training.
+
+    Attributes:
+      config: with the trained tasks alone, and the rotary base of training.
+      graph: of the encoder.
+      dtype: in which it computes.
+      trained: float32 parameters by path.
+      frozen: the others by path.
+      scan_layers: whether layers' parameters are stacked, as for ``Encoder``.
+    """
+
+    config: Config
+    graph: nnx.GraphDef
+    dtype: str
+    trained: Arrays
+    frozen: Arrays
+    scan_layers: bool
+
+    def state(self, trained: Arrays, frozen: Arrays) -> nnx.State:
+        """Join the two to the encoder's state, cast to the dtype that it computes in."""
+        _, abstract = abstract_encoder(self.config, scan_layers=self.scan_layers)
+
+        def leaf(path: str) -> jax.Array:
+            array = trained[path] if path in trained else frozen[path]
+            return array if _GATHERED.fullmatch(path) else array.astype(self.dtype)
+
+        flat = nnx.to_flat_state(abstract)
+        return nnx.from_flat_state([(k, v.replace(leaf(parameter_path(k)))) for k, v in flat])
+
+
+def is_trained(path: str, train: str) -> bool:
+    """Tell whether the parameter at a path is trained under a choice of ``TRAINABLE``."""
+    if _ADAPTER.fullmatch(path):
+        return True  # those that are not trained are not part of the network
+    return train == "all" or (train == "all-but-embeddings" and not _TABLE.fullmatch(path))
+
+
+def load_network(
+    checkpoint: Checkpoint,
+    tasks: Sequence[str],
+    train: str,
+    *,
+    dtype: str | None = None,
+    rotary_emb_base: float | None = None,
+    mesh: Mesh | None = None,
+    scan_layers: bool = False,
+) -> Network:
+    """Read a checkpoint for training.
+
+    Args:
+      checkpoint: to start from.
+      tasks: adapters to train; () for none.
+      train: one of ``TRAINABLE``: the named adapters only, them and everything else, or all but
+        the embedding tables.
+      dtype: to compute in; None for the checkpoint's own.
+      rotary_emb_base: to train with (the paper: 10,000); None for the checkpoint's own. What is
+        saved keeps the checkpoint's.
+      mesh: devices that share the rows of a batch; None for one device.
+      scan_layers: as for ``Encoder``.
+
+    Raises:
+      ValueError: for an unknown task, choice or dtype, if nothing would be trained, for a rotary
+        base of a network with absolute positions, or for a mesh that splits weights.
+    """
+    if train not in TRAINABLE:
+        raise ValueError(f"train={train!r}: expected one of {', '.join(map(repr, TRAINABLE))}")
+    if dtype not in (None, *FLOAT_DTYPES):
+        known = ", ".join(map(repr, FLOAT_DTYPES))
+        raise ValueError(f"dtype={dtype!r}: expected {known} or None")
+    if train == "adapters" and not tasks:
+        raise ValueError("train='adapters': expected tasks whose adapters to train, got none")
+    config = checkpoint.config.only(tasks)
+    if rotary_emb_base is not None:
+        if config.rotary_emb_base is None:
+            raise ValueError(
+                f"rotary_emb_base={rotary_emb_base!r}: expected None, the checkpoint has "
+                f"{config.position_embedding_type} positions"
+            )
+        config = dataclasses.replace(config, rotary_emb_base=float(rotary_emb_base))
+    if mesh is not None:
+        check_mesh(mesh, config)
+        if mesh.shape["model"] > 1:
+            raise ValueError(f"mesh: expected a model axis of 1, got {mesh.shape['model']}")
+    name = dtype or checkpoint.dtype.name
+    place = None if mesh is None else placer(mesh, config, stacked=scan_layers)
+    state = to_state(
+        config,
+        _select(checkpoint, tasks),
+        lambda path: "float32" if is_trained(path, train) else name,
+        place=place,
+        scan_layers=scan_layers,
+    )
+    flat = {parameter_path(keys): v.get_value() for keys, v in nnx.to_flat_state(state)}
+    graph, _ = abstract_encoder(config, scan_layers=scan_layers)
+    trained = {path: array for path, array in flat.items() if is_trained(path, train)}
+    frozen = {path: array for path, array in flat.items() if path not in trained}
+    return Network(config, graph, name, trained, frozen, scan_layers)
+
+
+def _select(checkpoint: Checkpoint, tasks: Sequence[str]) -> dict[str, LazyTensor]:
+    """View a checkpoint's tensors with the adapters of some tasks alone."""
+    indices = [checkpoint.config.task_id(task) for task in tasks]
+
+    def pick(tensor: LazyTensor) -> LazyTensor:
+        shape = (len(indices), *tensor.shape[1:])
+        return LazyTensor(shape, tensor.dtype, lambda: tensor.read()[indices])
+
+    return {
+        path: pick(tensor) if _ADAPTER.fullmatch(path) else tensor
+        for path, tensor in checkpoint.tensors.items()
+        if tasks or not _ADAPTER.fullmatch(path)
+    }

@@ -1,0 +1,156 @@
+"""A run's directory: settings, the base model's reference, metrics, checkpoints.
+
+settings.json   as they were checked
+base.json       name, revision and hash of the model that training started from
+bad_rows.txt    rows that were left out, by file and line
+metrics.jsonl   a line for each time that something was told
+checkpoints/    by step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jina_jax.checkpoint import write_json
+from jina_jax.config import read_json
+from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
+from jina_jax.hub import fetch
+from jina_jax.tensors import CheckpointError
+from jina_jax.training.settings import Model, Settings, SettingsError
+from jina_jax.training.store import Store, hash_of
+
+SETTINGS, BASE, METRICS, CHECKPOINTS = "settings.json", "base.json", "metrics.jsonl", "checkpoints"
+BAD_ROWS = "bad_rows.txt"
+# What may be changed in the middle of a run without changing what it computes.
+_FREE = ("output", "log")
+
+
+def open_base(model: Model, seed: int) -> Checkpoint:
+    """Open the model that training starts from, with its new tasks.
+
+    Raises:
+      ValueError: if it cannot be used, or a new task is there already.
+      FileNotFoundError: if there is no such model.
+    """
+    checkpoint = open_checkpoint(fetch(model.name, revision=model.revision))
+    for task in model.new_tasks:
+        checkpoint = add_task(
+            checkpoint, task.name, copy_of=task.copy_of, prompt=task.prompt, seed=seed
+        )
+    return checkpoint
+
+
+def start(settings: Settings, base: Checkpoint, *, resume: bool) -> None:
+    """Make a run's directory, or check that it is the same run that goes on.
+
+    Raises:
+      FileExistsError: if there is a run and it is not to be resumed, or something else.
+      SettingsError: if it was started with other settings.
+      ValueError: if the directory is in the model's, whose files must stay as they are.
+      CheckpointError: if the base model's files have changed.
+    """
+    directory = settings.output
+    if (directory / SETTINGS).exists():
+        if not resume:
+            raise FileExistsError(f"{directory}: has a run already; resume it, or name another")
+        _check_same(read_json(directory / SETTINGS), settings.to_dict(), directory)
+        _check_base(directory, base)
+        return
+    partial = directory / f".{SETTINGS}.partial"
+    # What a start that was interrupted has left counts as nothing.
+    if directory.exists() and set(directory.iterdir()) - {directory / BASE, partial}:
+        raise FileExistsError(f"{directory}: expected a new directory, or that of a run")
+    if directory.resolve().is_relative_to(base.directory.resolve()):
+        raise ValueError(f"output={str(directory)!r}: expected a directory outside of the model's")
+    directory.mkdir(parents=True, exist_ok=True)
+    model = settings.model
+    reference = {"name": model.name, "revision": model.revision, "sha256": hash_of(base.directory)}
+    write_json(directory / BASE, reference)
+    # The last, and at once: with it the directory is a run.
+    write_json(partial, settings.to_dict())
+    partial.rename(directory / SETTINGS)
+
+
+def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
+    """Open what a run has trained as a checkpoint, to write or to load.
+
+    Args:
+      directory: of the run.
+      step: which checkpoint; None for the best of those evaluated, else the latest.
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, it is damaged, or the base has changed.
+      FileNotFoundError: if it is no run, or the base is not there any more.
+    """
+    directory = Path(directory)
+    if not (directory / SETTINGS).exists():
+        raise FileNotFoundError(f"{directory}: expected the directory of a run, with {SETTINGS}")
+    settings = Settings.from_dict(read_json(directory / SETTINGS), str(directory / SETTINGS))
+    store = Store(directory / CHECKPOINTS, read_only=True)
+    if step is None:
+        step = store.latest if store.best is None else store.best
+    if step not in store.steps:
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"{directory}: {wanted}; there are {store.steps or 'none'}")
+    base = open_base(settings.model, settings.seed)
+    _check_base(directory, base)
+    return with_trained(base, settings.model.tasks, store.trained(step))
+
+
+def with_trained(
+    base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, np.ndarray]
+) -> Checkpoint:
+    """Put what was trained into its base; paths are those of single layers or of stacked ones."""
+    found = _by_layer(arrays)
+    adapters = {path: array for path, array in found.items() if ".lora_" in path}
+    weights = {path: found[path] for path in found.keys() & base.tensors.keys() - adapters.keys()}
+    checkpoint = with_adapters(base, tasks, adapters) if tasks else base
+    return with_weights(checkpoint, weights) if weights else checkpoint
+
+
+def _by_layer(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take stacked layers apart."""
+    found: dict[str, np.ndarray] = {}
+    for path, array in arrays.items():
+        first, _, rest = path.partition(".")
+        if first == "layers" and not rest.split(".")[0].isdecimal():
+            found |= {f"layers.{i}.{rest}": part for i, part in enumerate(np.asarray(array))}
+        else:
+            found[path] = np.asarray(array)
+    return found
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if changed:
+        lines = "\n  ".join(
+            f"{name}: was {old.get(name)!r}, is {new.get(name)!r}" for name in changed
+        )
+        raise SettingsError(f"{directory}: the run was started with other settings:\n  {lines}")
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """List values by their path, without those that a run may change."""
+    if prefix.split(".")[0] in _FREE:
+        return {}
+    if isinstance(values, Mapping):
+        parts = [(f"{prefix}.{k}".lstrip("."), v) for k, v in values.items()]
+    elif isinstance(values, list):
+        parts = [(f"{prefix}[{i}]", v) for i, v in enumerate(values)]
+    else:
+        return {prefix: values}
+    return {path: value for name, part in parts for path, value in _flat(part, name).items()}
+
+
+def _check_base(directory: Path, base: Checkpoint) -> None:
+    expected, found = read_json(directory / BASE)["sha256"], hash_of(base.directory)
+    if found != expected:
+        raise CheckpointError(
+            f"{base.directory}: not the files that the run {directory} started from: expected "
+            f"SHA-256 {expected}, got {found}"
+        )

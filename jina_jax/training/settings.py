@@ -1,0 +1,332 @@
+"""Every setting of a training run: one file in TOML, one section a model here."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Which losses take which rows; for labelled rows also how a batch is made of them.
+KINDS_OF_LOSS = {
+    "info_nce": ("pairs",),
+    "triplet": ("triplets", "labelled"),
+    "cosent": ("scored",),
+    "separation": ("labelled",),
+    "cosine_distillation": ("texts",),
+    "similarity_distillation": ("texts",),
+    "mlm": ("texts",),
+}
+_DISTILLATIONS = ("cosine_distillation", "similarity_distillation")
+
+Paths = Annotated[tuple[Path, ...], Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message names every field at fault."""
+
+
+class Section(BaseModel):
+    """A section of the file: unknown fields are errors, and nothing changes once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class NewTask(Section):
+    """A task that the checkpoint does not have yet."""
+
+    name: str = Field(description="of the new task")
+    copy_of: str | None = Field(None, description="task to copy; else its update starts at zero")
+    prompt: str | None = Field(None, description="its prompt; else that of copy_of, or none")
+
+
+class Model(Section):
+    """What is trained."""
+
+    name: str = Field(description="directory or Hub id of the checkpoint to start from")
+    revision: str | None = Field(None, description="of the Hub")
+    tasks: tuple[str, ...] = Field(
+        (),
+        max_length=2,
+        description="adapters in use: none, one for all texts, or two: the first text of a row "
+        "takes the first, the others the second (retrieval.query, retrieval.passage)",
+    )
+    train: Literal["adapters", "all", "all-but-embeddings"] = Field(
+        "adapters", description="the tasks' adapters alone, them and all else, or all but tables"
+    )
+    new_tasks: tuple[NewTask, ...] = Field((), description="tasks to add before training")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="to compute in; the checkpoint's own. Trained weights are float32"
+    )
+    rotary_emb_base: Positive | None = Field(
+        None,
+        description="base of the rotary angles in training (the paper: 10000); the "
+        "checkpoint's own. Evaluation and export keep the checkpoint's (published: 20000)",
+    )
+    max_length: Annotated[int, Field(ge=2)] = Field(
+        512, description="tokens of a text, beyond which it is cut; the log counts what was cut"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of hidden states")
+
+
+class Optimizer(Section):
+    """AdamW with warm-up and linear decay."""
+
+    learning_rate: Positive = Field(description="the highest, after warm-up")
+    steps: Count = Field(description="of the whole run; the rate falls to 0 at the end")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="of linear rise from 0")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="decoupled; not for biases and norms"
+    )
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of Adam")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of Adam")
+    epsilon: Positive = Field(1e-8, description="of Adam")
+    max_grad_norm: Positive | None = Field(
+        1.0, description="gradients of a larger norm are scaled down to it"
+    )
+
+    @model_validator(mode="after")
+    def _warms_up_before_the_end(self) -> Optimizer:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}: expected fewer than steps={self.steps}"
+            )
+        return self
+
+
+class Batches(Section):
+    """How much is looked at in a step."""
+
+    size: Count = Field(description="rows of a step; negatives are those of all of them")
+    chunk_tokens: Annotated[int, Field(ge=16)] = Field(
+        8192, description="tokens computed at once on a device: bounds memory, not the batch"
+    )
+
+
+class Matryoshka(Section):
+    """Also train the first values of each vector."""
+
+    dims: tuple[Count, ...] = Field(min_length=1, description="how many of them")
+    weights: tuple[float, ...] | None = Field(None, description="of each dim; 1")
+    reduction: Literal["mean", "sum"] = Field("mean", description="over dims")
+
+
+class Loss(Section):
+    """What is asked of the vectors (``jina_jax.training.losses``)."""
+
+    name: Literal[tuple(KINDS_OF_LOSS)] = Field(description="of the loss")  # type: ignore[valid-type]
+    temperature: Positive | None = Field(None, description="similarities are divided by it; 0.05")
+    bidirectional: bool | None = Field(
+        None, description="info_nce: documents to queries, too; true"
+    )
+    reduction: Literal["mean", "sum"] | None = Field(
+        None, description="info_nce, triplet: over rows; mean"
+    )
+    mask_rate: Share | None = Field(None, description="mlm: share of words to mask; 0.15")
+    matryoshka: Matryoshka | None = Field(None, description="dims to train as well")
+
+    _TAKEN: typing.ClassVar = {
+        "info_nce": {"temperature", "bidirectional", "reduction", "matryoshka"},
+        "triplet": {"temperature", "reduction", "matryoshka"},
+        "cosent": {"temperature", "matryoshka"},
+        "separation": {"temperature", "matryoshka"},
+        "cosine_distillation": {"matryoshka"},
+        "similarity_distillation": {"matryoshka"},
+        "mlm": {"mask_rate"},
+    }
+
+    @model_validator(mode="after")
+    def _has_its_own_fields(self) -> Loss:
+        given = {k for k in type(self).model_fields if k != "name" and getattr(self, k) is not None}
+        wrong = given - self._TAKEN[self.name]
+        if wrong:
+            takes = ", ".join(sorted(self._TAKEN[self.name]))
+            raise ValueError(f"{', '.join(sorted(wrong))}: {self.name} takes {takes}")
+        return self
+
+
+class Data(Section):
+    """One source of rows; several are drawn from by weight, one a batch."""
+
+    paths: Paths = Field(description="files: .jsonl, .csv, .tsv, .parquet, .txt")
+    kind: Literal["pairs", "triplets", "scored", "labelled", "texts"] = Field(description="of rows")
+    loss: Loss = Field(description="section [data.loss]")
+    columns: tuple[str | int, ...] | None = Field(
+        None, description="names, or positions for CSV without a header; the usual names"
+    )
+    weight: Positive = Field(1.0, description="share of the batches, relative to other sources")
+    batch_size: Count | None = Field(None, description="rows of a batch of this source")
+    negatives: Count | None = Field(None, description="triplets: how many of a row's to use; all")
+    teacher: Path | None = Field(None, description="distillation: .npy with a vector for each row")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="stop at rows that cannot be used, or list them and go on"
+    )
+    drop_overlap: bool = Field(
+        False, description="pairs: leave out those of which one text repeats the other (paper)"
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_loss(self) -> Data:
+        kinds = KINDS_OF_LOSS[self.loss.name]
+        if self.kind not in kinds:
+            raise ValueError(f"kind={self.kind!r}: loss {self.loss.name!r} takes {kinds}")
+        if (self.teacher is not None) != (self.loss.name in _DISTILLATIONS):
+            raise ValueError(f"teacher={self.teacher}: expected for the losses {_DISTILLATIONS}")
+        return self
+
+    @property
+    def form(self) -> str:
+        """How rows become batches (``Sampler``)."""
+        return "tuples" if (self.kind, self.loss.name) == ("labelled", "triplet") else "rows"
+
+
+class Evaluation(Section):
+    """One evaluation; the mean of the primary metrics of all of them chooses the best."""
+
+    kind: Literal["sts", "bitext", "classification", "clustering", "retrieval"] = Field(
+        description="of evaluation"
+    )
+    paths: Paths = Field(description="its files, as for `jina-jax eval`")
+    name: str | None = Field(None, description="in the log; that of the file")
+    task: str | tuple[str, ...] = Field(
+        "auto", description="adapter, or a pair; 'none' for the base; auto: the paper's"
+    )
+    dims: tuple[Count, ...] | None = Field(None, description="Matryoshka dims to score, too")
+    columns: tuple[str | int, ...] | None = Field(None, description="of its files")
+    split: str = Field("test", description="retrieval: whose judgements to take")
+    max_length: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="tokens of a text, beyond which it is cut; the model's limit"
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of ``jina_jax.evaluation.Evaluation``."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class Log(Section):
+    """When to tell, to evaluate and to save."""
+
+    every: Count = Field(
+        10, description="steps between lines of metrics.jsonl; one at each checkpoint, too"
+    )
+    evaluate_every: Count | None = Field(None, description="steps between evaluations; at the end")
+    save_every: Count = Field(100, description="steps between checkpoints; and at the end")
+    keep: Count = Field(2, description="latest checkpoints kept, beside the best")
+
+
+class Settings(Section):
+    """A training run.
+
+    Relative paths are taken from where the process runs, as on any command line.
+    """
+
+    output: Path = Field(description="directory of the run: checkpoints, metrics, settings")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="of the order of rows, of dropout and of new weights"
+    )
+    model: Model
+    optimizer: Optimizer
+    batches: Batches
+    data: tuple[Data, ...] = Field(description="sections [[data]]")
+    evaluation: tuple[Evaluation, ...] = Field((), description="sections [[evaluation]]")
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        if not self.data:
+            raise ValueError("data: expected at least one section [[data]]")
+        if self.model.train == "adapters" and not self.model.tasks:
+            raise ValueError("model.tasks: expected the adapters to train, got none")
+        if any(d.loss.name == "mlm" for d in self.data) and self.model.train == "adapters":
+            raise ValueError("model.train: the loss 'mlm' trains 'all' or 'all-but-embeddings'")
+        return self
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Settings:
+        """Read a file.
+
+        Raises:
+          SettingsError: naming the file and every field at fault.
+          OSError: if it cannot be read.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: not valid TOML ({error})") from error
+        return cls.from_dict(values, source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "settings") -> Settings:
+        """Check values as TOML or JSON has them. Raises ``SettingsError``."""
+        try:
+            # By way of JSON, where lists are tuples and paths are strings, yet "8" is no number.
+            return cls.model_validate_json(json.dumps(values, default=str))
+        except ValidationError as error:
+            problems = [_problem(detail) for detail in error.errors()]
+            count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+            raise SettingsError("\n  ".join([f"{source}: {count}:", *problems])) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values; ``from_dict`` gives back equal settings."""
+        return self.model_dump(mode="json")
+
+
+def _problem(detail: Any) -> str:
+    """Say which field is at fault and why, in one line."""
+    place = ""
+    for part in detail["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    if detail["type"] == "missing":
+        return f"{place}: is missing"
+    if detail["type"] == "extra_forbidden":
+        return f"{place}: is not a field"
+    text = detail["msg"].removeprefix("Value error, ")
+    given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
+    return f"{place + ': ' if place else ''}{text}{given}"
+
+
+def describe() -> str:
+    """Explain every field of the file, section by section."""
+    return "\n".join(_described(Settings, "")) + "\n"
+
+
+def _described(section: type[Section], heading: str) -> Iterator[str]:
+    nested = []
+    if heading:
+        yield f"\n{heading}  # {(section.__doc__ or '').splitlines()[0].replace('`', '')}"
+    for name, field in section.model_fields.items():
+        inner, is_list = _section_of(field.annotation)
+        if inner is not None:
+            path = f"{heading.strip('[]')}.{name}".strip(".")
+            nested.append((inner, f"[[{path}]]" if is_list else f"[{path}]"))
+            continue
+        default = "required" if field.is_required() else f"default {_toml(field.default)}"
+        yield f"{name:<16} {field.description} ({default})"
+    for inner, title in nested:
+        yield from _described(inner, title)
+
+
+def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
+    """Find the section in a field's type, and whether it may come several times."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, False
+    for part in typing.get_args(annotation):
+        inner, _ = _section_of(part)
+        if inner is not None:
+            return inner, typing.get_origin(annotation) is tuple
+    return None, False
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(list(value) if value == () else value)

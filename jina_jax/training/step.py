@@ -1,0 +1,186 @@
+"""One step: a batch of any size in, a loss and new parameters out.
+
+Gradient caching (arXiv 2101.06983): all embeddings of a batch are there for the loss, and the
+activations of one chunk at a time. It is a loop over chunks whose gradient is another loop, which
+computes each chunk again; both end with the last chunk that has a text, so that one program takes
+batches of any size up to its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jina_jax.attention import Kernel
+from jina_jax.dropout import Dropout
+from jina_jax.engine import encode_batch
+from jina_jax.training.packing import Chunks
+from jina_jax.training.parameters import Arrays, Network
+
+Targets = Mapping[str, jax.Array]
+# (trained, frozen, chunks, targets, key) → float32 scalar
+Objective = Callable[[Arrays, Arrays, Chunks, Targets, jax.Array], jax.Array]
+CHUNK_ROWS = P(None, "data")
+
+
+class Encoding(NamedTuple):
+    """How chunks are encoded in training.
+
+    Attributes:
+      network: its graph, dtype and config; its arrays are not looked at.
+      kernel: attention.
+      dropout: rate, 0 for none.
+      mesh: devices that share the rows of chunks; None for one.
+      caching: compute a chunk's activations again for its gradient, where there are several.
+    """
+
+    network: Network
+    kernel: Kernel
+    dropout: float = 0.0
+    mesh: Mesh | None = None
+    caching: bool = True
+
+
+def text_objective(encoding: Encoding, loss: Callable[..., jax.Array], columns: int) -> Objective:
+    """Make the objective of a loss between texts.
+
+    Every loss sees the embeddings of the whole batch, those of all devices included.
+
+    Args:
+      encoding: how texts are encoded.
+      loss: one of ``jina_jax.training.losses``: takes a float32 (B, D) for each column but the
+        negatives, (B, M, D), and targets by name.
+      columns: texts of a row: 1, 2, or 2 + M.
+    """
+
+    def objective(trained, frozen, chunks, targets, key):
+        embeddings = embed(encoding, trained, frozen, chunks, key)
+        rows = embeddings.reshape(-1, columns, embeddings.shape[-1])
+        parts = [rows[:, column] for column in range(min(columns, 2))]
+        if columns > 2:
+            parts.append(rows[:, 2:])
+        return loss(*parts, **targets)
+
+    return objective
+
+
+def embed(
+    encoding: Encoding, trained: Arrays, frozen: Arrays, chunks: Chunks, key: jax.Array
+) -> jax.Array:
+    """Encode the n texts of a batch: float32 (n, D), on every device."""
+    network = encoding.network
+
+    def one_chunk(trained, frozen, chunk, dropout) -> jax.Array:
+        # Parameters are cast here, for gradients of chunks to add up in float32.
+        return encode_batch(
+            network.graph,
+            network.config.emb_pooler,
+            encoding.kernel,
+            None,
+            network.state(trained, frozen),
+            chunk.input_ids,
+            chunk.segments,
+            chunk.task_ids if network.config.num_tasks else None,
+            None,
+            dropout,
+        )
+
+    pooled = over_chunks(encoding, one_chunk, trained, frozen, chunks, key)
+    pooled = pooled.reshape(-1, pooled.shape[-1])[chunks.places]
+    if encoding.mesh is not None:
+        pooled = jax.lax.with_sharding_constraint(pooled, NamedSharding(encoding.mesh, P()))
+    return pooled
+
+
+def over_chunks(
+    encoding: Encoding,
+    run: Callable[[Arrays, Arrays, Any, Dropout | None], jax.Array],
+    trained: Arrays,
+    frozen: Arrays,
+    chunks: Any,
+    key: jax.Array,
+) -> jax.Array:
+    """Run a function over each chunk of a batch, and stack what it returns.
+
+    Args:
+      encoding: says whether activations are kept.
+      run: (trained, frozen, chunk, dropout) → array, of the same shape for every chunk.
+      trained: parameters to differentiate.
+      frozen: the others.
+      chunks: arrays with an axis of chunks in front; ``used`` of them, the first ones, have texts.
+      key: of the step's dropout: a chunk computed again drops the same values.
+
+    Returns:
+      (C, …); zeros for chunks without a text.
+    """
+
+    def one(number, trained, frozen, chunks, key):
+        chunk = jax.tree.map(lambda array: array[number], chunks)
+        rate = encoding.dropout
+        dropout = Dropout(jax.random.fold_in(key, number), rate) if rate else None
+        return run(trained, frozen, chunk, dropout)
+
+    operands = (trained, frozen, chunks._replace(places=None, used=None), key)
+    size = len(chunks.used)
+    if size == 1 or not encoding.caching:
+        return jnp.stack([one(number, *operands) for number in range(size)])
+    return _cached(one, size)(chunks.used.sum(dtype=jnp.int32), *operands)
+
+
+def _cached(one: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
+    """Make (count, trained, …) → ``one`` of each number below count, with a gradient by loop."""
+
+    @jax.custom_vjp
+    def stacked(count, trained, *others):
+        shape = jax.eval_shape(one, 0, trained, *others)
+        empty = jnp.zeros((size, *shape.shape), shape.dtype)
+        return jax.lax.fori_loop(
+            0, count, lambda i, out: out.at[i].set(one(i, trained, *others)), empty
+        )
+
+    def forward(*operands):
+        return stacked(*operands), operands
+
+    def backward(operands, gradients):
+        count, trained, *others = operands
+
+        def add(i, total):
+            _, pull_back = jax.vjp(lambda trained: one(i, trained, *others), trained)
+            return jax.tree.map(jnp.add, total, *pull_back(gradients[i]))
+
+        zeros = jax.tree.map(jnp.zeros_like, trained)
+        return None, jax.lax.fori_loop(0, count, add, zeros), *(None for _ in others)
+
+    stacked.defvjp(forward, backward)
+    return stacked
+
+
+class StepResult(NamedTuple):
+    """What a step tells: float32 scalars."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+    """Compile a step: (trained, opt_state, frozen, chunks, targets, key) → the first two, result.
+
+    The old parameters and optimizer state are given up to make room for the new ones.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(trained, opt_state, frozen, chunks, targets, key):
+        loss, gradients = jax.value_and_grad(objective)(trained, frozen, chunks, targets, key)
+        norm = optax.tree.norm(gradients)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
+            updates, opt_state = optimizer.update(gradients, opt_state, trained)
+        return optax.apply_updates(trained, updates), opt_state, StepResult(loss, norm)
+
+    return step
