@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,28 @@ import click
 from jina_jax.cli_options import PATH
 
 _TARGETS = ("published", "transformers", "native", "merged")
+_LIBRARIES = ("orbax", "pydantic")  # of the extra train
+
+
+@contextlib.contextmanager
+def _extra() -> Iterator[None]:
+    """Tell which extra is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        if library not in _LIBRARIES:
+            raise
+        message = f'this command needs {library}: pip install "jina-jax[train]"'
+        raise click.ClickException(message) from None
+    except ImportError as error:  # an evaluation's, which tells the same
+        raise click.ClickException(str(error)) from None
 
 
 def _show_fields(context: click.Context, _: Any, value: bool) -> None:
     if value and not context.resilient_parsing:
-        from jina_jax.training.settings import describe
+        with _extra():
+            from jina_jax.training.settings import describe
 
         click.echo(describe(), nl=False)
         context.exit()
@@ -45,14 +64,15 @@ def train(config: Path, resume: bool, output: Path | None) -> None:
     The run's directory gets settings, metrics.jsonl and checkpoints: the latest two and the best
     by the evaluations. With matplotlib (extra plot) also curves.png.
     """
-    from jina_jax.training.plot import plot_run
-    from jina_jax.training.settings import Settings
-    from jina_jax.training.trainer import Trainer
+    with _extra():
+        from jina_jax.training.plot import plot_run
+        from jina_jax.training.settings import Settings
+        from jina_jax.training.trainer import Trainer
 
-    settings = Settings.from_toml(config)
-    if output is not None:
-        settings = settings.model_copy(update={"output": output})
-    trainer = Trainer(settings, resume=resume)
+        settings = Settings.from_toml(config)
+        if output is not None:
+            settings = settings.model_copy(update={"output": output})
+        trainer = Trainer(settings, resume=resume)
     click.echo(trainer.summary(), err=True)
     for name, value in trainer.fit().items():
         click.echo(f"{name:<48} {value:.4f}")
@@ -83,8 +103,9 @@ def export(run: Path, target: Path, layout: str, step: int | None, task: str | N
     """
     from jina_jax.cli_info import report_copy
     from jina_jax.convert import merge_checkpoint, write_checkpoint
-    from jina_jax.training.run import load_run
 
+    with _extra():
+        from jina_jax.training.run import load_run
     if task is not None and layout != "merged":
         raise click.UsageError("--task is for --to merged; other layouts take all adapters")
     checkpoint = load_run(run, step)

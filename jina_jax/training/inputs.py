@@ -43,11 +43,19 @@ class Reader:
       packing: how texts are put into chunks.
       max_length: tokens of a text, at most.
       seed: of masking.
+
+    Raises:
+      ValueError: for a tokenizer with more ids than the encoder has embeddings.
     """
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, packing: Packing, max_length: int, seed: int
     ):
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
+                f"got {tokenizer.vocab_size}"
+            )
         self._config, self._tokenizer, self._packing = config, tokenizer, packing
         self._max_length, self._seed = max_length, seed
 

@@ -89,7 +89,13 @@ def mask_words(
       max_length: tokens kept, ``<s>`` and ``</s>`` included.
       rate: share of the words.
       rng: decides.
+
+    Raises:
+      ValueError: without a ``<mask>``.
     """
+    mask_id = tokenizer.mask_id
+    if mask_id is None:
+        raise ValueError("tokenizer: expected one with the token <mask>, for masked words")
     ids, offsets = tokenizer.encode_with_offsets(text, split_special_tokens=True)
     inner = range(1, min(len(ids), max_length) - 1)
     words: list[list[int]] = []
@@ -107,7 +113,7 @@ def mask_words(
     draw = rng.random(len(positions))
     other = rng.integers(0, tokenizer.vocab_size, len(positions))
     hidden = np.where(draw < _TO_MASK + _TO_OTHER, other, labels)
-    kept[positions] = np.where(draw < _TO_MASK, tokenizer.mask_id, hidden)
+    kept[positions] = np.where(draw < _TO_MASK, mask_id, hidden)
     return MaskedText(kept.tolist(), positions, labels, len(ids) - len(kept))
 
 
@@ -131,7 +137,8 @@ def masked_chunks(chunks: Chunks, texts: Sequence[MaskedText]) -> MaskedChunks:
     for chunk, member in enumerate(members):
         filled[:, chunk, : len(member)] = rows[member] % height, columns[member], labels[member]
         weights[chunk, : len(member)] = 1
-    return MaskedChunks(*chunks, *filled, weights)
+    rows, columns, labels = filled
+    return MaskedChunks(*chunks, rows, columns, labels, weights)
 
 
 def init_head(config: Config, seed: int) -> dict[str, np.ndarray]:
@@ -182,6 +189,8 @@ def _head(network, trained: Arrays, table: jax.Array, hidden: jax.Array) -> jax.
     dtype = network.dtype
     x = einsum("mi,io->mo", hidden.astype(dtype), head["dense.kernel"].astype(dtype))
     x = gelu(x + head["dense.bias"])
-    x = jax.nn.standardize(x, epsilon=network.config.layer_norm_eps, algorithm="stable")
+    x -= x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x).mean(axis=-1, keepdims=True)
+    x *= jax.lax.rsqrt(variance + network.config.layer_norm_eps)
     x = x * head["norm.scale"] + head["norm.bias"]
     return einsum("md,vd->mv", x.astype(dtype), table.astype(dtype)) + head["decoder.bias"]

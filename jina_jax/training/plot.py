@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,18 @@ def plot_run(directory: str | Path) -> Path | None:
     if right is not None:
         _draw_evaluations(right, evaluations)
     path = Path(directory) / CURVES
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of files named in other scripts
+        figure.savefig(path, dpi=120)
     return path
 
 
 def _draw_loss(axes: Any, lines: list[dict[str, Any]]) -> None:
     for name in sorted({name for line in lines for name in line["losses"]}):
         own = [line for line in lines if name in line["losses"]]
-        axes.plot([x["step"] for x in own], [x["losses"][name] for x in own], lw=1, label=name)
+        axes.plot(
+            [x["step"] for x in own], [x["losses"][name] for x in own], lw=1, label=_label(name)
+        )
     axes.set(xlabel="step", ylabel="loss", title="loss")
     axes.legend(fontsize="small")
     rate = axes.twinx()
@@ -59,8 +64,13 @@ def _draw_evaluations(axes: Any, lines: list[dict[str, Any]]) -> None:
             [x["evaluation"][name] for x in lines],
             lw=1,
             marker=".",
-            label=name,
+            label=_label(name),
         )
     axes.plot([x["step"] for x in lines], [x["score"] for x in lines], "k", lw=2, label="score")
     axes.set(xlabel="step", title="evaluation")
     axes.legend(fontsize="x-small", ncols=2)
+
+
+def _label(name: str) -> str:
+    """Keep dollars from being read as formulas."""
+    return name.replace("$", r"\$")

@@ -101,9 +101,7 @@ def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
     return with_trained(base, settings.model.tasks, store.trained(step))
 
 
-def with_trained(
-    base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, np.ndarray]
-) -> Checkpoint:
+def with_trained(base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, Any]) -> Checkpoint:
     """Put what was trained into its base; paths are those of single layers or of stacked ones."""
     found = _by_layer(arrays)
     adapters = {path: array for path, array in found.items() if ".lora_" in path}
@@ -112,7 +110,7 @@ def with_trained(
     return with_weights(checkpoint, weights) if weights else checkpoint
 
 
-def _by_layer(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _by_layer(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Take stacked layers apart."""
     found: dict[str, np.ndarray] = {}
     for path, array in arrays.items():

@@ -236,7 +236,7 @@ class Settings(Section):
     batches: Batches
     data: tuple[Data, ...] = Field(description="sections [[data]]")
     evaluation: tuple[Evaluation, ...] = Field((), description="sections [[evaluation]]")
-    log: Log = Log()
+    log: Log = Log.model_validate({})
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:

@@ -215,7 +215,10 @@ def _quiet() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     """Say what is wrong, without the page of details that TensorStore puts in brackets."""
     line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line.partition(' [')[0][:500]}"
+    line = line.partition(" [")[0]
+    # What is wrong stands at its end, behind the names of all files that are concerned.
+    shown = line if len(line) <= 500 else f"{line[:200]} … {line[-250:]}"
+    return f"{type(error).__name__}: {shown}"
 
 
 def hash_of(directory: Path) -> str:
