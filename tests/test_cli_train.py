@@ -179,7 +179,8 @@ class TestCurves:
         (tmp_path / "run" / CURVES).unlink()
         find = importlib.util.find_spec
         monkeypatch.setattr(
-            "jina_jax.training.plot.find_spec", lambda name: name != "matplotlib" and find(name)
+            "jina_jax.training.plot.find_spec",
+            lambda name: None if name == "matplotlib" else find(name),
         )
         assert plot_run(tmp_path / "run") is None
         assert not (tmp_path / "run" / CURVES).exists()
@@ -199,7 +200,7 @@ class TestCurves:
         import matplotlib.image
 
         wide = matplotlib.image.imread(plot_run(trained[0]))
-        assert wide.shape[:2] == (480, 1200)
+        assert wide.shape[:2] == (600, 1200)
         assert plot_run(plain) == plain / CURVES
         # Half of the first is the curves of evaluations, which the second does not have.
         narrow = matplotlib.image.imread(plain / CURVES)
@@ -217,11 +218,13 @@ class TestCurves:
         monkeypatch.setattr(Figure, "savefig", keep)
         names = ["info_nce:$a_$.jsonl", "cosent:b.csv"]
         lines = [
-            {"step": 0, "evaluation": {"x/m": 0.1, "x/m@32": 0.2}, "score": 0.1},
+            {"step": 0, "evaluation": {"x/m": 0.1, "x/m@32": 0.2, "y/m": 0.5}, "score": 0.3},
             {"step": 5, "losses": {names[0]: 3.0}, "loss": 3.0, "learning_rate": 0.5},
             {"step": 9, "losses": {names[1]: 2.0, names[0]: 1.0}, "loss": 1, "learning_rate": 0.1},
-            {"step": 9, "evaluation": {"x/m": 0.3, "x/m@32": 0.4}, "score": 0.3},
+            {"step": 9, "evaluation": {"x/m": 0.3, "x/m@32": 0.4, "y/m": 0.7}, "score": 0.5},
         ]
+        for line in lines:
+            line |= {"primary": ["x/m", "y/m"]} if "evaluation" in line else {}
         (tmp_path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
         assert plot_run(tmp_path) == drawn["path"] == tmp_path / CURVES
 
@@ -235,7 +238,8 @@ class TestCurves:
         assert [*curves(drawn["rate"]).values()] == [[[5, 0.5], [9, 0.1]]]
         assert curves(drawn["evaluation"]) == {
             "x/m": [[0, 0.1], [9, 0.3]],
-            "score": [[0, 0.1], [9, 0.3]],
+            "y/m": [[0, 0.5], [9, 0.7]],
+            "mean": [[0, 0.3], [9, 0.5]],
         }
 
 

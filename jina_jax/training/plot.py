@@ -31,7 +31,7 @@ def plot_run(directory: str | Path) -> Path | None:
 
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "evaluation" in line]
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     left, right = figure.subplots(1, 2) if evaluations else (figure.subplots(), None)
     _draw_loss(left, steps)
     if right is not None:
@@ -44,33 +44,42 @@ def plot_run(directory: str | Path) -> Path | None:
 
 
 def _draw_loss(axes: Any, lines: list[dict[str, Any]]) -> None:
-    for name in sorted({name for line in lines for name in line["losses"]}):
+    names = sorted({name for line in lines for name in line["losses"]})
+    for name, colour in zip(names, _colours(len(names)), strict=True):
         own = [line for line in lines if name in line["losses"]]
-        axes.plot(
-            [x["step"] for x in own], [x["losses"][name] for x in own], lw=1, label=_label(name)
-        )
-    axes.set(xlabel="step", ylabel="loss", title="loss")
-    axes.legend(fontsize="small")
+        values = [line["losses"][name] for line in own]
+        axes.plot([line["step"] for line in own], values, lw=1, c=colour, label=_label(name))
     rate = axes.twinx()
-    rate.plot([x["step"] for x in lines], [x["learning_rate"] for x in lines], "--", c="0.7", lw=1)
+    rates = [line["learning_rate"] for line in lines]
+    rate.plot([line["step"] for line in lines], rates, "--", c="0.7", lw=1)
     rate.set_ylabel("learning rate (dashed)")
+    axes.set(xlabel="step", ylabel="loss", title="loss")
+    _legend(axes)
 
 
 def _draw_evaluations(axes: Any, lines: list[dict[str, Any]]) -> None:
-    names = [name for name in lines[0]["evaluation"] if "@" not in name.rpartition("/")[2]]
-    for name in names or lines[0]["evaluation"]:
-        axes.plot(
-            [x["step"] for x in lines],
-            [x["evaluation"][name] for x in lines],
-            lw=1,
-            marker=".",
-            label=_label(name),
-        )
-    axes.plot([x["step"] for x in lines], [x["score"] for x in lines], "k", lw=2, label="score")
+    """Draw the main metric of each evaluation, and their mean, which chooses the best."""
+    steps, names = [line["step"] for line in lines], lines[-1]["primary"]
+    for name, colour in zip(names, _colours(len(names)), strict=True):
+        values = [line["evaluation"][name] for line in lines]
+        axes.plot(steps, values, marker=".", lw=1, c=colour, label=_label(name))
+    if len(names) > 1:
+        axes.plot(steps, [line["score"] for line in lines], "k", lw=2, label="mean")
     axes.set(xlabel="step", title="evaluation")
-    axes.legend(fontsize="x-small", ncols=2)
+    _legend(axes)
 
 
 def _label(name: str) -> str:
     """Keep dollars from being read as formulas."""
     return name.replace("$", r"\$")
+
+
+def _colours(count: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["turbo"].resampled(count + 2)(range(1, count + 1))
+
+
+def _legend(axes: Any) -> None:
+    """Put the legend below, where it hides nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="x-small")

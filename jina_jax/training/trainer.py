@@ -218,7 +218,12 @@ class Trainer:
     def _evaluate_and_tell(self) -> dict[str, float]:
         results = self.evaluate()
         if results:
-            self._metrics.write(step=self.step, evaluation=results, score=self._score(results))
+            self._metrics.write(
+                step=self.step,
+                evaluation=results,
+                primary=[each.primary for each in self._evaluations],
+                score=self._score(results),
+            )
         return results
 
     def _score(self, results: dict[str, float]) -> float | None:
