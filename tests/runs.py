@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 from tiny import write_tiny
 
 from jina_jax.training.metrics import read_metrics
@@ -14,6 +16,14 @@ from jina_jax.training.trainer import Trainer
 ROWS = 8
 RATES = ("steps_per_second", "tokens_per_second")
 PAIRS = {"paths": ["pairs.jsonl"], "kind": "pairs", "loss": {"name": "info_nce"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiling():
+    """Compile in half the time, programs that take longer to run; for files that import this."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write_data(directory: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import PAIRS, settings, told, train, write_data
+from runs import quick_compiling as quick_compiling
 
 from jina_jax.tensors import CheckpointError
 from jina_jax.training.metrics import Metrics, TrainingError, Window, read_metrics
@@ -264,7 +265,12 @@ def start(path: Path, output: Path) -> subprocess.Popen:
     """Start `jina-jax train --resume` in a process of its own, on as many devices as here."""
     code = "from jina_jax.cli import main; main(prog_name='jina-jax')"
     command = [sys.executable, "-c", code, "train", str(path), "--resume", "--output", str(output)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
