@@ -167,7 +167,8 @@ def to_state(
       ValueError: for another dtype.
       CheckpointError: if the tensors do not fit the config.
     """
-    if not callable(dtype) and dtype not in (None, *FLOAT_DTYPES):
+    by_path = callable(dtype) and not isinstance(dtype, type)
+    if not by_path and dtype not in (None, *FLOAT_DTYPES):
         raise ValueError(f"dtype={dtype!r}: expected {_FLOATS} or None")
     check_keys(parameter_shapes(config), tensors.items(), "tensors")
     one = dtype or tensors["word_embeddings.embedding"].dtype.name

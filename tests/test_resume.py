@@ -284,7 +284,9 @@ def finish(path: Path, output: Path) -> None:
 
 def kill_when(process: subprocess.Popen, condition) -> bool:
     """Kill a process as soon as something is so; tell whether it was still running."""
+    end = time.monotonic() + 300
     while process.poll() is None and not condition():
+        assert time.monotonic() < end
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)

@@ -181,7 +181,7 @@ def kinds_of_files(directory):
 @pytest.mark.parametrize("how", ["delete", "half"])
 def test_a_damaged_file_is_an_error_or_does_no_harm(good, tmp_path, how):
     names = [path for path in kinds_of_files(good) if path.parts[0] == "6"]
-    assert len(names) > 20
+    assert len(names) > 15
     refused = set()
     for name in names:
         directory = tmp_path / "torn"
@@ -249,13 +249,13 @@ def test_a_full_disk(tmp_path, monkeypatch):
             fill(store, [2], {2: 0.5})
     message = "step 2 could not be written; the last good one is of 1 (OSError: "
     assert message in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert_only_the_first(store)
     fill(store, [3], {3: 0.5})
     assert (store.steps, store.best) == ([1, 3], 3)
 
 
 def assert_only_the_first(store):
-    assert [path.name for path in store.directory.iterdir()] == ["1"]
     for reader in (store, Store(store.directory)):
         assert (reader.steps, reader.best) == ([1], None)
         assert_equal(reader.restore(1, *target())[:2], content(1))
@@ -297,6 +297,7 @@ print(store.steps)
     assert_only_the_first(store)
     fill(store, [2], {2: 0.5})
     assert store.best == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_what_an_interrupted_save_has_left_goes_with_the_next_run(tmp_path):

@@ -19,9 +19,10 @@ from jina_jax.evaluation import Evaluation
 from jina_jax.sharding import make_mesh
 from jina_jax.tensors import CheckpointError
 from jina_jax.tokenizer import Tokenizer
-from jina_jax.training.metrics import TrainingError, read_metrics
+from jina_jax.training.metrics import TrainingError, Window, read_metrics
 from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, load_run
 from jina_jax.training.settings import SettingsError
+from jina_jax.training.step import StepResult
 from jina_jax.training.store import Store
 from jina_jax.training.trainer import Trainer
 
@@ -143,6 +144,13 @@ def test_what_is_cut_off_is_counted(root, matching):
     inputs = next(trainer._batches()).inputs
     assert inputs.dropped == sum(length - 10 for length in lengths) > 0
     assert inputs.tokens == 10 * 2 * ROWS
+    window = Window()
+    for _ in range(2):
+        window.add("pairs", inputs, StepResult(np.float32(1), np.float32(1)))
+    summary = window.summary(2)
+    assert summary["dropped_tokens"] == 2 * inputs.dropped
+    ratio = summary["tokens_per_second"] / summary["steps_per_second"]
+    assert ratio == pytest.approx(inputs.tokens)
     assert all(line["dropped_tokens"] == 0 for line in told(matching))
 
 
@@ -226,8 +234,9 @@ def test_a_new_task_is_trained_and_encodes(root, base):
     original = JinaEmbeddings.from_pretrained(root / "model")
     texts = ["abcdef", "hij"]
     for task in (None, *TASKS):
-        np.testing.assert_array_equal(
-            model.encode(texts, task=task), original.encode(texts, task=task)
+        # Another number of adapters is another program.
+        np.testing.assert_allclose(
+            model.encode(texts, task=task), original.encode(texts, task=task), rtol=0, atol=1e-6
         )
     prompted = original.encode(texts, task="text-matching", prompt="find: ")
     assert np.abs(model.encode(texts, task="legal") - prompted).max() > 0.01

@@ -58,9 +58,8 @@ class Store:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
                 best_fn=lambda metrics: metrics[_SCORE],
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=True,
+                read_only=read_only,  # neither makes nor cleans up anything
             ),
         )
 
@@ -95,6 +94,9 @@ class Store:
         Raises:
           CheckpointError: if it cannot be written, for instance to a full disk; those before stay.
         """
+        # To the host first: Orbax would cut arrays on several devices into slices, by programs of
+        # their own that wait for the same threads as the step before.
+        trained, opt_state = jax.device_get((trained, opt_state))
         items = ocp.args.Composite(
             trained=ocp.args.StandardSave(trained),
             optimizer=ocp.args.StandardSave(opt_state),
