@@ -432,3 +432,18 @@ class TestDescription:
     def test_it_is_what_the_command_prints(self):
         result = CliRunner().invoke(cli.main, ["train", "--fields"])
         assert (result.exit_code, result.stdout) == (0, settings.describe())
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readmes_file_is_valid(tmp_path):
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    path = tmp_path / "retrieval.toml"
+    path.write_text(block, encoding="utf-8")
+    assert Settings.from_toml(path).model.tasks == ("retrieval.query", "retrieval.passage")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_files_are_valid(path):
+    assert Settings.from_toml(path).output.parts[0] == "runs"
