@@ -190,6 +190,30 @@ def test_eight_devices_train_as_one(root, matching):
     np.testing.assert_allclose(losses(matching), losses(root / "alone"), rtol=0, atol=1e-5)
 
 
+def test_what_a_step_is_given(root):
+    """Rows of chunks split over the devices, and random numbers of its own for each step."""
+
+    def keys_of(output, seed):
+        trainer, keys = Trainer(settings(root, output, seed=seed)), []
+
+        def step(trained, opt_state, frozen, chunks, targets, key):
+            keys.append(jax.random.key_data(key).tolist())
+            assert (
+                chunks.input_ids.sharding.shard_shape(chunks.input_ids.shape)[1] * 8
+                == (chunks.input_ids.shape[1])
+            )
+            assert all(array.sharding.is_fully_replicated for array in trained.values())
+            return trained, opt_state, StepResult(np.float32(1), np.float32(1))
+
+        trainer._make_step = lambda *_: step
+        trainer.fit()
+        return keys
+
+    first, again, other = (keys_of(f"keys-{i}", seed) for i, seed in enumerate([0, 0, 1]))
+    assert first == again
+    assert len({tuple(key) for key in first + other}) == 8
+
+
 def test_a_mesh_with_a_model_axis_is_refused(root):
     with pytest.raises(ValueError, match="mesh: expected a model axis of 1, got 2"):
         Trainer(settings(root, "split"), mesh=make_mesh(model=2))
