@@ -356,15 +356,20 @@ class TestResume:
         assert [plain(batch) for batch in take(resumed, 15)] == expected
         assert resumed.state() == sampler.state()
 
-    def test_rows_that_wait_are_not_lost(self):
-        rows = [("same", f"{i}") for i in range(9)] + [(f"a{i}", f"b{i}") for i in range(20)]
-        sampler = sampler_of(source_of(rows), sizes=4)
-        take(sampler, 5)
-        assert waiting(sampler)
-        resumed = sampler_of(source_of(rows), sizes=4)
-        resumed.restore(sampler.state())
+    def test_from_wherever_rows_wait(self):
+        # Rows wait for three texts, now for this one first and now for that one.
+        rows = [(text, f"{text}{i}") for text in "xyz" for i in range(4)]
+        source = source_of(with_others([*rows, ("x", "y"), ("y", "z")], 8))
+        sampler = sampler_of(source, sizes=4)
+        states, batches = [], []
         for _ in range(60):
-            assert plain(next(resumed)) == plain(next(sampler))
+            states.append(sampler.state())
+            batches.append(plain(next(sampler)))
+        assert sum(len(state["sources"][0]["waiting"]) > 1 for state in states) > 20
+        for step, state in enumerate(states):
+            resumed = sampler_of(source, sizes=4)
+            resumed.restore(state)
+            assert [plain(batch) for batch in take(resumed, 60 - step)] == batches[step:]
 
     def test_state_does_not_change_later(self):
         sampler = sampler_of(source_of([("same", f"{i}") for i in range(5)]), sizes=1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,28 +12,33 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from jina_jax import evaluation
 from jina_jax.attention import choose
 from jina_jax.cache import set_compilation_cache
 from jina_jax.checkpoint import to_state
 from jina_jax.convert import Checkpoint
-from jina_jax.data import Source, read_source
 from jina_jax.embedder import JinaEmbeddings
 from jina_jax.engine import platform_of
 from jina_jax.pipeline import ahead
 from jina_jax.sharding import make_mesh, placer
 from jina_jax.tokenizer import Tokenizer
-from jina_jax.training import losses, mlm, run
+from jina_jax.training import mlm, run
 from jina_jax.training.inputs import Inputs, Reader
 from jina_jax.training.metrics import Metrics, Window
 from jina_jax.training.optimizer import optimizer, schedule
 from jina_jax.training.packing import Packing
 from jina_jax.training.parameters import load_network
-from jina_jax.training.sampler import Sampler
-from jina_jax.training.settings import Data, Loss, Settings, SettingsError
+from jina_jax.training.prepare import (
+    check_sources,
+    loss_function,
+    make_evaluations,
+    make_sampler,
+    name_sources,
+    read_data,
+    tell_bad_rows,
+)
+from jina_jax.training.settings import Loss, Settings
 from jina_jax.training.step import CHUNK_ROWS, Encoding, StepResult, make_step, text_objective
 from jina_jax.training.store import Store
-from jina_jax.training.tuples import TUPLE_NEGATIVES
 
 
 class _Batch(NamedTuple):
@@ -86,16 +89,16 @@ class Trainer:
         self._shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
         self.base = run.open_base(settings.model, settings.seed)
         self._tokenizer = Tokenizer.from_file(self.base.directory / "tokenizer.json")
-        self._evaluations = _evaluations(settings)
-        sources = [_read(data) for data in settings.data]
-        self._names = _names(settings)
+        self._evaluations = make_evaluations(settings)
+        sources = [read_data(data) for data in settings.data]
+        self._names = name_sources(settings)
         self._rows = [len(source) for source in sources]
-        self._sampler = _sampler(settings, sources)
+        self._sampler = make_sampler(settings, sources)
         self._mesh = make_mesh() if mesh is None and len(jax.devices()) > 1 else mesh
         self._load(settings)
-        _check_losses(settings, sources, self._network.config.hidden_size)
+        check_sources(settings, sources, self._network.config.hidden_size)
         run.start(settings, self.base, resume=resume)
-        _tell_bad_rows(settings, sources)
+        tell_bad_rows(settings, sources)
         self._store = Store(settings.output / run.CHECKPOINTS, settings.log.keep)
         self._restore()
         self._metrics = Metrics(settings.output / run.METRICS, self.step)
@@ -305,96 +308,5 @@ class Trainer:
         }
 
 
-def loss_function(loss: Loss) -> Callable[..., jax.Array]:
-    """Make the function of ``jina_jax.training.losses`` that a section [data.loss] asks for."""
-    fields = loss.model_dump(exclude={"name", "matryoshka", "mask_rate"}, exclude_none=True)
-    function = functools.partial(losses.LOSSES[loss.name], **fields)
-    if loss.matryoshka is None:
-        return function
-    return losses.matryoshka(function, **loss.matryoshka.model_dump())
-
-
-def _read(data: Data) -> Source:
-    return read_source(
-        data.paths,
-        data.kind,
-        columns=data.columns,
-        negatives=data.negatives,
-        teacher=data.teacher,
-        bad_rows=data.bad_rows,
-        drop_overlap=data.drop_overlap,
-    )
-
-
-def _sampler(settings: Settings, sources: list[Source]) -> Sampler:
-    return Sampler(
-        sources,
-        batch_sizes=[data.batch_size or settings.batches.size for data in settings.data],
-        weights=[data.weight for data in settings.data],
-        forms=[data.form for data in settings.data],
-        seed=settings.seed,
-    )
-
-
-def _names(settings: Settings) -> list[str]:
-    """Name the sources in the log; those that would be called the same by number."""
-    names = [f"{d.loss.name}:{'+'.join(path.name for path in d.paths)}" for d in settings.data]
-    return [
-        f"{name}#{number}" if names.count(name) > 1 else name
-        for number, name in enumerate(names, start=1)
-    ]
-
-
-def _evaluations(settings: Settings) -> list[evaluation.Evaluation]:
-    made = [evaluation.Evaluation(**fields.arguments()) for fields in settings.evaluation]
-    names = [each.primary.rpartition("/")[0] for each in made]
-    same = sorted({name for name in names if names.count(name) > 1})
-    if same:
-        raise SettingsError(f"evaluation.name: expected one for each, {', '.join(same)} come again")
-    return made
-
-
-def _check_losses(settings: Settings, sources: list[Source], width: int) -> None:
-    """Try each loss on shapes: what it refuses is refused before anything is trained."""
-    for number, (data, source) in enumerate(zip(settings.data, sources, strict=True)):
-        rows = data.batch_size or settings.batches.size
-        if rows > len(source):
-            raise SettingsError(
-                f"data[{number}].batch_size: expected at most the {len(source)} rows there are, "
-                f"got {rows}"
-            )
-        if data.loss.name == "mlm":
-            continue
-        vectors, targets = _shapes(data, source, rows, width)
-        try:
-            jax.eval_shape(loss_function(data.loss), *vectors, **targets)
-        except ValueError as error:
-            raise SettingsError(f"data[{number}].loss: {error}") from error
-
-
-def _shapes(data: Data, source: Source, rows: int, width: int) -> tuple[list, dict[str, Any]]:
-    """Return the arrays that a loss is called with, without their values."""
-    columns = source.columns if data.form == "rows" else 2 + TUPLE_NEGATIVES
-    shapes = [(rows, width)] * min(columns, 2) + [(rows, columns - 2, width)] * (columns > 2)
-    targets = {}
-    if source.teacher is not None:
-        targets["teacher"] = jax.ShapeDtypeStruct((rows, source.teacher.shape[1]), np.float32)
-    elif source.targets is not None and data.form == "rows":
-        name = "scores" if data.kind == "scored" else "labels"
-        targets[name] = jax.ShapeDtypeStruct((rows,), source.targets.dtype)
-    return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes], targets
-
-
 def _is_multiple(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _tell_bad_rows(settings: Settings, sources: list[Source]) -> None:
-    """List the rows that were left out in a file, and say how many they are."""
-    problems = [problem for source in sources for problem in source.problems]
-    if not problems:
-        return
-    path = settings.output / run.BAD_ROWS
-    lines = [f"{p.file}:{p.line}: {p.reason}\n" for p in problems]
-    path.write_text("".join(lines), encoding="utf-8")
-    warnings.warn(f"{len(problems)} rows are left out; {path} lists them", stacklevel=3)
