@@ -177,3 +177,24 @@ def test_ids_without_embeddings_are_refused(config, tokenizer):
     message = rf"tokenizer: expected at most vocab_size={small.vocab_size} ids, got"
     with pytest.raises(ValueError, match=message):
         Reader(small, tokenizer, Packing(), 128, seed=0)
+
+
+def test_a_tuples_mark_stays_when_its_texts_are_cut(config, tokenizer):
+    texts = [f"{'abc ' * n}0123{n:04x}" for n in (1, 20, 30, 40, 50, 60, 70, 80, 90)]
+    rows = data("triplet", "labelled")
+    inputs = Reader(config.only(PAIR[1:]), tokenizer, Packing(), 64, seed=0)(
+        batch(texts, 9), rows, step=1
+    )
+    whole = tokenizer.encode([PASSAGE + text for text in texts])
+    ids, _ = texts_of(inputs.chunks, tokenizer)
+    # In this vocabulary a character is a token: nine of " 0123...", and </s>.
+    assert ids[0] == whole[0]
+    for mine, full in zip(ids[1:], whole[1:], strict=True):
+        assert (len(mine), mine[:54], mine[54:]) == (64, full[:54], full[-10:])
+    assert inputs.dropped == sum(map(len, whole)) - sum(map(len, ids))
+
+
+def test_a_mark_that_leaves_no_room_for_text(config, tokenizer):
+    reader = Reader(config.only(PAIR[1:]), tokenizer, Packing(), 11, seed=0)
+    with pytest.raises(ValueError, match=r"model.max_length=11: expected at least 12, .* mark"):
+        reader(batch(["some text 01234567"] * 9, 9), data("triplet", "labelled"), step=1)

@@ -67,7 +67,8 @@ class Reader:
         prompts = [self._config.prompt(None if t < 0 else self._names[t]) for t in tasks]
         texts = [prompts[i % batch.columns] + text for i, text in enumerate(batch.texts)]
         whole = self._tokenizer.encode(texts)
-        ids = [self._cut(row) for row in whole]
+        marked = data.form == "tuples"
+        ids = [self._cut(row, text, marked) for row, text in zip(whole, texts, strict=True)]
         task_ids = tasks * (len(texts) // batch.columns)
         tokens = sum(map(len, ids))
         return Inputs(
@@ -86,9 +87,20 @@ class Reader:
         """Return the task of a column: of two, the first has the first to itself."""
         return min(column, self._config.num_tasks - 1)
 
-    def _cut(self, ids: Sequence[int]) -> Sequence[int]:
-        """Cut a text to its first tokens and ``</s>``."""
-        return ids if len(ids) <= self._max_length else [*ids[: self._max_length - 1], ids[-1]]
+    def _cut(self, ids: Sequence[int], text: str, marked: bool) -> Sequence[int]:
+        """Cut a text to its first tokens and ``</s>``; a tuple's mark, the last word, stays."""
+        if len(ids) <= self._max_length:
+            return ids
+        kept = 1
+        if marked:
+            (mark,) = self._tokenizer.encode([text.rpartition(" ")[2]])
+            kept = len(mark) - 1
+        if marked and kept + 2 > self._max_length:
+            raise ValueError(
+                f"model.max_length={self._max_length}: expected at least {kept + 2}, for <s>, a "
+                f"token of text, the mark of a tuple and </s>"
+            )
+        return [*ids[: self._max_length - kept], *ids[-kept:]]
 
     def _masked(self, batch: TextBatch, data: Data, step: int) -> Inputs:
         rate = MASK_RATE if data.loss.mask_rate is None else data.loss.mask_rate
