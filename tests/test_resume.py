@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from runs import PAIRS, settings, told, train, write_data
 from runs import quick_compiling as quick_compiling
 
+from jina_jax.sharding import make_mesh
 from jina_jax.tensors import CheckpointError
 from jina_jax.training.metrics import Metrics, TrainingError, Window, read_metrics
 from jina_jax.training.run import BASE, CHECKPOINTS, METRICS, SETTINGS
@@ -164,10 +166,16 @@ def test_other_settings_are_named(root, whole):
         Trainer(fewer, resume=True)
 
 
-def test_place_and_log_may_change(root, whole, tmp_path):
+def test_place_log_and_devices_may_change(root, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "moved")
     changed = {**WANTED, "log": {"every": 1, "save_every": 4, "keep": 7}}
-    assert Trainer(settings(root, tmp_path / "moved", **changed), resume=True).step == STEPS
+    alone = make_mesh(devices=jax.devices()[:1])
+    trainer = Trainer(settings(root, tmp_path / "moved", **changed), resume=True, mesh=alone)
+    assert trainer.step == STEPS
+    saved = Store(whole / CHECKPOINTS, read_only=True).trained(STEPS)
+    for path, array in trainer.trained.items():
+        assert array.sharding.device_set == {jax.devices()[0]}
+        np.testing.assert_array_equal(array, saved[path])
 
 
 def test_a_base_that_has_changed_is_refused(root, tmp_path):
