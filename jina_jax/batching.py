@@ -22,6 +22,11 @@ _SMALLEST_BUCKET = 16
 _TOKENS_PER_PLACE = 8
 
 
+def packed_places(length: int) -> int:
+    """Return S, the texts that a packed row of this length may hold."""
+    return max(1, length // _TOKENS_PER_PLACE)
+
+
 def _positive(value: object) -> bool:
     return type(value) is int and value > 0
 
@@ -124,7 +129,7 @@ def bucket(size: int, smallest: int = _SMALLEST_BUCKET) -> int:
 def places(length: int, batching: Batching) -> int:
     """Return S, the texts that a row of this length may hold."""
     packed = batching.row_lengths and length <= batching.row_lengths[-1]
-    return max(1, length // _TOKENS_PER_PLACE) if packed else 1
+    return packed_places(length) if packed else 1
 
 
 def shapes(

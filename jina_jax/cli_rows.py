@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from jina_jax.lines import decode_line, json_object
+
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".txt": "table"}
 MOST_TABLE_TEXTS = 20
 
@@ -80,14 +82,14 @@ def _opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield ("file:number", line). Only a line feed ends a line, as for ``wc``; UTF-8 always."""
+    """Yield ("file:number", line)."""
     for number, raw in enumerate(file, start=1):
         where = f"{name}:{number}"
-        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            yield where, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            line = decode_line(raw, number)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        yield where, line
 
 
 def _plain(texts: list[str], task: str | None) -> Rows:
@@ -109,15 +111,10 @@ def _from_json(
 
 
 def _json_object(where: str, line: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON value")
-
     try:
-        row = json.loads(line, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        row = json_object(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if "embedding" in row:
         raise ValueError(f"{where}: has a field 'embedding' already, which the output would add")
     return row

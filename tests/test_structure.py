@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 ARROWS = {
     "config": set(),
     "files": set(),
+    "lines": set(),
     "tensors": set(),
     "rope": set(),
     "matmul": set(),
@@ -41,7 +42,7 @@ ARROWS = {
     "verify": {"config", "checkpoint", "convert", "encoder", "tokenizer"},
     "cli_errors": set(),
     "cli_options": set(),
-    "cli_rows": {"files"},
+    "cli_rows": {"lines"},
     "cli_info": {"convert"},
     "cli_devices": {"attention", "batching", "cache", "cli_info", "engine"},
     "embedder": {
@@ -49,8 +50,8 @@ ARROWS = {
         *("batching", "chunking", "distributed", "engine", "pipeline"),
     },
     # What needs an extra. Training evaluates; both read data files.
-    "data": set(),
-    "evaluation": {"config", "data", "embedder", "matmul", "pooling"},
+    "data": {"lines"},
+    "evaluation": {"config", "data", "embedder", "lines", "matmul", "pooling"},
     "training": {
         *("attention", "batching", "cache", "checkpoint", "config", "convert", "data", "dropout"),
         *("embedder", "encoder", "engine", "evaluation", "files", "hub", "matmul", "pipeline"),

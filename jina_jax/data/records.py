@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jina_jax.lines import decode_line, json_object
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".ndjson", *DELIMITERS, ".parquet", ".txt")
@@ -81,16 +82,12 @@ def read_records(path: Path, columns: Columns) -> Iterator[Record]:
 
 
 def _lines(path: Path) -> Iterator[Record]:
-    """Only a line feed ends a line, as for ``wc``; UTF-8 always."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                record = Record(number, reason=f"not UTF-8 ({error.reason} at byte {error.start})")
-            else:
-                record = Record(number, [("text", text)])
+                record = Record(number, [("text", decode_line(raw, number))])
+            except ValueError as error:
+                record = Record(number, reason=str(error))
             yield record
 
 
@@ -98,25 +95,12 @@ def _json_rows(path: Path, columns: Columns) -> Iterator[Record]:
     for record in _lines(path):
         if not record.reason:
             try:
-                row = _json_object(record.fields[0][1])
+                row = json_object(record.fields[0][1])
                 fields = [(name, row[name]) for name in columns.among(list(row))]
                 record = Record(record.line, fields)
             except ValueError as error:
                 record = Record(record.line, reason=str(error))
         yield record
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON value")
-
-    try:
-        row = json.loads(line, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-    return row
 
 
 def _delimited(path: Path, columns: Columns, delimiter: str) -> Iterator[Record]:

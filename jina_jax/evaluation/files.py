@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from jina_jax.data import read_source
 from jina_jax.data.records import DELIMITERS, Columns, read_records
+from jina_jax.lines import decode_line
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 
@@ -192,15 +193,15 @@ def _integer(where: str, text: str) -> int:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ("file:line", line). Only a line feed ends a line, as for ``wc``."""
+    """Yield ("file:line", line)."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             where = f"{path}:{number}"
-            raw = raw.removesuffix(b"\n").removesuffix(b"\r")
             try:
-                yield where, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not UTF-8 ({error.reason})") from None
+                line = decode_line(raw, number)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            yield where, line
         if not file.tell():
             raise ValueError(f"{path}: is empty")
 

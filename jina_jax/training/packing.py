@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jina_jax.batching import best_fit, bucket
-
-_TOKENS_PER_PLACE = 8
+from jina_jax.batching import best_fit, bucket, packed_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +76,7 @@ def pack(
     lengths = [len(ids[i]) for i in order]
     length, rows = _rows(lengths, packing)
     count, height = _shape(len(rows), length, packing)
-    places = max(1, length // _TOKENS_PER_PLACE)
+    places = packed_places(length)
     input_ids = np.full((count * height, length), pad_id, np.int32)
     segments = np.zeros((count * height, places, 2), np.int32)
     tasks = np.full((count * height, places), -1, np.int32)
@@ -109,9 +107,7 @@ def _rows(lengths: list[int], packing: Packing) -> tuple[int, list[list[int]]]:
     fitting = [size for size in packing.row_lengths if size >= longest] or [bucket(longest)]
     # A row that is more than a chunk is for a text that needs it, and not to leave less empty.
     sizes = [size for size in fitting if size <= packing.chunk_tokens] or fitting[:1]
-    candidates = [
-        (size, best_fit(lengths, size, max(1, size // _TOKENS_PER_PLACE))) for size in sizes
-    ]
+    candidates = [(size, best_fit(lengths, size, packed_places(size))) for size in sizes]
 
     def work(candidate: tuple[int, list[list[int]]]) -> int:
         size, rows = candidate

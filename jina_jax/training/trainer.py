@@ -81,8 +81,6 @@ class Trainer:
     ):
         if jax.process_count() > 1:
             raise ValueError(f"training: expected one process, got {jax.process_count()}")
-        if mesh is not None and mesh.shape["model"] > 1:
-            raise ValueError(f"mesh: expected a model axis of 1, got {mesh.shape['model']}")
         set_compilation_cache(True)
         self.settings = settings
         self.step = 0
