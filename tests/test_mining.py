@@ -9,8 +9,8 @@ from published import PROMPTS
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
+from jina_jax import nearest as search
 from jina_jax.data import read_source
-from jina_jax.training import nearest as search
 from jina_jax.training.mining import Mined, MinedRow, mine_hard_negatives, write_triplets
 
 BOTH = ("retrieval.query", "retrieval.passage")

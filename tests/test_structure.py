@@ -23,6 +23,7 @@ ARROWS = {
     "attention_tpu": set(),
     "attention": {"attention_gpu", "attention_tpu", "matmul"},
     "pooling": {"matmul"},
+    "nearest": {"matmul"},
     "chunking": set(),
     "distributed": set(),
     "batching": set(),
@@ -51,11 +52,11 @@ ARROWS = {
     },
     # What needs an extra. Training evaluates; both read data files.
     "data": {"lines"},
-    "evaluation": {"config", "data", "embedder", "lines", "matmul", "pooling"},
+    "evaluation": {"config", "data", "embedder", "lines", "nearest", "pooling"},
     "training": {
         *("attention", "batching", "cache", "checkpoint", "config", "convert", "data", "dropout"),
-        *("embedder", "encoder", "engine", "evaluation", "files", "hub", "matmul", "pipeline"),
-        *("sharding", "tensors", "tokenizer"),
+        *("embedder", "encoder", "engine", "evaluation", "files", "hub", "matmul", "nearest"),
+        *("pipeline", "sharding", "tensors", "tokenizer"),
     },
     "cli_train": {"cli_info", "cli_options", "convert", "training"},
     "cli_eval": {"cli_options", "embedder", "evaluation"},

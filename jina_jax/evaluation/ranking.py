@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jina_jax.evaluation.encoding import Task, TextEncoder, Vectors, optional, pick_tasks
+from jina_jax.nearest import Nearest
 
 DEPTH = 100
-_DOCUMENTS, _QUERIES = 32768, 256  # scores in memory at once: 32 MiB
+_DOCUMENTS, _QUERIES = 32768, 256  # encoded, and compared, at a time
 
 Document = str | Mapping[str, str]
 Qrels = Mapping[str, Mapping[str, int]]
@@ -99,47 +100,30 @@ class _Best:
     """The documents nearest to each query (unit vectors) so far, of equal ones the first."""
 
     def __init__(self, queries: np.ndarray):
-        self._queries = queries
         # One more than counts, since one may have the query's own id.
-        self._scores = np.full((len(queries), DEPTH + 1), -np.inf, np.float32)
-        self._places = np.full(self._scores.shape, -1, np.int64)
-        self._seen = 0
+        self._blocks = [
+            Nearest(queries[start : start + _QUERIES], DEPTH + 1)
+            for start in range(0, len(queries), _QUERIES)
+        ]
 
     def add(self, documents: np.ndarray) -> None:
         """Compare the next documents of the corpus."""
-        held = self._scores.shape[1]
-        for start in range(0, len(self._queries), _QUERIES):
-            rows = slice(start, start + _QUERIES)
-            new = self._queries[rows] @ documents.T
-            scores = np.concatenate([self._scores[rows], new], axis=1)
-            first = _largest(scores, held)
-            old = np.take_along_axis(self._places[rows], np.minimum(first, held - 1), axis=1)
-            self._places[rows] = np.where(first < held, old, self._seen + first - held)
-            self._scores[rows] = np.take_along_axis(scores, first, axis=1)
-        self._seen += len(documents)
+        for block in self._blocks:
+            block.add(documents)
 
     def run(
         self, queries: Mapping[str, object], ids: list[str], ignore_identical_ids: bool
     ) -> dict[str, dict[str, float]]:
         """Return the scores of the best documents by id, for each query by id; best first."""
         run = {}
-        for query, places, scores in zip(queries, self._places, self._scores, strict=True):
+        rows = (row for block in self._blocks for row in zip(*block.result(), strict=True))
+        for query, (scores, places) in zip(queries, rows, strict=True):
             pairs = zip(places.tolist(), scores.tolist(), strict=True)
             found = [(ids[place], score) for place, score in pairs if place >= 0]
             if ignore_identical_ids:
                 found = [pair for pair in found if pair[0] != query]
             run[query] = dict(found)
         return run
-
-
-def _largest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the k largest of each row (n, m), in order, of equals the first."""
-    least = np.partition(scores, -k, axis=1)[:, -k]
-    columns = np.zeros((len(scores), k), np.int64)
-    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
-        candidates = np.flatnonzero(values >= bound)
-        columns[row] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
-    return columns
 
 
 def _metrics(qrels: Qrels, run: dict[str, dict[str, float]]) -> dict[str, float]:

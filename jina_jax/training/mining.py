@@ -12,8 +12,8 @@ import numpy as np
 
 from jina_jax.data.rows import check_row
 from jina_jax.files import new_output
+from jina_jax.nearest import nearest
 from jina_jax.training.mining_rules import Rules
-from jina_jax.training.nearest import nearest
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings

@@ -15,13 +15,44 @@ from jina_jax.matmul import einsum
 BLOCK_QUERIES, BLOCK_TEXTS = 4096, 8192
 
 
+class Nearest:
+    """The texts with the largest inner products with each query, of those seen so far.
+
+    Products are float32, on JAX's default device. Of equal scores the text that was seen first is
+    the nearer one.
+
+    Args:
+      queries: float32 (n, d).
+      k: texts to keep for each.
+    """
+
+    def __init__(self, queries: np.ndarray, k: int):
+        self._queries, self._k, self._seen = jnp.asarray(queries), k, 0
+        shape = (len(queries), k)
+        self._best = jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
+
+    def add(self, texts: np.ndarray) -> None:
+        """Compare the next texts, float32 (m, d), with all queries."""
+        size = max(self._k, min(BLOCK_TEXTS, len(texts)))
+        for start in range(0, len(texts), size):
+            part = texts[start : start + size]
+            padded = np.pad(part, ((0, size - len(part)), (0, 0)))
+            self._best = _merge(self._best, self._queries, padded, self._seen, len(part), k=self._k)
+            self._seen += len(part)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return float32 (n, k) scores, descending, and int32 (n, k) numbers of texts.
+
+        Numbers count the texts in the order in which they were added; -1 where there are fewer.
+        """
+        scores, numbers = map(np.asarray, self._best)
+        return scores, numbers
+
+
 def nearest(
     queries: np.ndarray, texts: np.ndarray, k: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Find for each query the k texts with the largest inner products, by trying them all.
-
-    Products are float32, on JAX's default device. Of equal scores the text with the lower index is
-    the nearer one.
 
     Args:
       queries: float32 (n, d).
@@ -31,16 +62,10 @@ def nearest(
     Yields:
       For each query in turn float32 (k,) scores, descending, and int32 (k,) indices of texts.
     """
-    size = max(k, min(BLOCK_TEXTS, len(texts)))
     for start in range(0, len(queries), BLOCK_QUERIES):
-        block = jnp.asarray(queries[start : start + BLOCK_QUERIES])
-        shape = (len(block), k)
-        best = jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
-        for first in range(0, len(texts), size):
-            part = texts[first : first + size]
-            padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-            best = _merge(best, block, padded, first, len(part), k=k)
-        yield from zip(*map(np.asarray, best), strict=True)
+        found = Nearest(queries[start : start + BLOCK_QUERIES], k)
+        found.add(texts)
+        yield from zip(*found.result(), strict=True)
 
 
 @functools.partial(jax.jit, static_argnames="k")
