@@ -15,6 +15,7 @@ from jina_jax.sharding import make_mesh
 from jina_jax.training import losses
 from jina_jax.training.losses import (
     LOSSES,
+    contrastive_distillation,
     cosent,
     cosine_distillation,
     info_nce,
@@ -94,6 +95,18 @@ def formula_similarity_distillation(embeddings, *, teacher):
         (cosine(embeddings[i], embeddings[j]) - cosine(teacher[i], teacher[j])) ** 2
         for i, j in pairs
     ) / len(pairs)
+
+
+def formula_contrastive_distillation(embeddings, *, teacher, temperature):
+    """-Σ p_j ln q_j, of which p are the teacher's shares and q the student's."""
+    target = [row[: len(embeddings[0])] for row in teacher]
+    total = 0.0
+    for x, t in zip(embeddings, target, strict=True):
+        wanted = [math.exp(cosine(t, other) / temperature) for other in target]
+        found = [math.exp(cosine(x, other) / temperature) for other in target]
+        for p, q in zip(wanted, found, strict=True):
+            total -= p / sum(wanted) * math.log(q / sum(found))
+    return total / len(embeddings)
 
 
 def formula_masked_lm(logits, *, labels, weights):
@@ -179,6 +192,18 @@ CASES = {
         similarity_distillation,
         formula_similarity_distillation,
         functools.partial(distillation_case, width=3),
+    ),
+    "contrastive_distillation": case(
+        contrastive_distillation,
+        formula_contrastive_distillation,
+        distillation_case,
+        temperature=0.05,
+    ),
+    "contrastive_distillation wide and warm": case(
+        contrastive_distillation,
+        formula_contrastive_distillation,
+        functools.partial(distillation_case, width=9),
+        temperature=1.0,
     ),
     "masked_lm": case(masked_lm, formula_masked_lm, masked_lm_case),
 }
@@ -435,6 +460,17 @@ def test_a_teacher_that_agrees_costs_nothing():
     assert cosine_distillation(vectors, teacher=turned) > 0.1
 
 
+def test_texts_of_one_meaning_are_no_negatives_of_each_other():
+    """The gradient is zero at the teacher's own vectors, of which the first two are the same."""
+    teacher = normal(0, 4, 6)
+    teacher[1] = teacher[0]
+    _, (gradient,) = value_and_gradients(contrastive_distillation, [teacher], {"teacher": teacher})
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+    apart = teacher.copy()
+    apart[1] = -teacher[0]
+    assert contrastive_distillation(apart, teacher=teacher) > 1.0
+
+
 # ---------------------------------------------------------------- masked language modelling
 
 
@@ -535,6 +571,7 @@ def many_rows(name):
         "separation": (arrays[:1], {"labels": rng.integers(0, 4, 16).astype(np.int32)}),
         "cosine_distillation": (arrays[:1], {"teacher": normal(1, 16, 9)}),
         "similarity_distillation": (arrays[:1], {"teacher": normal(1, 16, 9)}),
+        "contrastive_distillation": (arrays[:1], {"teacher": normal(1, 16, 9)}),
         "masked_lm": (
             [normal(0, 16, 9)],
             {"labels": rng.integers(0, 9, 16), "weights": rng.random(16).astype(np.float32)},
@@ -621,6 +658,18 @@ REFUSED = {
         lambda: similarity_distillation(X, teacher=Y[:3]),
         r"teacher: .* got \(3, 6\)",
     ),
+    "rows of a third teacher": (
+        lambda: contrastive_distillation(X, teacher=Y[:3]),
+        r"teacher: .* got \(3, 6\)",
+    ),
+    "a third narrow teacher": (
+        lambda: contrastive_distillation(X, teacher=Y[:, :5]),
+        r"teacher: expected vectors of at least 6 values, got 5",
+    ),
+    "temperature of distillation": (
+        lambda: contrastive_distillation(X, teacher=Y, temperature=0.0),
+        r"temperature=0.0: expected a positive number",
+    ),
     "one row to compare": (
         lambda: similarity_distillation(X[:1], teacher=Y[:1]),
         r"embeddings: expected at least 2 rows to compare, got 1",
@@ -687,4 +736,5 @@ def test_names_in_configuration_files():
         "separation": "separation",
         "cosine_distillation": "cosine_distillation",
         "similarity_distillation": "similarity_distillation",
+        "contrastive_distillation": "contrastive_distillation",
     }

@@ -351,6 +351,7 @@ def every_loss(queries, positives, negatives, *, scores, labels, teacher):
         "separation": losses.separation(queries, labels=labels),
         "cosine_distillation": losses.cosine_distillation(queries, teacher=teacher),
         "similarity_distillation": losses.similarity_distillation(queries, teacher=teacher),
+        "contrastive_distillation": losses.contrastive_distillation(queries, teacher=teacher),
     }
     assert found.keys() == losses.LOSSES.keys()
     return jnp.stack(list(found.values()))

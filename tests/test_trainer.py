@@ -39,11 +39,13 @@ FORMS = [
     {**LABELLED, "loss": {"name": "separation"}},
     {**TEACHER, "loss": {"name": "cosine_distillation"}},
     {**TEACHER, "loss": {"name": "similarity_distillation"}},
+    {**TEACHER, "loss": {"name": "contrastive_distillation", "temperature": 0.1}},
 ]
 NAMES = {
     *("info_nce:pairs.jsonl", "triplet:triplets.jsonl", "cosent:scored.csv"),
     *("triplet:labelled.csv", "separation:labelled.csv"),
     *("cosine_distillation:texts.txt", "similarity_distillation:texts.txt"),
+    "contrastive_distillation:texts.txt",
 }
 STS = {"kind": "sts", "paths": ["scored.csv"]}
 

@@ -174,11 +174,7 @@ def cosine_distillation(embeddings: jax.Array, /, *, teacher: jax.Array) -> jax.
     Raises:
       ValueError: for other shapes, D' < D included.
     """
-    _check_shapes(embeddings=(embeddings, "BD"), teacher=(teacher, "BE"))
-    width, given = np.shape(embeddings)[1], np.shape(teacher)[1]
-    if given < width:
-        raise ValueError(f"teacher: expected vectors of at least {width} values, got {given}")
-    cosines = einsum("bd,bd->b", _unit(embeddings), _unit(jnp.asarray(teacher)[:, :width]))
+    cosines = einsum("bd,bd->b", _unit(embeddings), _teacher_of(embeddings, teacher))
     return jnp.mean(1.0 - cosines)
 
 
@@ -201,6 +197,34 @@ def similarity_distillation(embeddings: jax.Array, /, *, teacher: jax.Array) -> 
     student, target = (einsum("bd,cd->bc", v, v) for v in map(_unit, (embeddings, teacher)))
     squares = jnp.where(jnp.eye(rows, dtype=bool), 0.0, jnp.square(student - target))
     return jnp.sum(squares) / (rows * (rows - 1))
+
+
+def contrastive_distillation(
+    embeddings: jax.Array, /, *, teacher: jax.Array, temperature: float = 0.05
+) -> jax.Array:
+    """Find each text's vector of the teacher among those of the batch, as the teacher would.
+
+    The cross-entropy between two distributions over the batch's teacher vectors: that of the
+    teacher's own cosines over τ, and that of the student's (SEED, arXiv 2101.04731, with one
+    temperature). Texts that mean the same, translations for one, share the teacher's vector and
+    are no negatives of each other. Takes memory for B² numbers.
+
+    Args:
+      embeddings: (B, D).
+      teacher: (B, D'), cut to its first D values if it is wider (a Matryoshka teacher).
+      temperature: divides the cosines, positive.
+
+    Raises:
+      ValueError: for other arguments, D' < D included.
+    """
+    target = _teacher_of(embeddings, teacher)
+    _check_temperature(temperature)
+    wanted, found = (
+        einsum("bd,cd->bc", vectors / temperature, target)
+        for vectors in (target, _unit(embeddings))
+    )
+    rows = jax.nn.logsumexp(found, axis=1) - jnp.sum(jax.nn.softmax(wanted) * found, axis=1)
+    return jnp.mean(rows)
 
 
 def masked_lm(logits: jax.Array, /, *, labels: jax.Array, weights: jax.Array) -> jax.Array:
@@ -272,6 +296,7 @@ LOSSES: dict[str, Loss] = {
     "separation": separation,
     "cosine_distillation": cosine_distillation,
     "similarity_distillation": similarity_distillation,
+    "contrastive_distillation": contrastive_distillation,
 }
 
 
@@ -332,6 +357,15 @@ def _unit(vectors: jax.Array) -> jax.Array:
     vectors = jnp.asarray(vectors).astype(jnp.float32)
     squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors / jnp.sqrt(jnp.maximum(squares, _SMALLEST_SQUARE))
+
+
+def _teacher_of(embeddings: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Return unit vectors of the teacher that are as wide as the embeddings."""
+    _check_shapes(embeddings=(embeddings, "BD"), teacher=(teacher, "BE"))
+    width, given = np.shape(embeddings)[1], np.shape(teacher)[1]
+    if given < width:
+        raise ValueError(f"teacher: expected vectors of at least {width} values, got {given}")
+    return _unit(jnp.asarray(teacher)[:, :width])
 
 
 def _check_shapes(**arrays: tuple[jax.Array, str]) -> None:
