@@ -17,7 +17,8 @@ from jina_jax import __version__
 from jina_jax.cli_errors import Program
 from jina_jax.cli_eval import evaluate
 from jina_jax.cli_mine import mine
-from jina_jax.cli_options import DTYPES, LAYOUTS, PATH, hub_options
+from jina_jax.cli_options import DTYPES, LAYOUTS, PATH, hub_options, model_and
+from jina_jax.cli_search import search
 from jina_jax.cli_train import export, train
 
 LONG_TEXT = ("truncate", "windows")
@@ -36,7 +37,8 @@ def main(context: click.Context) -> None:
     """Embed texts with jina-embeddings-v3, and handle its checkpoints.
 
     MODEL and SOURCE are a directory or a Hugging Face Hub id such as jinaai/jina-embeddings-v3,
-    which is downloaded once and then read from the Hub's cache.
+    which is downloaded once and then read from the Hub's cache. Left out, or tiny: the small model
+    that comes with the package.
 
     Exit status: 0 all right, 1 verify found differences, 2 error, 130 interrupted.
     """
@@ -49,7 +51,7 @@ def main(context: click.Context) -> None:
 
 @main.command()
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
-@click.option("--model", required=True, help="Directory or Hub id.")
+@click.option("--model", help="Directory or Hub id.  [default: tiny, in the package]")
 @click.option("--input", "source", type=PATH, help="File with one text a line; - for stdin.")
 @click.option("--field", help="The input is JSONL, with the text in this field.")
 @click.option("--task", help="Adapter, e.g. retrieval.query; without it the base model is used.")
@@ -94,7 +96,7 @@ def main(context: click.Context) -> None:
 @hub_options
 def encode(
     texts: tuple[str, ...],
-    model: str,
+    model: str | None,
     source: Path | None,
     field: str | None,
     task_field: str | None,
@@ -113,6 +115,7 @@ def encode(
     are JSON objects with the text in that field.
 
     \b
+    jina-jax encode "what is jax?"
     jina-jax encode --model M --task retrieval.query "what is jax?"
     jina-jax encode --model M --task retrieval.passage --input docs.txt --output docs.npy
     jina-jax encode --model M --input rows.jsonl --field body --task-field task > vectors.jsonl
@@ -156,14 +159,13 @@ def encode(
 
 
 @main.command()
-@click.argument("source")
-@click.argument("target", type=PATH)
+@model_and("TARGET", model="SOURCE")
 @click.option("--to", "layout", required=True, type=click.Choice(LAYOUTS), help="Layout to write.")
 @hub_options
-def convert(source: str, target: Path, layout: str, **hub: Any) -> None:
+def convert(places: tuple[str | None, Path], layout: str, **hub: Any) -> None:
     """Write a checkpoint in another layout.
 
-    TARGET is a new directory.
+    TARGET is a new directory. Without SOURCE, tiny is written, the model in the package.
 
     \b
     jina-jax convert jinaai/jina-embeddings-v3 v3-native --to native
@@ -182,21 +184,21 @@ def convert(source: str, target: Path, layout: str, **hub: Any) -> None:
     from jina_jax.convert import open_checkpoint, write_checkpoint
     from jina_jax.hub import fetch
 
+    source, target = places
     checkpoint = open_checkpoint(fetch(source, **hub))
     write_checkpoint(checkpoint, target, layout)
     click.echo(report_copy(checkpoint, target, layout))
 
 
 @main.command()
-@click.argument("source")
-@click.argument("target", type=PATH)
+@model_and("TARGET", model="SOURCE")
 @click.option("--task", required=True, help="Adapter to fold in, e.g. text-matching.")
 @click.option("--to", "layout", type=click.Choice(LAYOUTS), help="[default: the layout of SOURCE]")
 @hub_options
-def merge(source: str, target: Path, task: str, layout: str | None, **hub: Any) -> None:
+def merge(places: tuple[str | None, Path], task: str, layout: str | None, **hub: Any) -> None:
     """Fold one task's adapter into plain weights.
 
-    TARGET is a new directory.
+    TARGET is a new directory. Without SOURCE, tiny is taken, the model in the package.
 
     \b
     jina-jax merge jinaai/jina-embeddings-v3 v3-matching --task text-matching
@@ -208,6 +210,7 @@ def merge(source: str, target: Path, task: str, layout: str | None, **hub: Any) 
     from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
     from jina_jax.hub import fetch
 
+    source, target = places
     checkpoint = open_checkpoint(fetch(source, **hub))
     layout = layout or checkpoint.layout
     write_checkpoint(merge_checkpoint(checkpoint, task), target, layout)
@@ -227,13 +230,14 @@ def info(model: str | None, devices: bool, as_json: bool, **hub: Any) -> None:
     others cannot, and how texts are put into batches.
 
     \b
+    jina-jax info                              # of tiny, the model in the package
     jina-jax info jinaai/jina-embeddings-v3
     jina-jax info my-finetune --json | jq .parameters.total
     jina-jax info --devices
 
     Of MODEL only config and file headers are read, no weights, and it is checked that they fit.
     """
-    if devices == (model is not None):
+    if devices and model is not None:
         raise click.UsageError("expected either MODEL or --devices")
     if devices:
         from jina_jax import cli_devices
@@ -245,33 +249,40 @@ def info(model: str | None, devices: bool, as_json: bool, **hub: Any) -> None:
         from jina_jax.convert import open_checkpoint
         from jina_jax.hub import fetch
 
-        facts = cli_info.describe(open_checkpoint(fetch(str(model), **hub)))
+        facts = cli_info.describe(open_checkpoint(fetch(model, **hub)))
         text = cli_info.as_text(facts)
     click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else text)
 
 
 @main.command()
-@click.argument("model")
-@click.option("--gold", type=PATH, help="Values to hold against, in the packaged file's form.")
+@click.argument("model", required=False)
+@click.option(
+    "--gold",
+    type=PATH,
+    help="File of values.  [default: gold.json of the model, else the published ones]",
+)
 @hub_options
 @click.pass_context
-def verify(context: click.Context, model: str, gold: Path | None, **hub: Any) -> None:
-    """Compare a checkpoint with published values.
+def verify(context: click.Context, model: str | None, gold: Path | None, **hub: Any) -> None:
+    """Compare a checkpoint with the values that it should give.
 
     \b
-    jina-jax verify jinaai/jina-embeddings-v3
+    jina-jax verify                              # tiny, the model in the package
+    jina-jax verify jinaai/jina-embeddings-v3    # with the published values; needs 2.3 GB of memory
 
-    Runs two short inputs through the base model and each adapter in float32, and prints a line for
-    each comparison of hidden states. Exit status 0 if all agree within rtol = atol = 1e-4, 1 if
-    not, 2 if the checkpoint cannot be compared. The weights need 2.3 GB of memory.
+    Runs a few short inputs through the base model and each adapter in float32, and prints a line
+    for each comparison of hidden states. The values are those of gold.json in the model's
+    directory, or without one those published for jina-embeddings-v3. Exit status 0 if all agree
+    within rtol = atol = 1e-4, 1 if not, 2 if the checkpoint cannot be compared.
     """
     from jina_jax.convert import open_checkpoint
     from jina_jax.hub import fetch
     from jina_jax.tokenizer import Tokenizer
-    from jina_jax.verify import TOLERANCE, load_references, verify
+    from jina_jax.verify import TOLERANCE, load_references, references_of, verify
 
-    references = load_references(gold)
+    references = None if gold is None else load_references(gold)  # before anything is downloaded
     checkpoint = open_checkpoint(fetch(model, **hub))
+    references = references or references_of(checkpoint.directory)
     tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
     checks = verify(checkpoint, tokenizer, references)
     for check in checks:
@@ -283,7 +294,7 @@ def verify(context: click.Context, model: str, gold: Path | None, **hub: Any) ->
     context.exit(0 if agreed == len(checks) else 1)
 
 
-for command in (train, mine, evaluate, export):
+for command in (search, train, mine, evaluate, export):
     main.add_command(command)
 
 

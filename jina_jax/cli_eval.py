@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli_options import DTYPES, PATH, hub_options
+from jina_jax.cli_options import DTYPES, TOO_MANY_TASKS, counted, hub_options, task_option
 
 if TYPE_CHECKING:
     from jina_jax.evaluation import Evaluation
@@ -40,17 +40,22 @@ class _Dims(_List):
         return dims
 
 
+def _split(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> Any:
+    """Give the model or None, the kind and the paths."""
+    # A directory may be called like a kind: then the kind follows, and it is the model.
+    place = 1 if values[1:2] and values[1] in KINDS else 0
+    kind, paths = values[place : place + 1], values[place + 1 :]
+    if not (paths and kind[0] in KINDS) and not context.resilient_parsing:
+        raise click.UsageError(
+            f"expected [MODEL] KIND PATH..., KIND one of {', '.join(KINDS)}; got {counted(values)}",
+            context,
+        )
+    return (*(values[:place] or (None,)), *kind, [Path(path) for path in paths])
+
+
 @click.command("eval")
-@click.argument("model")
-@click.argument("kind", type=click.Choice(KINDS))
-@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH...")
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    help="Adapter; none: the base model. For retrieval also twice, of queries and of documents.  "
-    "[default: the paper's, if the model has it]",
-)
+@click.argument("places", nargs=-1, metavar="[MODEL] KIND PATH...", callback=_split)
+@task_option
 @click.option("--dims", type=_Dims(), help="Matryoshka dimensions to score as well, e.g. 64,256.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]")
 @click.option("--max-length", type=click.IntRange(min=2), help="Most tokens of a text.")
@@ -63,10 +68,7 @@ class _Dims(_List):
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @hub_options
 def evaluate(
-    model: str,
-    kind: str,
-    paths: tuple[Path, ...],
-    tasks: tuple[str, ...],
+    places: tuple[str | None, str, list[Path]],
     dtype: str | None,
     as_json: bool,
     revision: str | None,
@@ -75,12 +77,16 @@ def evaluate(
 ) -> None:
     """Measure what a model's vectors are worth.
 
+    Without MODEL that is tiny, the one in the package.
+
     \b
+    jina-jax eval sts stsb-dev.csv
     jina-jax eval jinaai/jina-embeddings-v3 sts stsb-dev.csv --dims 32,64,128
     jina-jax eval my-finetune classification train.csv test.csv --columns text,category
     jina-jax eval my-finetune retrieval scifact --task retrieval.query --task retrieval.passage
 
     \b
+    KIND
     sts             CSV, TSV or JSONL: sentence1, sentence2, score. Of several files Spearman's
                     correlation for each, and the mean
     bitext          two files: line i of one is the translation of line i of the other
@@ -91,12 +97,12 @@ def evaluate(
 
     Needs the extra eval: pip install "jina-jax[eval]".
     """
-    if len(tasks) > (2 if kind == "retrieval" else 1):
-        raise click.UsageError("expected --task once, or for retrieval twice")
+    model, kind, paths = places
+    if isinstance(options["task"], tuple) and kind != "retrieval":
+        raise click.UsageError(TOO_MANY_TASKS)
     from jina_jax.evaluation import Evaluation
 
-    options["task"] = tasks if len(tasks) > 1 else (*tasks, "auto")[0]
-    groups = [[path] for path in paths] if kind == "sts" else [list(paths)]
+    groups = [[path] for path in paths] if kind == "sts" else [paths]
     try:
         evaluations = [
             Evaluation(kind=kind, paths=group, name=name, **options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli_options import DTYPES, PATH, hub_options
+from jina_jax.cli_options import DTYPES, PATH, hub_options, model_and
 
 if TYPE_CHECKING:
     from jina_jax.training.mining import Mined
@@ -18,9 +18,7 @@ _MOST_LISTED = 20
 
 
 @click.command()
-@click.argument("model")
-@click.argument("pairs", type=PATH)
-@click.argument("output", type=PATH, metavar="OUT.jsonl")
+@model_and("PAIRS", "OUT.jsonl")
 @click.option("--corpus", type=PATH, help="File of texts to search as well (.txt, .jsonl, …).")
 @click.option(
     "--num-negatives",
@@ -67,9 +65,7 @@ _MOST_LISTED = 20
 @click.option("--force", is_flag=True, help="Replace the output file if there is one.")
 @hub_options
 def mine(
-    model: str,
-    pairs: Path,
-    output: Path,
+    places: tuple[str | None, Path, Path],
     corpus: Path | None,
     dtype: str | None,
     force: bool,
@@ -80,7 +76,8 @@ def mine(
     """Find hard negatives for pairs of texts.
 
     PAIRS has the columns anchor and positive (.jsonl, .csv, .tsv or .parquet). OUT.jsonl gets a
-    line for each pair, with negatives and their scores, and can be trained on as triplets.
+    line for each pair, with negatives and their scores, and can be trained on as triplets. Without
+    MODEL that is tiny, the one in the package.
 
     \b
     jina-jax mine jinaai/jina-embeddings-v3 pairs.jsonl triplets.jsonl --relative-margin 0.05
@@ -94,6 +91,7 @@ def mine(
     from jina_jax.data import read_source
     from jina_jax.files import new_output
 
+    model, pairs, output = places
     if output.suffix not in (".jsonl", ".ndjson"):
         raise ValueError(f"{output}: expected a name that ends in .jsonl")
     rows = [(row[0], row[1]) for row in read_source([pairs], "pairs").texts]

@@ -63,15 +63,16 @@ def read_rows(
         raise ValueError(f"{source}: looks like JSONL: name the text's field with --field")
     if texts:
         return _plain(list(texts), task)
-    with _opened(source) as (name, file):
-        lines = list(_lines(file, name))
+    with opened(source) as (name, file):
+        lines = list(named_lines(file, name))
     if field is None:
         return _plain([line for _, line in lines], task)
     return _from_json(lines, field, task_field, task)
 
 
 @contextlib.contextmanager
-def _opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
+def opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
+    """Open a file, or stdin for "-" and, if texts are piped in, for None; with a name to show."""
     if source is not None and str(source) != "-":
         with source.open("rb") as file:
             yield str(source), file
@@ -81,8 +82,8 @@ def _opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
         yield "stdin", sys.stdin.buffer
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield ("file:number", line)."""
+def named_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
+    """Yield ("file:number", line). Raises ``ValueError`` naming the line that is not UTF-8."""
     for number, raw in enumerate(file, start=1):
         where = f"{name}:{number}"
         try:
@@ -194,7 +195,11 @@ def similarity_table(texts: Sequence[str], vectors: np.ndarray) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def one_line(text: str) -> str:
+    """Show a text in one line, without control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
 def _label(text: str) -> str:
-    """Show a text in one short line, without control characters."""
-    text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    text = one_line(text)
     return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"

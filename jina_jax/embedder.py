@@ -113,7 +113,7 @@ class JinaEmbeddings:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | Path | None = None,
         *,
         dtype: str | None = None,
         split_special_tokens: bool = False,
@@ -130,7 +130,8 @@ class JinaEmbeddings:
         """Load a checkpoint of any layout that ``jina_jax.convert`` knows, converting nothing.
 
         Args:
-          name_or_path: a directory, or a Hugging Face Hub id.
+          name_or_path: a directory, or a Hugging Face Hub id. "tiny", or None with a warning: the
+            small model that comes with the package.
           dtype: of weights and activations, "float32", "bfloat16" or "float16"; None for the
             file's own.
           split_special_tokens: treat special tokens inside a text as plain text; set it where texts

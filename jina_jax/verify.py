@@ -1,8 +1,10 @@
-"""Hold a checkpoint's hidden states against published values.
+"""Hold a checkpoint's hidden states against the values that they should have.
 
-The packaged ``published.json`` has slices of ``last_hidden_state`` of jinaai/jina-embeddings-v3 in
-float32, from the integration tests of huggingface/transformers: without adapter and with each of
-the five, for fixed token ids and for a sentence, without any prompt.
+A model's directory may have a ``gold.json`` of its own, which ``jina_jax.gold`` writes. All others
+are held against the packaged ``published.json``: slices of ``last_hidden_state`` of
+jinaai/jina-embeddings-v3 in float32, from the integration tests of huggingface/transformers,
+without adapter and with each of the five, for fixed token ids and for a sentence, without any
+prompt.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jina_jax.encoder import abstract_encoder
 from jina_jax.tokenizer import Tokenizer
 
 PUBLISHED = Path(__file__).with_name("published.json")
+GOLD_FILE = "gold.json"
 TOLERANCE = 1e-4  # rtol and atol of the published tests
 NO_TASK = "none"
 
@@ -68,7 +71,8 @@ def load_references(path: str | Path | None = None) -> list[Reference]:
     """Read expected values.
 
     Args:
-      path: a file in the form of the packaged ``published.json``; None for that one.
+      path: a file in the form of the packaged ``published.json``, with any number of inputs by
+        name; None for that one.
 
     Raises:
       ValueError: if the file is not of that form.
@@ -77,11 +81,19 @@ def load_references(path: str | Path | None = None) -> list[Reference]:
     path = PUBLISHED if path is None else Path(path)
     raw = read_json(path)
     try:
-        references = [_parse(name, raw[name]) for name in ("fixed_ids", "sentence")]
+        references = [_parse(name, fields) for name, fields in raw.items() if name != "about"]
+        if not references:
+            raise ValueError("expected at least one input")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: not in the form of published.json ({reason})") from error
     return references
+
+
+def references_of(directory: Path) -> list[Reference]:
+    """Read a model's own expected values, if its directory has them, else the published ones."""
+    path = directory / GOLD_FILE
+    return load_references(path if path.exists() else None)
 
 
 def verify(
@@ -146,7 +158,7 @@ def _check_comparable(
     missing = sorted(tasks - set(config.lora_adaptations))
     width = max(reference.dims[1] for reference in references)
     top_ids = [int(r.input_ids.max()) for r in references if r.input_ids is not None]
-    top_id = max(tokenizer.vocab_size - 1, *top_ids)
+    top_id = max([tokenizer.vocab_size - 1, *top_ids])
     length = max(len(reference.attention_mask) for reference in references)
     rules = [
         (not missing, f"it lacks the tasks {', '.join(missing)}"),

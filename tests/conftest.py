@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +19,16 @@ def pytest_configure() -> None:
     os.environ["JINA_JAX_CACHE"] = _CACHE.name
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def untold() -> Iterator[None]:
+    """Let the warning that no model was named, which comes once a process, come in this test."""
+    from jina_jax import hub
+
+    hub._tell_unnamed.cache_clear()
+    yield
+    hub._tell_unnamed.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -205,9 +206,6 @@ class TestEncode:
         args = ("--model", directory, "--field", "t", "--task-field", "task")
         assert message in refusal("encode", *args, stdin=stdin)
 
-    def test_a_model_is_required(self):
-        assert "Missing option '--model'" in refusal("encode", "text")
-
     def test_a_terminal_without_texts_is_told_what_to_do(self, monkeypatch):
         class Terminal(io.BytesIO):
             def isatty(self):
@@ -341,6 +339,10 @@ class TestCheckpoints:
         assert "Missing option '--task'" in refusal("merge", directory, target)
         assert "no such directory" in refusal("info", tmp_path / "nowhere")
         assert "config.json" in refusal("info", tmp_path / "full")
+        places = "expected [SOURCE] TARGET, got"
+        assert f"{places} no arguments (see" in refusal("convert", "--to", "native")
+        message = refusal("merge", directory, target, "x", "--task", "separation")
+        assert f"{places} 3 arguments: {directory} {target} x (see" in message
         assert not target.exists()
 
     def test_all_lines_of_a_checkpoint_error_are_shown(self, directory, tmp_path):
@@ -384,9 +386,8 @@ class TestCheckpoints:
         assert "needs an NVIDIA GPU" in text
         assert "token_budget 1024" in text
 
-    @pytest.mark.parametrize("args", [[], ["somewhere", "--devices"]])
-    def test_info_is_of_a_model_or_of_the_devices(self, args):
-        assert "expected either MODEL or --devices" in refusal("info", *args)
+    def test_info_is_of_a_model_or_of_the_devices(self):
+        assert "expected either MODEL or --devices" in refusal("info", "somewhere", "--devices")
 
     def test_info_reads_no_weights(self, directory, monkeypatch):
         from jina_jax.tensors import MappedFile
@@ -441,6 +442,69 @@ class TestVerify:
         assert "not in the form of published.json" in message
         assert "No such file" in refusal("verify", directory, "--gold", tmp_path / "none.json")
 
+    def test_a_model_s_own_values_are_taken_unless_others_are_named(
+        self, directory, gold, tmp_path
+    ):
+        shutil.copytree(directory, tmp_path / "model")
+        shutil.copy(gold, tmp_path / "model" / "gold.json")
+        result = run("verify", tmp_path / "model")
+        assert result.exit_code == 0, result.output
+        assert result.stdout == run("verify", directory, "--gold", gold).stdout
+        (tmp_path / "other.json").write_text("{}")
+        message = refusal("verify", tmp_path / "model", "--gold", tmp_path / "other.json")
+        assert "other.json: not in the form" in message
+
+
+@pytest.mark.usefixtures("untold")
+@pytest.mark.filterwarnings("default")
+class TestWithoutAModel:
+    """The packaged model is that of the other tests here, so that it is small."""
+
+    @pytest.fixture(autouse=True)
+    def packaged(self, directory, gold, tmp_path, monkeypatch):
+        """Put a model with its own expected values where the packaged one is; return it."""
+        model = shutil.copytree(directory, tmp_path / "packaged")
+        shutil.copy(gold, model / "gold.json")
+        monkeypatch.setattr("jina_jax.hub.PACKAGED", model)
+        rows = [{"anchor": text, "positive": text + "s"} for text in ("cat", "dog", "sun")]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / "notes.txt").write_text("a cat\nthe dog\n")
+        return model
+
+    @pytest.mark.parametrize("named", ["tiny", "packaged"])
+    @pytest.mark.parametrize(
+        "args",
+        [
+            "encode MODEL a",
+            "info MODEL",
+            "verify MODEL",
+            "convert MODEL out --to native",
+            "merge MODEL out --task separation",
+            "mine MODEL ../pairs.jsonl out.jsonl --num-negatives 1",
+            "search MODEL ../notes.txt cat",
+        ],
+    )
+    def test_it_is_the_packaged_one(self, packaged, tmp_path, monkeypatch, args, named):
+        command = args.split()[0]
+        model = [packaged if named == "packaged" else named]
+        option = ["--model", *model] if command in ("encode", "search") else model
+        results = []
+        for name, given in (("without", []), ("with", option)):
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            before, after = args.split("MODEL")
+            results.append(run(*before.split(), *given, *after.split()))
+        without, with_model = results
+        assert without.exit_code == 0, without.output
+        assert with_model.stderr == ""
+        assert without.stdout == with_model.stdout
+        assert without.stderr.count("\n") == 1
+        assert without.stderr.startswith("jina-jax: warning: no model named: using tiny")
+
+    def test_what_can_be_refused_at_once_is_all_that_is_told(self):
+        assert "No such file" in refusal("encode", "--input", "/no/such/file")
+        assert "revision='v1': expected None" in refusal("info", "--revision", "v1")
+
 
 class TestErrors:
     @pytest.mark.parametrize("name", ["owner/name", "a b", "gpt2"])
@@ -484,7 +548,7 @@ class TestErrors:
         result = run()
         assert result.exit_code == 0
         assert "Commands:" in result.stdout
-        for command in ("encode", "convert", "merge", "info", "verify"):
+        for command in ("encode", "convert", "merge", "info", "verify", "search"):
             assert f"jina-jax {command}" in run(command, "--help").stdout
         assert run("--version").stdout.startswith("jina-jax, version ")
 

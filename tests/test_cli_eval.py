@@ -149,6 +149,21 @@ class TestResults:
         data = evaluation.read_beir("set", split)
         assert found == named("retrieval/set", evaluation.retrieval(model, *data))
 
+    @pytest.mark.usefixtures("untold")
+    @pytest.mark.filterwarnings("default")
+    def test_without_a_model(self, directory, monkeypatch):
+        monkeypatch.setattr("jina_jax.hub.PACKAGED", directory)
+        result = CliRunner().invoke(cli.main, ["eval", "sts", "en.csv", "de.csv", "--dims", "32"])
+        assert result.stdout == run(directory, "sts", "en.csv", "de.csv", "--dims", "32")
+        assert result.stderr.startswith("jina-jax: warning: no model named")
+        assert result.stderr.count("\n") == 1
+
+    def test_a_model_called_like_a_kind(self, directory):
+        Path("retrieval").symlink_to(directory)
+        expected = run(directory, "retrieval", "set")
+        assert run("retrieval", "retrieval", "set") == expected
+        assert run("./retrieval", "retrieval", "set") == expected
+
     def test_a_folder_with_a_dot_in_its_name(self, directory):
         Path("set").rename("set.v2")
         assert "retrieval/set.v2/ndcg_at_10" in run_json(directory, "retrieval", "set.v2")
@@ -194,8 +209,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["sts"], "Missing argument 'PATH...'"),
-            (["summaries", "en.csv"], "'summaries' is not one of 'sts', 'bitext'"),
+            (["sts"], "KIND one of sts, bitext, classification, clustering, retrieval; got 2 arg"),
+            (["summaries", "en.csv"], "got 3 arguments: no-such-model summaries en.csv"),
             (["sts", "en.csv", "en.csv"], "expected each file once"),
             (["sts", "en.csv", "--task", "a", "--task", "b"], "expected --task once"),
             (["retrieval", "set", *["--task", "a"] * 3], "expected --task once, or for retr"),
@@ -210,6 +225,14 @@ class TestRefused:
     )
     def test_before_the_model_is_looked_for(self, args, message):
         assert message in refusal("no-such-model", *args)
+
+    @pytest.mark.parametrize(
+        ("args", "got"),
+        [([], "no arguments"), (["sts"], "1 argument: sts"), (["x", "en.csv"], "2 arg")],
+    )
+    def test_without_a_model(self, args, got):
+        assert "expected [MODEL] KIND PATH..., KIND one of sts, bitext" in refusal(*args)
+        assert f"; got {got}" in refusal(*args)
 
     def test_dims_and_tasks_that_the_model_lacks(self, directory):
         assert "65" in refusal(directory, "sts", "en.csv", "--dims", "65")

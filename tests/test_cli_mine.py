@@ -141,6 +141,13 @@ def test_refusals(directory, files, output, args, message):
     assert not (files / output).exists()
 
 
+def test_the_wrong_number_of_arguments():
+    expected = "expected [MODEL] PAIRS OUT.jsonl, got"
+    assert f"{expected} no arguments (see 'jina-jax mine --help')" in refusal()
+    assert f"{expected} 1 argument: pairs.jsonl" in refusal("pairs.jsonl")
+    assert f"{expected} 4 arguments: a b c d" in refusal("a", "b", "c", "d")
+
+
 def test_a_bad_row_is_named(directory, files):
     (files / "bad.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor": "a"}\n')
     error = refusal(directory, files / "bad.jsonl", files / "out.jsonl")

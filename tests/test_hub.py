@@ -11,7 +11,7 @@ from published import SMALL, published_config
 
 from jina_jax.checkpoint import WEIGHTS_FILE
 from jina_jax.convert import open_checkpoint
-from jina_jax.hub import fetch
+from jina_jax.hub import PACKAGED, fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -31,6 +31,31 @@ def make_cache(cache: Path, name: str, files: list[str], revision: str = "main")
 def test_a_directory_is_itself(tmp_path):
     assert fetch(tmp_path) == tmp_path
     assert fetch(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.usefixtures("untold")
+def test_without_a_name_it_is_the_model_in_the_package_and_said_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="no model named: using tiny, .* jinaai/jina-embeddings"):
+        assert fetch() == PACKAGED
+    assert fetch() == fetch("tiny") == fetch(Path("tiny")) == PACKAGED
+
+
+def test_tiny_is_meant_silently_and_a_directory_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fetch("tiny") == PACKAGED
+    (tmp_path / "tiny").write_text("a file")
+    assert fetch("tiny") == PACKAGED
+    (tmp_path / "tiny").unlink()
+    (tmp_path / "tiny").mkdir()
+    assert fetch("tiny") == Path("tiny")
+
+
+@pytest.mark.parametrize("name", [None, "tiny"])
+def test_the_model_in_the_package_has_no_revisions(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="revision='v1': expected None for tiny"):
+        fetch(name, revision="v1")
 
 
 def test_a_cached_model_is_found(tmp_path):

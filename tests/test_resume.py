@@ -16,13 +16,14 @@ import pytest
 from runs import PAIRS, settings, told, train, write_data
 from runs import quick_compiling as quick_compiling
 
+from jina_jax import hub
 from jina_jax.sharding import make_mesh
 from jina_jax.tensors import CheckpointError
 from jina_jax.training.metrics import Metrics, TrainingError, Window, read_metrics
 from jina_jax.training.run import BASE, CHECKPOINTS, METRICS, SETTINGS
 from jina_jax.training.settings import Settings, SettingsError
 from jina_jax.training.step import StepResult
-from jina_jax.training.store import Store
+from jina_jax.training.store import Store, hash_of
 from jina_jax.training.trainer import Trainer
 
 STEPS = 8
@@ -176,6 +177,25 @@ def test_place_log_and_devices_may_change(root, whole, tmp_path):
     for path, array in trainer.trained.items():
         assert array.sharding.device_set == {jax.devices()[0]}
         np.testing.assert_array_equal(array, saved[path])
+
+
+def test_without_a_name_the_base_is_the_packaged_model_by_its_hash(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no directory is called tiny
+    monkeypatch.setattr(hub, "PACKAGED", root / "model")
+    values = settings(root, tmp_path / "run", **WANTED).to_dict()
+    del values["model"]["name"]
+    wanted = Settings.from_dict(values)
+    stopped(wanted, 5)
+    base = json.loads((tmp_path / "run" / BASE).read_text())
+    assert base == {"name": "tiny", "revision": None, "sha256": hash_of(root / "model")}
+    trainer = Trainer(wanted, resume=True)
+    assert trainer.step == 3
+    assert trainer.summary().startswith("model    tiny: ")
+    shutil.copytree(root / "model", tmp_path / "other")
+    (tmp_path / "other" / "gold.json").write_text("{}")
+    monkeypatch.setattr(hub, "PACKAGED", tmp_path / "other")
+    with pytest.raises(CheckpointError, match="other: not the files that the run"):
+        Trainer(wanted, resume=True)
 
 
 def test_a_base_that_has_changed_is_refused(root, tmp_path):

@@ -423,6 +423,7 @@ class TestDescription:
 
     def test_defaults_are_written_as_in_toml(self):
         text = settings.describe()
+        assert re.search(r'^name +.*the package \(default "tiny"\)$', text, re.MULTILINE)
         assert re.search(r'^train +.*\(default "adapters"\)$', text, re.MULTILINE)
         assert re.search(r"^drop_overlap +.*\(default false\)$", text, re.MULTILINE)
         assert re.search(r"^epsilon +.*\(default 1e-08\)$", text, re.MULTILINE)

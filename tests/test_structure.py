@@ -50,6 +50,7 @@ ARROWS = {
         *("cache", "config", "checkpoint", "hub", "tokenizer", "convert", "sharding", "pooling"),
         *("batching", "chunking", "distributed", "engine", "pipeline"),
     },
+    "gold": {"checkpoint", "embedder", "verify"},
     # What needs an extra. Training evaluates; both read data files.
     "data": {"lines"},
     "evaluation": {"config", "data", "embedder", "lines", "nearest", "pooling"},
@@ -61,6 +62,7 @@ ARROWS = {
     "cli_train": {"cli_info", "cli_options", "convert", "training"},
     "cli_eval": {"cli_options", "embedder", "evaluation"},
     "cli_mine": {"cli_options", "data", "embedder", "files", "training"},
+    "cli_search": {"cli_options", "cli_rows", "embedder", "evaluation", "nearest"},
 }
 
 

@@ -11,7 +11,7 @@ from tiny import TINY, write_tiny
 from jina_jax.convert import merge_checkpoint, open_checkpoint
 from jina_jax.tensors import LazyTensor
 from jina_jax.tokenizer import Tokenizer
-from jina_jax.verify import PUBLISHED, load_references, verify
+from jina_jax.verify import GOLD_FILE, PUBLISHED, load_references, references_of, verify
 
 TEXT = "a cat"  # as many tokens as ids: both inputs run through one compiled program
 IDS = [0, 30, 31, 32, 33, 34, 40, 2]
@@ -219,13 +219,34 @@ def test_a_file_of_another_form_is_refused(tmp_path, gold, changes, message):
         references(tmp_path, gold, **changes)
 
 
-def test_a_missing_input_is_named(tmp_path):
-    (tmp_path / "gold.json").write_text('{"fixed_ids": 3}')
-    with pytest.raises(ValueError, match=r"gold\.json: not in the form"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"fixed_ids": 3}, r"gold\.json: not in the form"),
+        ({"fixed_ids": {"slice": [[1, 4], [1, 4]]}}, r"\('values' is missing\)"),
+        ({"about": "nothing"}, "expected at least one input"),
+    ],
+)
+def test_a_file_without_what_is_needed_is_refused(tmp_path, content, message):
+    (tmp_path / "gold.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
         load_references(tmp_path / "gold.json")
-    (tmp_path / "gold.json").write_text("{}")
-    with pytest.raises(ValueError, match="'fixed_ids' is missing"):
-        load_references(tmp_path / "gold.json")
+
+
+def test_inputs_may_be_of_any_number_and_name(tmp_path, checkpoint, tokenizer, gold):
+    (tmp_path / "gold.json").write_text(json.dumps({"about": "one", "cat": gold["sentence"]}))
+    (reference,) = load_references(tmp_path / "gold.json")
+    assert (reference.name, reference.text) == ("cat", TEXT)
+    checks = verify(checkpoint, tokenizer, [reference])
+    assert [check.subject for check in checks] == ["tokens", "none", *TASKS]
+    assert not differing(checks)
+
+
+def test_a_directory_s_own_values_come_before_the_published(tmp_path, gold):
+    assert [r.name for r in references_of(tmp_path)] == ["fixed_ids", "sentence"]
+    assert references_of(tmp_path)[1].text != TEXT
+    (tmp_path / GOLD_FILE).write_text(json.dumps(gold))
+    assert references_of(tmp_path)[1].text == TEXT
 
 
 def test_the_packaged_values():

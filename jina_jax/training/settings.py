@@ -19,9 +19,10 @@ KINDS_OF_LOSS = {
     "separation": ("labelled",),
     "cosine_distillation": ("texts",),
     "similarity_distillation": ("texts",),
+    "contrastive_distillation": ("texts",),
     "mlm": ("texts",),
 }
-_DISTILLATIONS = ("cosine_distillation", "similarity_distillation")
+_DISTILLATIONS = ("cosine_distillation", "similarity_distillation", "contrastive_distillation")
 
 Paths = Annotated[tuple[Path, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +51,9 @@ class NewTask(Section):
 class Model(Section):
     """What is trained."""
 
-    name: str = Field(description="directory or Hub id of the checkpoint to start from")
+    name: str = Field(
+        "tiny", description="directory or Hub id to start from; tiny: the model in the package"
+    )
     revision: str | None = Field(None, description="of the Hub")
     tasks: tuple[str, ...] = Field(
         (),
@@ -139,6 +142,7 @@ class Loss(Section):
         "separation": {"temperature", "matryoshka"},
         "cosine_distillation": {"matryoshka"},
         "similarity_distillation": {"matryoshka"},
+        "contrastive_distillation": {"temperature", "matryoshka"},
         "mlm": {"mask_rate"},
     }
 

@@ -1,0 +1,88 @@
+"""Fetch the Debian packages of packages.tsv and unpack the text in them.
+
+    python recipes/tiny/fetch.py debs files
+
+``debs`` gets the packages, by ``apt-get download`` from the mirror that apt is set up for (Debian
+12, after ``apt-get update``), and ``files`` a directory for each with its text. What is there is
+not fetched again; a package of another SHA-256 is an error. Packages only hold data: none is
+installed, and nothing of them is run.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGES = Path(__file__).with_name("packages.tsv")
+AT_ONCE = 60
+# Beginnings of package names with the files that are wanted of them; else catalogues.
+WANTED = {
+    "libreoffice-help-": ("*.html",),
+    "dict-freedict-": ("*.dict.dz",),
+    "wordnet-base": ("*/data.*",),
+    "unicode-cldr-core": ("*/annotations/*.xml", "*/annotationsDerived/*.xml", "*/main/*.xml"),
+    "tuxpaint-stamps-": ("*.txt",),
+}
+CATALOGUES = ("*.mo",)
+
+
+class Package(NamedTuple):
+    """A line of packages.tsv; licences are those that its copyright file names."""
+
+    name: str
+    version: str
+    sha256: str
+    licences: str
+
+    @property
+    def pattern(self) -> str:
+        return f"{self.name}_{self.version.replace(':', '%3a')}_*.deb"
+
+
+def main() -> None:
+    debs, files = Path(sys.argv[1]), Path(sys.argv[2])
+    with PACKAGES.open(encoding="utf-8", newline="") as file:
+        packages = [Package(**row) for row in csv.DictReader(file, delimiter="\t")]
+    debs.mkdir(exist_ok=True)
+    files.mkdir(exist_ok=True)
+    missing = [package for package in packages if not list(debs.glob(package.pattern))]
+    for first in range(0, len(missing), AT_ONCE):
+        names = [f"{p.name}={p.version}" for p in missing[first : first + AT_ONCE]]
+        subprocess.run(["apt-get", "download", "-q", *names], cwd=debs, check=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda package: unpack(package, debs, files), packages))
+    print(f"{len(packages)} packages, {len(missing)} of them fetched now")
+
+
+def unpack(package: Package, debs: Path, files: Path) -> None:
+    target = files / package.name
+    if target.exists():
+        return
+    (path,) = debs.glob(package.pattern)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != package.sha256:
+        sys.exit(f"{path}: expected SHA-256 {package.sha256}, got {found}")
+    wanted = next(
+        (globs for start, globs in WANTED.items() if package.name.startswith(start)), CATALOGUES
+    )
+    with tempfile.TemporaryDirectory(dir=files) as partial:
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as tar:
+            # tar's status is 2 for a package without such a file.
+            subprocess.run(
+                ["tar", "-x", "-C", partial, "--wildcards", "--no-anchored", *wanted],
+                stdin=tar.stdout,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+        Path(partial).rename(target)
+        Path(partial).mkdir()  # for the context manager to remove
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Make the network that training starts from: its vocabulary, and vectors for it from the teacher.
+
+    python recipes/tiny/start.py pieces work    writes tokenizer.json there
+    python recipes/tiny/start.py model work     writes rows.npy and start
+
+The pieces are those of XLM-R's vocabulary (MIT) that the training text uses most, each language by
+itself, so that none is crowded out.
+
+The network starts as the best bag of pieces there is: the least-squares solution of "the mean of a
+text's pieces is the teacher's vector", found by conjugate gradients in minutes, where training by
+steps would take an hour for as much. Vectors are on the teacher's principal axes: the first values
+carry most, which is what Matryoshka training asks for. A LayerNorm would take the pieces' lengths
+away, and with them which words matter; so the last axis is given up to fill every piece up to one
+length, and the scale of the last norm hides it. Layers start as the identity, with output
+projections of zero.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from flax import nnx
+
+from jina_jax.checkpoint import save_native
+from jina_jax.config import Config
+from jina_jax.encoder import Encoder
+from jina_jax.tokenizer import Tokenizer
+
+SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
+PIECES = int(os.environ.get("PIECES", 43_500))
+LAYERS = int(os.environ.get("LAYERS", 3))
+FEWEST = 4  # times that a single character is seen to be kept
+WIDTH = 256
+RIDGE, TURNS = 0.02, 10  # of the least squares
+MAX_LENGTH = 64
+LENGTH = 3.0  # of the rows of the table
+# As in jinaai/jina-embeddings-v3, where the size does not say otherwise.
+TASKS = {
+    "retrieval.query": "Represent the query for retrieving evidence documents: ",
+    "retrieval.passage": "Represent the document for retrieval: ",
+    "separation": "",
+    "classification": "",
+    "text-matching": "",
+}
+
+
+def main() -> None:
+    action, work = sys.argv[1], Path(sys.argv[2])
+    if action == "pieces":
+        choose_pieces(work)
+    else:
+        make_model(work)
+
+
+def choose_pieces(work: Path) -> None:
+    source = SHARED / "xlm-roberta" / "tokenizer.json"
+    fields = json.loads(source.read_text(encoding="utf-8"))
+    vocab = fields["model"]["vocab"]
+    tokenizer = Tokenizer.from_file(source)
+    texts = collections.defaultdict(list)
+    for line in (work / "sample.jsonl").open(encoding="utf-8"):
+        row = json.loads(line)
+        texts[row["language"]].append(row["text"])
+    worth: collections.Counter[int] = collections.Counter()
+    characters: collections.Counter[str] = collections.Counter()
+    for language, own in sorted(texts.items()):
+        counts = collections.Counter(token for ids in tokenizer.encode(own) for token in ids)
+        # The text is much about computers; XLM-R's probabilities are those of the whole web. The
+        # geometric mean of the two asks for both.
+        weights = {t: math.sqrt(n * math.exp(vocab[t][1])) for t, n in counts.items() if t > 3}
+        total = sum(weights.values())
+        worth.update({token: weight / total for token, weight in weights.items()})
+        print(language, len(own), len(counts))
+    for line in (work / "rows.jsonl").open(encoding="utf-8"):
+        characters.update(json.loads(line)["text"])
+    mask = len(vocab) - 1
+    ids = {piece: token for token, (piece, _) in enumerate(vocab)}
+    needed = {ids[c] for c, n in characters.items() if n >= FEWEST and c in ids} | {ids["▁"]}
+    prompts = {token for row in tokenizer.encode(list(TASKS.values())) for token in row}
+    kept = {token for token in needed | prompts if 3 < token < mask}
+    for token, _ in worth.most_common():
+        if len(kept) >= PIECES - 5:
+            break
+        if 3 < token < mask:
+            kept.add(token)
+    order = [*range(4), *sorted(kept), mask]
+    fields["model"]["vocab"] = [vocab[token] for token in order]
+    fields["added_tokens"][-1]["id"] = len(order) - 1
+    (work / "tokenizer.json").write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
+    print(f"{len(order):,} pieces, {len(needed):,} of them single characters")
+
+
+def make_model(work: Path) -> None:
+    english = np.load(work / "english.npy").astype(np.float32)
+    mean = english.mean(axis=0)
+    _, axes = np.linalg.eigh(np.cov(english.T))
+    axes = axes[:, ::-1][:, :WIDTH]
+
+    def project(vectors: np.ndarray) -> np.ndarray:
+        return unit((vectors - mean) @ axes)
+
+    targets = project(english).astype(np.float16)
+    texts, rows = [], []
+    for line in (work / "rows.jsonl").open(encoding="utf-8"):
+        row = json.loads(line)
+        texts.append(row["text"])
+        rows.append(row["row"])
+    np.save(work / "rows.npy", targets[np.array(rows)])
+    tokenizer = Tokenizer.from_file(work / "tokenizer.json")
+    ids = [row[:MAX_LENGTH] for row in tokenizer.encode(texts)]
+    bag = solve_bag(ids, np.load(work / "rows.npy", mmap_mode="r"), tokenizer.vocab_size)
+    lengths = np.linalg.norm(bag[:, :-1], axis=1, keepdims=True)
+    longest = np.percentile(lengths, 99)
+    bag[:, :-1] *= np.minimum(1, longest / lengths.clip(1e-9)) / longest
+    bag[:, -1] = np.sqrt(1 - np.square(bag[:, :-1]).sum(axis=1).clip(0, 1))
+
+    encoder = Encoder(make_config(len(bag)), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    # The larger its entries, the slower a table learns under Adam; its directions are the same.
+    encoder.word_embeddings.embedding.set_value(jnp.asarray(LENGTH * bag))
+    encoder.token_type_embeddings.embedding.set_value(jnp.zeros((1, WIDTH)))
+    for layer in encoder.layers:
+        for linear in (layer.attention.out_proj, layer.mlp.fc2):
+            linear.kernel.set_value(jnp.zeros_like(linear.kernel.get_value()))
+    scale = encoder.layers[-1].norm2.scale
+    scale.set_value(scale.get_value().at[-1].set(0))
+    save_native(work / "start", encoder.config, nnx.state(encoder))
+    shutil.copyfile(work / "tokenizer.json", work / "start" / "tokenizer.json")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def solve_bag(ids: list[list[int]], targets: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Minimise |mean of pieces - target|² over texts, plus RIDGE · |pieces|².
+
+    Args:
+      ids: of n texts.
+      targets: float16 (n, d).
+      vocab_size: pieces V.
+
+    Returns:
+      float32 (V, d).
+    """
+    counts = np.array([len(row) for row in ids])
+    means = scipy.sparse.csr_matrix(
+        (
+            np.repeat(1 / counts, counts).astype(np.float32),
+            np.fromiter(itertools.chain.from_iterable(ids), np.int32, counts.sum()),
+            np.concatenate([[0], np.cumsum(counts)]),
+        ),
+        shape=(len(ids), vocab_size),
+    )
+    back = means.T.tocsr()
+    # Conjugate gradients, all columns at once, with the diagonal as preconditioner.
+    diagonal = np.asarray(means.power(2).sum(axis=0)).reshape(-1, 1) + RIDGE
+    pieces = np.zeros((vocab_size, targets.shape[1]), np.float32)
+    rest = back @ targets.astype(np.float32)
+    first = np.linalg.norm(rest)
+    step = rest / diagonal
+    direction, size = step, (rest * step).sum(axis=0)
+    for turn in range(TURNS):
+        image = back @ (means @ direction) + RIDGE * direction
+        along = size / (direction * image).sum(axis=0)
+        pieces += along * direction
+        rest -= along * image
+        step = rest / diagonal
+        size, before = (rest * step).sum(axis=0), size
+        direction = step + size / before * direction
+        print(f"turn {turn + 1}: {np.linalg.norm(rest) / first:.4f} of the residual", flush=True)
+    return pieces
+
+
+def make_config(vocab_size: int) -> Config:
+    return Config(
+        vocab_size=vocab_size,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=4 * WIDTH,
+        hidden_act="gelu",
+        layer_norm_eps=1e-5,
+        max_position_embeddings=8194,
+        type_vocab_size=1,
+        pad_token_id=1,
+        initializer_range=0.02,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        position_embedding_type="rotary",
+        rotary_emb_base=20000.0,
+        add_pooling_layer=False,
+        emb_pooler="mean",
+        lora_adaptations=tuple(TASKS),
+        lora_rank=4,
+        lora_alpha=1.0,
+        task_instructions=tuple(TASKS.items()),
+        default_prompt="",
+        matryoshka_dimensions=(32, 64, 128, WIDTH),
+        truncate_dim=None,
+    )
+
+
+if __name__ == "__main__":
+    main()
