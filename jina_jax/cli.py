@@ -17,7 +17,7 @@ from jina_jax import __version__
 from jina_jax.cli_errors import Program
 from jina_jax.cli_eval import evaluate
 from jina_jax.cli_mine import mine
-from jina_jax.cli_options import DTYPES, LAYOUTS, PATH, hub_options, model_and
+from jina_jax.cli_options import LAYOUTS, PATH, dtype_option, hub_options, model_and
 from jina_jax.cli_search import search
 from jina_jax.cli_train import export, train
 
@@ -80,7 +80,7 @@ def main(context: click.Context) -> None:
     show_default=True,
     help="What becomes of a text of more tokens: cut, or averaged over windows.",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]")
+@dtype_option
 @click.option(
     "--normalize/--no-normalize",
     "normalize_embeddings",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli_options import DTYPES, TOO_MANY_TASKS, counted, hub_options, task_option
+from jina_jax.cli_options import TOO_MANY_TASKS, counted, dtype_option, hub_options, task_option
 
 if TYPE_CHECKING:
     from jina_jax.evaluation import Evaluation
@@ -57,7 +57,7 @@ def _split(context: click.Context, _: click.Parameter, values: tuple[str, ...]) 
 @click.argument("places", nargs=-1, metavar="[MODEL] KIND PATH...", callback=_split)
 @task_option
 @click.option("--dims", type=_Dims(), help="Matryoshka dimensions to score as well, e.g. 64,256.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]")
+@dtype_option
 @click.option("--max-length", type=click.IntRange(min=2), help="Most tokens of a text.")
 @click.option(
     "--columns",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli_options import DTYPES, PATH, hub_options, model_and
+from jina_jax.cli_options import PATH, dtype_option, hub_options, model_and
 
 if TYPE_CHECKING:
     from jina_jax.training.mining import Mined
@@ -57,11 +57,7 @@ _MOST_LISTED = 20
     help="Take the nearest that are left, or draw among them.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of a draw.")
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    help="Of the weights.  [default: the file's]",
-)
+@dtype_option
 @click.option("--force", is_flag=True, help="Replace the output file if there is one.")
 @hub_options
 def mine(

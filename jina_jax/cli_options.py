@@ -54,6 +54,13 @@ def counted(values: tuple[str, ...]) -> str:
     return f"{len(values)} {noun}: {' '.join(values)}"
 
 
+def dtype_option(command: Callable) -> Callable:
+    """Add --dtype, of everything that loads a model to run."""
+    return click.option(
+        "--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]"
+    )(command)
+
+
 def task_option(command: Callable) -> Callable:
     """Add --task, which the command gets as ``task``: "auto", a name, or a pair of names."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from jina_jax.cli_options import DTYPES, PATH, hub_options, task_option
+from jina_jax.cli_options import PATH, dtype_option, hub_options, task_option
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
@@ -52,7 +52,7 @@ class Passage(NamedTuple):
 @click.option(
     "--truncate-dim", type=click.IntRange(min=0), help="Compare this many dimensions (see info)."
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]")
+@dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 @hub_options
 def search(
