@@ -4,9 +4,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import pytest
+
+if TYPE_CHECKING:
+    from jina_jax import JinaEmbeddings
 
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -19,6 +23,21 @@ def pytest_configure() -> None:
     os.environ["JINA_JAX_CACHE"] = _CACHE.name
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights in the published layout, with a tokenizer."""
+    from tiny import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> "JinaEmbeddings":
+    from jina_jax import JinaEmbeddings
+
+    return JinaEmbeddings.from_pretrained(directory)
 
 
 @pytest.fixture

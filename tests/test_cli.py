@@ -12,23 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from published import PROMPTS, TASKS
-from tiny import write_tiny
 
-from jina_jax import JinaEmbeddings, cli, cli_rows, files
+from jina_jax import JinaEmbeddings, cli, cli_options, cli_rows, files
 
 # Most tests run four texts of up to 16 tokens: so many shapes, so many seconds of compiling.
 TEXTS = ["a cat", "the dog", "", "  two  spaces "]
 START = "from jina_jax.cli import main; main(prog_name='jina-jax')"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return JinaEmbeddings.from_pretrained(directory)
 
 
 def run(*args, stdin=None):
@@ -283,7 +272,7 @@ class TestCheckpoints:
         from jina_jax.convert import LAYOUTS
 
         assert set(cli.LAYOUTS) == set(LAYOUTS)
-        assert set(cli.DTYPES) == set(FLOAT_DTYPES)
+        assert set(cli_options.DTYPES) == set(FLOAT_DTYPES)
         assert set(cli.FORMATS) == set(cli_rows.SUFFIXES.values())
 
     def test_convert(self, directory, model, tmp_path):
@@ -617,6 +606,8 @@ print(time.perf_counter() - start, file=sys.stderr)
 import signal, time
 import click
 from jina_jax.cli_errors import Program
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 class Callback:
     def __del__(self):  # Python drops exceptions here

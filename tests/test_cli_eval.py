@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, cli, evaluation
 
@@ -18,16 +17,6 @@ FIRST = [("a cat", "cats", 4), ("the dog", "a hog", 3), ("one", "two", 1), ("two
 SECOND = [("der Hund", "Hunde", 5), ("eins", "zwei", 0), ("zwei", "drei", 1), ("ja", "jein", 3)]
 TEXTS = ["good film", "bad film", "good book", "bad book", "good", "bad", "so good", "so bad"]
 LABELS = ["x", "y"] * 4
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return JinaEmbeddings.from_pretrained(directory)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, cli
 from jina_jax.cli_mine import report
@@ -13,11 +12,6 @@ from jina_jax.training.mining import Mined, MinedRow, mine_hard_negatives
 
 PAIRS = [("cat", "a cat purrs"), ("dog", "a dog barks"), ("cat", "a cat purrs"), ("sun", "it is")]
 CORPUS = ["mice", "men", "trees", "a cat runs"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

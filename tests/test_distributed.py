@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import write_tiny
 
 from jina_jax import Batching, JinaEmbeddings, distributed, make_mesh
 
@@ -81,11 +80,6 @@ def run_both(directory: Path, folder: Path) -> None:
             process.wait()
     logs = [(folder / f"{rank}.log").read_text()[-3000:] for rank in range(2)]
     assert codes == [0, 0], "\n\n".join(logs)
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

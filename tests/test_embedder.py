@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from published import PROMPTS, TASKS
-from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
 
@@ -21,16 +20,6 @@ TEXTS = [
     "男の人がギターを弾いている。",
     "Un homme joue de la guitare, et une femme chante à côté de lui.",
 ]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return JinaEmbeddings.from_pretrained(directory)
 
 
 def by_hand(model, text, task, dim=64):

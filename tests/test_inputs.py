@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from published import PROMPTS, TASKS
-from tiny import write_tiny
 
 from jina_jax.convert import open_checkpoint
 from jina_jax.tokenizer import Tokenizer
@@ -19,11 +18,6 @@ from jina_jax.training.settings import Data
 PAIR = TASKS[:2]
 QUERY, PASSAGE = (PROMPTS[task] for task in PAIR)
 TEXTS = ["one two", "three", "", "four five six", "seven", "8"]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

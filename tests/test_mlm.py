@@ -11,7 +11,7 @@ from flax import nnx
 from foreign import published_tensors
 from published import published_config
 from reference import Reference
-from tiny import TINY, write_tiny
+from tiny import TINY
 from tokenizer_fixtures import dialects, write
 
 from jina_jax.attention import attention
@@ -32,11 +32,6 @@ from jina_jax.training.step import Encoding
 PAD = 1
 # Programs here run once: unoptimised, they compile in half the time.
 FAST = {"xla_backend_optimization_level": 0}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from published import TASKS
-from tiny import write_tiny
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
 from jina_jax.batching import Batch, shapes
@@ -32,11 +31,6 @@ def draw(count):
 
 TEXTS, MIXED = draw(24)
 OPTIONS = {"task": MIXED, "prompt": None}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
 
 
 def load(directory, dtype=None, batching=None):

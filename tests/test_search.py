@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from published import TASKS
-from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, cli, cli_search
 from jina_jax.cli_search import Passage, cut, find, split
@@ -18,16 +17,6 @@ BY_LINE = [(1, 1, LINES[0]), (3, 3, LINES[2]), (4, 4, LINES[3]), (7, 7, LINES[6]
 BY_PARAGRAPH = [(1, 1, LINES[0]), (3, 4, "\n".join(LINES[2:4])), (7, 7, LINES[6])]
 PASSAGES = [Passage(*fields) for fields in BY_LINE]
 QUERY = "a dog"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def model(directory):
-    return JinaEmbeddings.from_pretrained(directory)
 
 
 @pytest.fixture

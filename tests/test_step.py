@@ -50,11 +50,6 @@ def compiled(function, *args):
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def checkpoint(directory):
     return open_checkpoint(directory)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from published import TASKS, published_config, published_shapes, random_tensor, write_published
 from reference import Reference
-from tiny import TINY, write_tiny
+from tiny import TINY
 
 from jina_jax.convert import merge_checkpoint, open_checkpoint
 from jina_jax.tensors import LazyTensor
@@ -15,11 +15,6 @@ from jina_jax.verify import GOLD_FILE, PUBLISHED, load_references, references_of
 
 TEXT = "a cat"  # as many tokens as ids: both inputs run through one compiled program
 IDS = [0, 30, 31, 32, 33, 34, 40, 2]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
