@@ -8,30 +8,21 @@ multilingual-e5 asks for where two texts are alike in kind.
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+from common import read_rows
 
 from jina_jax import JinaEmbeddings
-
-POOL = 20_000
 
 
 def main() -> None:
     teacher, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    with source.open(encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
+    texts = [row["text"] for row in read_rows(source)]
     model = JinaEmbeddings.from_pretrained(teacher, dtype="bfloat16")
-    parts, start = [], time.monotonic()
-    for first in range(0, len(texts), POOL):
-        pool = texts[first : first + POOL]
-        parts.append(model.encode(pool, prompt="query: ", max_length=128).astype(np.float16))
-        rate = (first + len(pool)) / (time.monotonic() - start)
-        print(f"{first + len(pool):,} of {len(texts):,} texts, {rate:.0f} a second", flush=True)
-    np.save(target, np.concatenate(parts))
+    options = {"prompt": "query: ", "max_length": 128, "show_progress_bar": True}
+    np.save(target, model.encode(texts, **options).astype(np.float16))
 
 
 if __name__ == "__main__":

@@ -9,23 +9,20 @@ prints the tables and writes ``scores.json`` and ``dims.png`` into logs. Needs t
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import FOLDS, SHARED, STS_LANGUAGES
 
 from jina_jax import JinaEmbeddings
 from jina_jax.evaluation import Evaluation
 from jina_jax.evaluation.files import read_beir
 
-SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
-STS = ("de", "en", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
 TATOEBA = ("ben", "ell", "fin", "fra", "jpn", "kor", "nld", "spa", "ukr", "vie")
 DIMS = (32, 64, 128)
-FOLDS = 5
 
 Scores = dict[str, Any]
 
@@ -63,8 +60,8 @@ def main() -> None:
                 )
         scores[f"{name} bm25"] = {"full": bm25(work / name)}
     for name, value in scores.items():
-        show = {k: round(v, 4) for k, v in value.items() if not isinstance(v, dict)}
-        print(f"{name:<32}", *(f"{k} {v:.4f}" for k, v in show.items()))
+        show = (f"{key} {number:.4f}" for key, number in value.items() if key != "each")
+        print(f"{name:<32}", *show)
     place = Path(__file__).with_name("logs") / "scores.json"
     place.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     plot(scores)
@@ -100,7 +97,7 @@ def sts(model: Any, task: str) -> Scores:
                 columns=(0, 1, 2),
                 task=task,
             )
-            for code in STS
+            for code in STS_LANGUAGES
         }
     )
 
@@ -125,10 +122,11 @@ def banking(model: Any, task: str, work: Path) -> Scores:
     """
     results = {}
     for fold in range(FOLDS):
-        folded = JinaEmbeddings.from_pretrained(work / "folds" / str(fold))
+        own = work / "folds" / str(fold)
+        encoder = model if task == "none" else JinaEmbeddings.from_pretrained(own)
         paths = [work / "banking" / f"{part}-{fold}.jsonl" for part in ("train", "test")]
         options = {"kind": "classification", "paths": paths, "task": task}
-        results[str(fold)] = one(model if task == "none" else folded, "knn_accuracy", **options)
+        results[str(fold)] = one(encoder, "knn_accuracy", **options)
     return mean(results)
 
 

@@ -4,8 +4,8 @@
 
 ``debs`` gets the packages, by ``apt-get download`` from the mirror that apt is set up for (Debian
 12, after ``apt-get update``), and ``files`` a directory for each with its text. What is there is
-not fetched again; a package of another SHA-256 is an error. Packages only hold data: none is
-installed, and nothing of them is run.
+not fetched again; a package of another SHA-256 is an error. None is installed, and nothing of them
+is run.
 """
 
 from __future__ import annotations

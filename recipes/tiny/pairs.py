@@ -7,38 +7,34 @@ retrieval.jsonl       a heading, in any language, and the section below it, in t
 labelled-*.jsonl      Banking77 (train); WordNet glosses by field; help by program
 banking/              five folds of Banking77 (train): train-K.jsonl, test-K.jsonl
 glosses-test.jsonl    glosses that no training file of an adapter has
-search/               BEIR's form: headings of held-out help pages in thirty languages or
-                      fewer, and the English sections below them
+search/               BEIR's form: headings of held-out help pages in nineteen languages, and
+                      the English sections below them
 search-en/            the same with English headings
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
+from common import FOLDS, SHARED, read_rows, write_rows
 from texts import digest
 
-SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
-FOLDS = 5
 SECTION = (80, 600)  # characters
 MOST = {"help": 24_000, "glosses": 12_000, "translations": 8_000}
 
 
 def main() -> None:
     work, rng = Path(sys.argv[1]), random.Random(0)
-    pages = [json.loads(line) for line in (work / "pages.jsonl").open(encoding="utf-8")]
+    pages = list(read_rows(work / "pages.jsonl"))
     common = Counter(
         heading for page in pages for heading, _ in sections(page["texts"].get("en")).values()
     )
     generic = {heading for heading, count in common.items() if count > 2}
-    glosses = [json.loads(line) for line in (work / "glosses.jsonl").open(encoding="utf-8")]
+    glosses = list(read_rows(work / "glosses.jsonl"))
     write_retrieval(work, pages, generic, glosses, rng)
     write_search(work, pages, generic)
     write_labelled(work, pages, glosses, rng)
@@ -71,12 +67,12 @@ def write_retrieval(work, pages, generic, glosses, rng) -> None:
         english = {k: v for k, v in english.items() if v[0] not in generic}
         for version in page["texts"].values():
             own = sections(version)
-            for key in english.keys() & own.keys():
-                rows["help"].append((own[key][0], rng.choice((own, english))[key][1]))
+            for key in english:  # not a set's order, which changes from process to process
+                if key in own:
+                    rows["help"].append((own[key][0], rng.choice((own, english))[key][1]))
     for gloss in glosses[len(glosses) // 10 :]:
         rows["glosses"].append((gloss["anchor"], gloss["positive"]))
-    for line in (work / "parallel.jsonl").open(encoding="utf-8"):
-        group = json.loads(line)
+    for group in read_rows(work / "parallel.jsonl"):
         first, source = group.pop("en"), group.pop("source")
         if len(first.split()) > 6 and source.startswith(("wesnoth", "widelands", "freeciv")):
             rows["translations"].append((rng.choice(sorted(group.values())), first))
@@ -86,32 +82,32 @@ def write_retrieval(work, pages, generic, glosses, rng) -> None:
         chosen += found[: MOST[kind]]
         print("retrieval", kind, len(found), min(len(found), MOST[kind]))
     rng.shuffle(chosen)
-    write(work / "retrieval.jsonl", ({"anchor": a, "positive": b} for a, b in chosen))
+    write_rows(work / "retrieval.jsonl", ({"anchor": a, "positive": b} for a, b in chosen))
 
 
 def write_search(work, pages, generic) -> None:
-    for name, wanted in (("search", None), ("search-en", "en")):
+    held_out = [
+        {code: sections(version) for code, version in page["texts"].items()}
+        for page in pages
+        if page["held_out"]
+    ]
+    languages = {code for versions in held_out for code in versions}
+    for name, codes in (("search", languages - {"en"}), ("search-en", {"en"})):
         corpus, queries, qrels = {}, {}, []
-        for page in pages:
-            if not page["held_out"]:
-                continue
-            english = sections(page["texts"].get("en"))
-            for key, (heading, body) in english.items():
+        for versions in held_out:
+            for key, (heading, body) in versions.get("en", {}).items():
                 if heading in generic or body in corpus:
                     continue
                 corpus[body] = f"d{len(corpus)}"
-                for code, version in page["texts"].items():
-                    own = sections(version).get(key)
-                    if own and (wanted or code) == code and (wanted or code != "en"):
-                        query = queries.setdefault(own[0], f"q{len(queries)}")
+                for code, own in versions.items():
+                    if code in codes and key in own:
+                        query = queries.setdefault(own[key][0], f"q{len(queries)}")
                         qrels.append(f"{query}\t{corpus[body]}\t1\n")
         directory = work / name
         (directory / "qrels").mkdir(parents=True, exist_ok=True)
-        write(
-            directory / "corpus.jsonl",
-            ({"_id": i, "title": "", "text": text} for text, i in corpus.items()),
-        )
-        write(directory / "queries.jsonl", ({"_id": i, "text": t} for t, i in queries.items()))
+        documents = ({"_id": i, "title": "", "text": text} for text, i in corpus.items())
+        write_rows(directory / "corpus.jsonl", documents)
+        write_rows(directory / "queries.jsonl", ({"_id": i, "text": t} for t, i in queries.items()))
         lines = ["query-id\tcorpus-id\tscore\n", *dict.fromkeys(qrels)]
         (directory / "qrels" / "test.tsv").write_text("".join(lines), encoding="utf-8")
         print(name, len(queries), "queries", len(corpus), "documents")
@@ -120,19 +116,19 @@ def write_search(work, pages, generic) -> None:
 def write_labelled(work, pages, glosses, rng) -> None:
     with (SHARED / "eval" / "banking77-train.csv").open(encoding="utf-8", newline="") as file:
         banking = [{"text": r["text"], "label": r["category"]} for r in csv.DictReader(file)]
-    write(work / "labelled-banking.jsonl", banking)
+    write_rows(work / "labelled-banking.jsonl", banking)
     (work / "banking").mkdir(exist_ok=True)
     order = list(range(len(banking)))
     rng.shuffle(order)
     for fold in range(FOLDS):
         test = [banking[i] for i in sorted(order[fold::FOLDS])]
         train = [banking[i] for k in range(FOLDS) if k != fold for i in sorted(order[k::FOLDS])]
-        write(work / "banking" / f"train-{fold}.jsonl", train)
-        write(work / "banking" / f"test-{fold}.jsonl", test)
+        write_rows(work / "banking" / f"train-{fold}.jsonl", train)
+        write_rows(work / "banking" / f"test-{fold}.jsonl", test)
     fields = [{"text": g["positive"], "label": f"field {g['label']}"} for g in glosses]
     held = len(fields) // 10
-    write(work / "glosses-test.jsonl", fields[:4000])
-    write(work / "labelled-glosses.jsonl", fields[held : held + 40_000])
+    write_rows(work / "glosses-test.jsonl", fields[:4000])
+    write_rows(work / "labelled-glosses.jsonl", fields[held : held + 40_000])
     programs = []
     for page in pages:
         for code, version in page["texts"].items():
@@ -141,13 +137,10 @@ def write_labelled(work, pages, glosses, rng) -> None:
                 if row["label"] != "shared":
                     programs.append((page["held_out"], digest(code + row["text"]), row))
     programs.sort(key=lambda row: row[1])
-    write(work / "labelled-help.jsonl", [row for held, _, row in programs if not held][:30_000])
-    write(work / "help-test.jsonl", [row for held, _, row in programs if held][:3_000])
-
-
-def write(path: Path, rows: Iterable[dict]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_rows(
+        work / "labelled-help.jsonl", [row for held, _, row in programs if not held][:30_000]
+    )
+    write_rows(work / "help-test.jsonl", [row for held, _, row in programs if held][:3_000])
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ space and the teacher reads each meaning once (arXiv 2004.09813).
 from __future__ import annotations
 
 import csv
-import json
-import os
 import random
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
-STS = ("de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
+from common import SHARED, STS_LANGUAGES, read_rows, write_rows
+
 RARE = {"bn", "hi", "ka", "lv", "th", "ur"}
 MOST_ROWS = {"dictionary": 20_000, "general": 30_000, "text": 36_000, "stsb": 12_000}  # a language
 # Stories, places, animals, everyday things; all others are mostly about computers.
@@ -40,8 +38,7 @@ def main() -> None:
     work, rng = Path(sys.argv[1]), random.Random(0)
     rows: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     english: dict[str, int] = {}
-    for line in (work / "parallel.jsonl").open(encoding="utf-8"):
-        group = json.loads(line)
+    for group in read_rows(work / "parallel.jsonl"):
         first, source = group.pop("en"), group.pop("source")
         if not keep(first, source, group, rng):
             continue
@@ -51,53 +48,48 @@ def main() -> None:
             kind = "general"
         for code, text in group.items():
             rows[code, kind].append((text, first))
-    for line in (work / "glosses.jsonl").open(encoding="utf-8"):
-        gloss = json.loads(line)
+    glosses = []
+    for gloss in read_rows(work / "glosses.jsonl"):
         for example in gloss["examples"]:
             english.setdefault(example, len(english))
-        if len(rows["en", "gloss"]) < MOST_GLOSSES:
-            rows["en", "gloss"].append((gloss["positive"], ""))
+        if len(glosses) < MOST_GLOSSES:
+            glosses.append(gloss["positive"])
             english.setdefault(gloss["positive"], len(english))
     first_rows = stsb("en")
     for pair in first_rows:
         for text in pair:
             english.setdefault(text, len(english))
-    for code in STS:
+    for code in STS_LANGUAGES:
+        if code == "en":
+            continue
         found = {}
         for own, other in zip(stsb(code), first_rows, strict=True):
             found |= dict(zip(own, other, strict=True))
         rows[code, "stsb"] = list(found.items())
-    with (work / "english.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in english)
+    write_rows(work / "english.jsonl", ({"text": text} for text in english))
     chosen = list(english.items())
     for (code, kind), found in sorted(rows.items()):
-        if kind == "gloss":
-            continue
         rng.shuffle(found)
         chosen += [(text, english[first]) for text, first in found[: MOST_ROWS[kind]]]
         print(code, kind, len(found), min(len(found), MOST_ROWS[kind]))
     rng.shuffle(chosen)
-    with (work / "rows.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({"text": text, "row": row}, ensure_ascii=False) + "\n"
-            for text, row in chosen
-        )
+    write_rows(work / "rows.jsonl", ({"text": text, "row": row} for text, row in chosen))
     texts = list(english)
     pairs = [
         {"anchor": text, "positive": texts[row]}
         for text, row in chosen
         if text != texts[row] and len(texts[row].split()) > 2
     ]
-    with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs[:MOST_PAIRS])
+    write_rows(work / "pairs.jsonl", pairs[:MOST_PAIRS])
+    rows["en", "gloss"] = [(text, text) for text in glosses]
     rows["en", "text"] = [(text, text) for text in english]
     rng.shuffle(rows["en", "text"])
-    with (work / "sample.jsonl").open("w", encoding="utf-8") as file:
-        for (code, _), found in sorted(rows.items()):
-            most = MOST_SAMPLED * (3 if code == "en" else 1)
-            for text, _ in found[:most]:
-                row = {"language": code, "text": text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    sample = [
+        {"language": code, "text": text}
+        for (code, _), found in sorted(rows.items())
+        for text, _ in found[: MOST_SAMPLED * (3 if code == "en" else 1)]
+    ]
+    write_rows(work / "sample.jsonl", sample)
     print(f"{len(english):,} English texts, {len(chosen):,} rows")
 
 

@@ -5,7 +5,7 @@
 #
 # WORK is a directory; a step whose result is there is not done again. Needs Debian 12 with apt, the
 # public data beside the repository, the extras train, eval, plot, and `pip install bm25s==0.3.16`.
-# About three hours on 2 cores.
+# About two hours on 2 cores.
 set -euo pipefail
 recipe=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1" && cd "$1"

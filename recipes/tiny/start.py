@@ -21,7 +21,6 @@ import collections
 import itertools
 import json
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from common import SHARED, read_rows
 from flax import nnx
 
 from jina_jax.checkpoint import save_native
@@ -36,9 +36,8 @@ from jina_jax.config import Config
 from jina_jax.encoder import Encoder
 from jina_jax.tokenizer import Tokenizer
 
-SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
-PIECES = int(os.environ.get("PIECES", 43_500))
-LAYERS = int(os.environ.get("LAYERS", 3))
+PIECES = 43_500
+LAYERS = 3
 FEWEST = 4  # times that a single character is seen to be kept
 WIDTH = 256
 RIDGE, TURNS = 0.02, 10  # of the least squares
@@ -68,8 +67,7 @@ def choose_pieces(work: Path) -> None:
     vocab = fields["model"]["vocab"]
     tokenizer = Tokenizer.from_file(source)
     texts = collections.defaultdict(list)
-    for line in (work / "sample.jsonl").open(encoding="utf-8"):
-        row = json.loads(line)
+    for row in read_rows(work / "sample.jsonl"):
         texts[row["language"]].append(row["text"])
     worth: collections.Counter[int] = collections.Counter()
     characters: collections.Counter[str] = collections.Counter()
@@ -81,8 +79,8 @@ def choose_pieces(work: Path) -> None:
         total = sum(weights.values())
         worth.update({token: weight / total for token, weight in weights.items()})
         print(language, len(own), len(counts))
-    for line in (work / "rows.jsonl").open(encoding="utf-8"):
-        characters.update(json.loads(line)["text"])
+    for row in read_rows(work / "rows.jsonl"):
+        characters.update(row["text"])
     mask = len(vocab) - 1
     ids = {piece: token for token, (piece, _) in enumerate(vocab)}
     needed = {ids[c] for c, n in characters.items() if n >= FEWEST and c in ids} | {ids["▁"]}
@@ -111,8 +109,7 @@ def make_model(work: Path) -> None:
 
     targets = project(english).astype(np.float16)
     texts, rows = [], []
-    for line in (work / "rows.jsonl").open(encoding="utf-8"):
-        row = json.loads(line)
+    for row in read_rows(work / "rows.jsonl"):
         texts.append(row["text"])
         rows.append(row["row"])
     np.save(work / "rows.npy", targets[np.array(rows)])

