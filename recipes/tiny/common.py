@@ -12,6 +12,14 @@ from typing import Any
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
 STS_LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
 FOLDS = 5  # of Banking77
+# As in jinaai/jina-embeddings-v3, where the size does not say otherwise.
+TASKS = {
+    "retrieval.query": "Represent the query for retrieving evidence documents: ",
+    "retrieval.passage": "Represent the document for retrieval: ",
+    "separation": "",
+    "classification": "",
+    "text-matching": "",
+}
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -22,3 +30,13 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_searches(work: Path) -> set[str]:
+    """Return the texts of the held-out searches, which no training file may have."""
+    return {
+        row["text"]
+        for search in ("search", "search-en")
+        for name in ("queries.jsonl", "corpus.jsonl")
+        for row in read_rows(work / search / name)
+    }

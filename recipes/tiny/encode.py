@@ -3,7 +3,8 @@
     python recipes/tiny/encode.py TEACHER texts.jsonl vectors.npy
 
 writes float16 (texts, 384), unit length, in the order of the lines. "query: " is the prompt that
-multilingual-e5 asks for where two texts are alike in kind.
+multilingual-e5 asks for where two texts are alike in kind. Where a row has its text in lower case
+as well, the teacher reads that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jina_jax import JinaEmbeddings
 
 def main() -> None:
     teacher, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    texts = [row["text"] for row in read_rows(source)]
+    texts = [row.get("lower", row["text"]) for row in read_rows(source)]
     model = JinaEmbeddings.from_pretrained(teacher, dtype="bfloat16")
     options = {"prompt": "query: ", "max_length": 128, "show_progress_bar": True}
     np.save(target, model.encode(texts, **options).astype(np.float16))

@@ -5,6 +5,7 @@ python recipes/tiny/pairs.py work
 retrieval.jsonl       a heading, in any language, and the section below it, in the same language
                       or in English; words and their WordNet gloss; sentences and translations
 labelled-*.jsonl      Banking77 (train); WordNet glosses by field; help by program
+banking-*.jsonl       Banking77 (train): fifty of its intents (seen), and the others (unseen)
 banking/              five folds of Banking77 (train): train-K.jsonl, test-K.jsonl
 glosses-test.jsonl    glosses that no training file of an adapter has
 search/               BEIR's form: headings of held-out help pages in nineteen languages, and
@@ -20,10 +21,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from common import FOLDS, SHARED, read_rows, write_rows
+from common import FOLDS, SHARED, read_rows, read_searches, write_rows
 from texts import digest
 
 SECTION = (80, 600)  # characters
+UNSEEN = 27  # of Banking77's 77 intents
 MOST = {"help": 24_000, "glosses": 12_000, "translations": 8_000}
 
 
@@ -35,9 +37,10 @@ def main() -> None:
     )
     generic = {heading for heading, count in common.items() if count > 2}
     glosses = list(read_rows(work / "glosses.jsonl"))
-    write_retrieval(work, pages, generic, glosses, rng)
     write_search(work, pages, generic)
-    write_labelled(work, pages, glosses, rng)
+    held_out = read_searches(work)
+    write_retrieval(work, pages, generic, glosses, held_out, rng)
+    write_labelled(work, pages, glosses, random.Random(0))
 
 
 def sections(version: dict | None) -> dict[str, tuple[str, str]]:
@@ -58,7 +61,7 @@ def sections(version: dict | None) -> dict[str, tuple[str, str]]:
     return found
 
 
-def write_retrieval(work, pages, generic, glosses, rng) -> None:
+def write_retrieval(work, pages, generic, glosses, held_out, rng) -> None:
     rows: dict[str, list[tuple[str, str]]] = {"help": [], "glosses": [], "translations": []}
     for page in pages:
         if page["held_out"]:
@@ -78,6 +81,7 @@ def write_retrieval(work, pages, generic, glosses, rng) -> None:
             rows["translations"].append((rng.choice(sorted(group.values())), first))
     chosen = []
     for kind, found in rows.items():
+        found = [pair for pair in found if held_out.isdisjoint(pair)]
         rng.shuffle(found)
         chosen += found[: MOST[kind]]
         print("retrieval", kind, len(found), min(len(found), MOST[kind]))
@@ -117,6 +121,12 @@ def write_labelled(work, pages, glosses, rng) -> None:
     with (SHARED / "eval" / "banking77-train.csv").open(encoding="utf-8", newline="") as file:
         banking = [{"text": r["text"], "label": r["category"]} for r in csv.DictReader(file)]
     write_rows(work / "labelled-banking.jsonl", banking)
+    # Separation is measured on intents that it has not seen.
+    intents = sorted({row["label"] for row in banking})
+    unseen = set(rng.sample(intents, UNSEEN))
+    for name, wanted in (("seen", set(intents) - unseen), ("unseen", unseen)):
+        own = [row for row in banking if row["label"] in wanted]
+        write_rows(work / f"banking-{name}.jsonl", own)
     (work / "banking").mkdir(exist_ok=True)
     order = list(range(len(banking)))
     rng.shuffle(order)

@@ -6,7 +6,7 @@ reads what ``texts.py`` wrote and the STS-b train splits beside the repository, 
 
     english.jsonl  {"text": …}: what the teacher encodes
     rows.jsonl     {"text": …, "row": i}: a text in any language that translates (or is) line i
-                   of english.jsonl
+                   of english.jsonl, some with a prompt in front
     pairs.jsonl    {"anchor": …, "positive": …}: some rows again, beside the English text itself
     sample.jsonl   {"language": …, "text": …}: texts of each language, to choose a vocabulary by
 
@@ -22,7 +22,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from common import SHARED, STS_LANGUAGES, read_rows, write_rows
+from common import SHARED, STS_LANGUAGES, TASKS, read_rows, read_searches, write_rows
 
 RARE = {"bn", "hi", "ka", "lv", "th", "ur"}
 MOST_ROWS = {"dictionary": 20_000, "general": 30_000, "text": 36_000, "stsb": 12_000}  # a language
@@ -31,6 +31,7 @@ GENERAL = ("wesnoth", "widelands", "freeciv", "stamps", "cldr", "gbrainy", "kgeo
 MOST_GLOSSES = 30_000
 MOST_SAMPLED = 6_000  # of a kind, in each language
 MOST_PAIRS = 800_000
+PROMPTED = 0.15  # of the rows have a prompt of the retrieval pair: it is not to change a meaning
 SHARES = ((1, 0.6), (3, 0.3), (1000, 0.6))  # of the catalogues' texts up to so many words
 
 
@@ -72,9 +73,15 @@ def main() -> None:
         rng.shuffle(found)
         chosen += [(text, english[first]) for text, first in found[: MOST_ROWS[kind]]]
         print(code, kind, len(found), min(len(found), MOST_ROWS[kind]))
+    texts, held_out = list(english), read_searches(work)
+    chosen = [(text, row) for text, row in chosen if held_out.isdisjoint((text, texts[row]))]
     rng.shuffle(chosen)
-    write_rows(work / "rows.jsonl", ({"text": text, "row": row} for text, row in chosen))
-    texts = list(english)
+    prompts = [*filter(None, TASKS.values())]
+    prompted = (
+        {"text": (rng.choice(prompts) if rng.random() < PROMPTED else "") + text, "row": row}
+        for text, row in chosen
+    )
+    write_rows(work / "rows.jsonl", prompted)
     pairs = [
         {"anchor": text, "positive": texts[row]}
         for text, row in chosen

@@ -4,7 +4,8 @@
 #     bash recipes/tiny/run.sh WORK
 #
 # WORK is a directory; a step whose result is there is not done again. Needs Debian 12 with apt, the
-# public data beside the repository, the extras train, eval, plot, and `pip install bm25s==0.3.16`.
+# public data beside the repository, the extras train, eval, plot, and
+# `pip install bm25s==0.3.16 pythainlp==5.1.2 wordfreq==3.1.1`.
 # About two hours on 2 cores.
 set -euo pipefail
 recipe=$(cd "$(dirname "$0")" && pwd)
@@ -13,13 +14,16 @@ export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 
 python "$recipe/fetch.py" debs files
 [ -e parallel.jsonl ] || python "$recipe/texts.py" files .
-[ -e rows.jsonl ] || python "$recipe/rows.py" .
 [ -e search ] || python "$recipe/pairs.py" .
+[ -e rows.jsonl ] || python "$recipe/rows.py" .
+[ -e words.jsonl ] || python "$recipe/words.py" .
 ln -sfn "${JINA_JAX_SHARED:-$recipe/../../../shared}/eval" eval
 
-# The teacher, and what it makes of every English text.
+# The teacher, and what it makes of every English text and of the words.
 [ -e teacher ] || python "$recipe/teacher.py" teacher
-[ -e english.npy ] || python "$recipe/encode.py" teacher english.jsonl english.npy
+for texts in english words; do
+  [ -e $texts-e5.npy ] || python "$recipe/encode.py" teacher $texts.jsonl $texts-e5.npy
+done
 [ -e tokenizer.json ] || python "$recipe/start.py" pieces .
 [ -e start ] || python "$recipe/start.py" model .
 

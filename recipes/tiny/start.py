@@ -28,7 +28,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from common import SHARED, read_rows
+from common import SHARED, TASKS, read_rows
 from flax import nnx
 
 from jina_jax.checkpoint import save_native
@@ -43,14 +43,6 @@ WIDTH = 256
 RIDGE, TURNS = 0.02, 10  # of the least squares
 MAX_LENGTH = 64
 LENGTH = 3.0  # of the rows of the table
-# As in jinaai/jina-embeddings-v3, where the size does not say otherwise.
-TASKS = {
-    "retrieval.query": "Represent the query for retrieving evidence documents: ",
-    "retrieval.passage": "Represent the document for retrieval: ",
-    "separation": "",
-    "classification": "",
-    "text-matching": "",
-}
 
 
 def main() -> None:
@@ -67,8 +59,9 @@ def choose_pieces(work: Path) -> None:
     vocab = fields["model"]["vocab"]
     tokenizer = Tokenizer.from_file(source)
     texts = collections.defaultdict(list)
-    for row in read_rows(work / "sample.jsonl"):
-        texts[row["language"]].append(row["text"])
+    for name in ("sample.jsonl", "words.jsonl"):
+        for row in read_rows(work / name):
+            texts[row["language"]].append(row["text"])
     worth: collections.Counter[int] = collections.Counter()
     characters: collections.Counter[str] = collections.Counter()
     for language, own in sorted(texts.items()):
@@ -99,23 +92,23 @@ def choose_pieces(work: Path) -> None:
 
 
 def make_model(work: Path) -> None:
-    english = np.load(work / "english.npy").astype(np.float32)
+    english = np.load(work / "english-e5.npy").astype(np.float32)
     mean = english.mean(axis=0)
     _, axes = np.linalg.eigh(np.cov(english.T))
     axes = axes[:, ::-1][:, :WIDTH]
 
     def project(vectors: np.ndarray) -> np.ndarray:
-        return unit((vectors - mean) @ axes)
+        return unit((vectors - mean) @ axes).astype(np.float16)
 
-    targets = project(english).astype(np.float16)
-    texts, rows = [], []
-    for row in read_rows(work / "rows.jsonl"):
-        texts.append(row["text"])
-        rows.append(row["row"])
-    np.save(work / "rows.npy", targets[np.array(rows)])
+    rows = list(read_rows(work / "rows.jsonl"))
+    np.save(work / "rows.npy", project(english)[[row["row"] for row in rows]])
+    np.save(work / "words.npy", project(np.load(work / "words-e5.npy").astype(np.float32)))
+    texts = [without_prompt(row["text"]) for row in rows]
+    texts += [row["text"] for row in read_rows(work / "words.jsonl")]
+    targets = np.concatenate([np.load(work / name) for name in ("rows.npy", "words.npy")])
     tokenizer = Tokenizer.from_file(work / "tokenizer.json")
     ids = [row[:MAX_LENGTH] for row in tokenizer.encode(texts)]
-    bag = solve_bag(ids, np.load(work / "rows.npy", mmap_mode="r"), tokenizer.vocab_size)
+    bag = solve_bag(ids, targets, tokenizer.vocab_size)
     lengths = np.linalg.norm(bag[:, :-1], axis=1, keepdims=True)
     longest = np.percentile(lengths, 99)
     bag[:, :-1] *= np.minimum(1, longest / lengths.clip(1e-9)) / longest
@@ -132,6 +125,12 @@ def make_model(work: Path) -> None:
     scale.set_value(scale.get_value().at[-1].set(0))
     save_native(work / "start", encoder.config, nnx.state(encoder))
     shutil.copyfile(work / "tokenizer.json", work / "start" / "tokenizer.json")
+
+
+def without_prompt(text: str) -> str:
+    for prompt in filter(None, TASKS.values()):
+        text = text.removeprefix(prompt)
+    return text
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
