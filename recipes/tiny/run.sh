@@ -25,7 +25,8 @@ for texts in english words; do
   [ -e $texts-e5.npy ] || python "$recipe/encode.py" teacher $texts.jsonl $texts-e5.npy
 done
 [ -e tokenizer.json ] || python "$recipe/start.py" pieces .
-[ -e start ] || python "$recipe/start.py" model .
+[ -e bag.npy ] || python "$recipe/start.py" bag .
+[ -e start ] || python "$recipe/start.py" model . start 3 256
 
 # The base, then one adapter after the other: each run starts from the export of the one before.
 train() { # config, run, export

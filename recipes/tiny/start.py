@@ -1,7 +1,8 @@
 """Make the network that training starts from: its vocabulary, and vectors for it from the teacher.
 
     python recipes/tiny/start.py pieces work    writes tokenizer.json there
-    python recipes/tiny/start.py model work     writes rows.npy and start
+    python recipes/tiny/start.py bag work       writes rows.npy, words.npy and bag.npy
+    python recipes/tiny/start.py model work NAME LAYERS WIDTH      writes the network
 
 The pieces are those of XLM-R's vocabulary (MIT) that the training text uses most, each language by
 itself, so that none is crowded out.
@@ -37,7 +38,6 @@ from jina_jax.encoder import Encoder
 from jina_jax.tokenizer import Tokenizer
 
 PIECES = 43_500
-LAYERS = 3
 FEWEST = 4  # times that a single character is seen to be kept
 WIDTH = 256
 RIDGE, TURNS = 0.02, 10  # of the least squares
@@ -49,8 +49,11 @@ def main() -> None:
     action, work = sys.argv[1], Path(sys.argv[2])
     if action == "pieces":
         choose_pieces(work)
+    elif action == "bag":
+        make_bag(work)
     else:
-        make_model(work)
+        layers, width = map(int, sys.argv[4:6])
+        make_model(work, work / sys.argv[3], layers, width)
 
 
 def choose_pieces(work: Path) -> None:
@@ -91,7 +94,7 @@ def choose_pieces(work: Path) -> None:
     print(f"{len(order):,} pieces, {len(needed):,} of them single characters")
 
 
-def make_model(work: Path) -> None:
+def make_bag(work: Path) -> None:
     english = np.load(work / "english-e5.npy").astype(np.float32)
     mean = english.mean(axis=0)
     _, axes = np.linalg.eigh(np.cov(english.T))
@@ -108,23 +111,27 @@ def make_model(work: Path) -> None:
     targets = np.concatenate([np.load(work / name) for name in ("rows.npy", "words.npy")])
     tokenizer = Tokenizer.from_file(work / "tokenizer.json")
     ids = [row[:MAX_LENGTH] for row in tokenizer.encode(texts)]
-    bag = solve_bag(ids, targets, tokenizer.vocab_size)
+    np.save(work / "bag.npy", solve_bag(ids, targets, tokenizer.vocab_size))
+
+
+def make_model(work: Path, target: Path, layers: int, width: int) -> None:
+    bag = np.load(work / "bag.npy")[:, :width]
     lengths = np.linalg.norm(bag[:, :-1], axis=1, keepdims=True)
     longest = np.percentile(lengths, 99)
     bag[:, :-1] *= np.minimum(1, longest / lengths.clip(1e-9)) / longest
     bag[:, -1] = np.sqrt(1 - np.square(bag[:, :-1]).sum(axis=1).clip(0, 1))
 
-    encoder = Encoder(make_config(len(bag)), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    encoder = Encoder(make_config(len(bag), layers, width), dtype=jnp.float32, rngs=nnx.Rngs(0))
     # The larger its entries, the slower a table learns under Adam; its directions are the same.
     encoder.word_embeddings.embedding.set_value(jnp.asarray(LENGTH * bag))
-    encoder.token_type_embeddings.embedding.set_value(jnp.zeros((1, WIDTH)))
+    encoder.token_type_embeddings.embedding.set_value(jnp.zeros((1, width)))
     for layer in encoder.layers:
         for linear in (layer.attention.out_proj, layer.mlp.fc2):
             linear.kernel.set_value(jnp.zeros_like(linear.kernel.get_value()))
     scale = encoder.layers[-1].norm2.scale
     scale.set_value(scale.get_value().at[-1].set(0))
-    save_native(work / "start", encoder.config, nnx.state(encoder))
-    shutil.copyfile(work / "tokenizer.json", work / "start" / "tokenizer.json")
+    save_native(target, encoder.config, nnx.state(encoder))
+    shutil.copyfile(work / "tokenizer.json", target / "tokenizer.json")
 
 
 def without_prompt(text: str) -> str:
@@ -177,13 +184,13 @@ def solve_bag(ids: list[list[int]], targets: np.ndarray, vocab_size: int) -> np.
     return pieces
 
 
-def make_config(vocab_size: int) -> Config:
+def make_config(vocab_size: int, layers: int, width: int) -> Config:
     return Config(
         vocab_size=vocab_size,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        intermediate_size=4 * WIDTH,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
         hidden_act="gelu",
         layer_norm_eps=1e-5,
         max_position_embeddings=8194,
@@ -201,7 +208,7 @@ def make_config(vocab_size: int) -> Config:
         lora_alpha=1.0,
         task_instructions=tuple(TASKS.items()),
         default_prompt="",
-        matryoshka_dimensions=(32, 64, 128, WIDTH),
+        matryoshka_dimensions=tuple(dim for dim in (32, 64, 128, 256) if dim <= width),
         truncate_dim=None,
     )
 

@@ -62,11 +62,9 @@ def main() -> None:
     for row in rows:
         words = row["lower"].split(" ")
         share = CAPITALS_GERMAN if row["language"] == "de" else CAPITALS
-        chosen = rng.random(len(words)) < share
-        capitals = (
-            capital(w, row["language"]) if c else w for w, c in zip(words, chosen, strict=True)
-        )
-        row["text"] = " ".join(capitals)
+        for i in np.flatnonzero(rng.random(len(words)) < share):
+            words[i] = capital(words[i], row["language"])
+        row["text"] = " ".join(words)
     write_rows(work / "words.jsonl", rows)
     print(f"{len(rows):,} rows")
 
