@@ -22,6 +22,7 @@ from jina_jax.config import Config
 from jina_jax.encoder import abstract_encoder, parameter_path
 from jina_jax.files import new_directory
 from jina_jax.tensors import (
+    DTYPES,
     FLOAT_DTYPES,
     CheckpointError,
     LazyTensor,
@@ -84,13 +85,24 @@ def check_keys(
 def load_native(directory: Path) -> tuple[Config, dict[str, LazyTensor]]:
     """Open a native checkpoint.
 
+    Tensors may be stored in float8 (e4m3, without a scale): they are bfloat16 when read, which
+    holds each of their values exactly.
+
     Raises:
       ConfigError, CheckpointError: if config and tensors are not valid or do not fit.
     """
     config = Config.from_json(directory / CONFIG_FILE)
-    tensors = open_safetensors(directory / WEIGHTS_FILE)
+    stored = open_safetensors(directory / WEIGHTS_FILE)
+    tensors = {path: _without_float8(tensor) for path, tensor in stored.items()}
     check_keys(parameter_shapes(config), tensors.items(), str(directory / WEIGHTS_FILE))
     return config, tensors
+
+
+def _without_float8(tensor: LazyTensor) -> LazyTensor:
+    if tensor.dtype != DTYPES["F8_E4M3"]:
+        return tensor
+    wide = DTYPES["BF16"]
+    return LazyTensor(tensor.shape, wide, lambda: tensor.read().astype(wide))
 
 
 def write_native(

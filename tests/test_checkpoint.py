@@ -23,7 +23,7 @@ from jina_jax.checkpoint import (
 )
 from jina_jax.config import Config, ConfigError
 from jina_jax.encoder import abstract_encoder
-from jina_jax.tensors import CheckpointError, LazyTensor
+from jina_jax.tensors import CheckpointError, LazyTensor, write_safetensors
 
 FIELDS = {"add_pooling_layer": True, "emb_pooler": "mean", "default_prompt": ""}
 CONFIG = Config.from_dict({**published_config(SMALL), **FIELDS})
@@ -70,6 +70,21 @@ def test_full_size_has_the_published_number_of_parameters():
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 572_310_396
     adapters = (shape for path, shape in shapes.items() if ".lora_" in path)
     assert sum(int(np.prod(shape)) for shape in adapters) == 12_946_300
+
+
+def test_float8_is_read_as_bfloat16_exactly(native):
+    """Of every value that float8 has, NaN and the subnormal ones included."""
+    path = "word_embeddings.embedding"
+    codes = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    stored = np.resize(codes, ARRAYS[path].shape)
+    write_safetensors(native / "new", {**TENSORS, path: lazy(stored)}, "flax")
+    (native / "new").replace(native / WEIGHTS_FILE)
+    config, tensors = load_native(native)
+    read = tensors[path].read()
+    assert read.dtype == tensors[path].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read.astype(np.float32), stored.astype(np.float32))
+    table = arrays(to_state(config, tensors))[path]
+    np.testing.assert_array_equal(table.astype(np.float32), stored.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])

@@ -62,7 +62,8 @@ def test_an_array_outlives_the_reads_after_it(tmp_path):
 
 
 def test_the_safetensors_library_reads_what_we_write(tmp_path):
-    arrays = {k: v for k, v in samples().items() if v.dtype != DTYPES["BF16"]}
+    foreign = (DTYPES["BF16"], DTYPES["F8_E4M3"])  # that NumPy knows only with ml_dtypes
+    arrays = {k: v for k, v in samples().items() if v.dtype not in foreign}
     write_safetensors(tmp_path / "x", {k: lazy(v) for k, v in arrays.items()}, "pt")
     loaded = safetensors.numpy.load_file(tmp_path / "x")
     assert loaded.keys() == arrays.keys()
@@ -147,9 +148,9 @@ def test_every_truncation_is_refused(tmp_path):
 
 
 def test_unknown_dtypes_are_listed(tmp_path):
-    header = {"a": entry("F8_E4M3", (8,)), "b": entry("U32", (1,), (8, 12))}
+    header = {"a": entry("F8_E5M2", (8,)), "b": entry("U32", (1,), (8, 12))}
     (tmp_path / "x").write_bytes(raw(header, bytes(12)))
-    with pytest.raises(CheckpointError, match=r"dtypes \['F8_E4M3', 'U32'\]: expected some of"):
+    with pytest.raises(CheckpointError, match=r"dtypes \['F8_E5M2', 'U32'\]: expected some of"):
         open_safetensors(tmp_path / "x")
 
 

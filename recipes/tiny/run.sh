@@ -26,7 +26,7 @@ for texts in english words; do
 done
 [ -e tokenizer.json ] || python "$recipe/start.py" pieces .
 [ -e bag.npy ] || python "$recipe/start.py" bag .
-[ -e start ] || python "$recipe/start.py" model . start 3 256
+[ -e start ] || python "$recipe/start.py" model . start 3 192
 
 # The base, then one adapter after the other: each run starts from the export of the one before.
 train() { # config, run, export

@@ -37,7 +37,7 @@ from jina_jax.config import Config
 from jina_jax.encoder import Encoder
 from jina_jax.tokenizer import Tokenizer
 
-PIECES = 43_500
+PIECES = 112_000
 FEWEST = 4  # times that a single character is seen to be kept
 WIDTH = 256
 RIDGE, TURNS = 0.02, 10  # of the least squares
@@ -208,7 +208,7 @@ def make_config(vocab_size: int, layers: int, width: int) -> Config:
         lora_alpha=1.0,
         task_instructions=tuple(TASKS.items()),
         default_prompt="",
-        matryoshka_dimensions=tuple(dim for dim in (32, 64, 128, 256) if dim <= width),
+        matryoshka_dimensions=tuple(dim for dim in (32, 64, 128, 192, 256) if dim <= width),
         truncate_dim=None,
     )
 
