@@ -47,7 +47,7 @@ def small_tensors(state: nnx.State) -> dict[str, LazyTensor]:
     tensors = state_tensors(state)
     names = [f"word_embeddings.{name}" for name in ("embedding", "lora_a", "lora_b")]
     table, lora_a, lora_b = (tensors[name].read().astype(np.float32) for name in names)
-    # A task's A goes up and its B down by one power of two: exact, and clear of float8's coarse end.
+    # A goes up and B down by one power of two a task: exact, and clear of float8's coarse end.
     largest = np.abs(lora_a).max(axis=(1, 2), keepdims=True).clip(1e-6)
     power = np.exp2(np.floor(np.log2(LARGEST / largest)))
     stored = (
