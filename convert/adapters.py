@@ -206,10 +206,6 @@ def _checked(
     arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, LazyTensor]:
     """View arrays as tensors, exactly those expected."""
-
-    def lazy(array: np.ndarray) -> LazyTensor:
-        return LazyTensor(array.shape, array.dtype, lambda: array)
-
-    found = {path: lazy(np.asarray(array)) for path, array in arrays.items()}
+    found = {path: LazyTensor.of(np.asarray(array)) for path, array in arrays.items()}
     check_keys(expected, found.items(), "arrays")
     return found

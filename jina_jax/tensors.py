@@ -55,6 +55,11 @@ class LazyTensor:
     dtype: np.dtype
     read: Callable[[], np.ndarray]
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> LazyTensor:
+        """Wrap an array that is in memory; not copied."""
+        return cls(array.shape, array.dtype, lambda: array)
+
 
 class MappedFile:
     """A file in a read-only memory map that holds the pages of one array at a time."""

@@ -30,8 +30,7 @@ CONFIG = Config.from_dict({**published_config(SMALL), **FIELDS})
 ARRAYS = native_tensors(published_tensors())
 
 
-def lazy(array: np.ndarray) -> LazyTensor:
-    return LazyTensor(array.shape, array.dtype, lambda: array)
+lazy = LazyTensor.of
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

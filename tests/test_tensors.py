@@ -19,9 +19,7 @@ from jina_jax.tensors import (
     write_safetensors,
 )
 
-
-def lazy(array: np.ndarray) -> LazyTensor:
-    return LazyTensor(array.shape, array.dtype, lambda: array)
+lazy = LazyTensor.of
 
 
 def samples() -> dict[str, np.ndarray]:

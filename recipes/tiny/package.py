@@ -55,11 +55,7 @@ def small_tensors(state: nnx.State) -> dict[str, LazyTensor]:
         (lora_a * power).astype(ml_dtypes.float8_e4m3fn),
         (lora_b / power).astype(ml_dtypes.bfloat16),
     )
-    return tensors | {name: lazy(array) for name, array in zip(names, stored, strict=True)}
-
-
-def lazy(array: np.ndarray) -> LazyTensor:
-    return LazyTensor(array.shape, array.dtype, lambda: array)
+    return tensors | {n: LazyTensor.of(array) for n, array in zip(names, stored, strict=True)}
 
 
 if __name__ == "__main__":
