@@ -13,6 +13,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 PATH = click.Path(path_type=Path)
 TOO_MANY_TASKS = "expected --task once, or for retrieval twice"
 
+dtype_option = click.option(
+    "--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]"
+)
+
 
 def hub_options(command: Callable) -> Callable:
     """Add the options of everything that takes a directory or a Hub id."""
@@ -52,13 +56,6 @@ def counted(values: tuple[str, ...]) -> str:
         return "no arguments"
     noun = "argument" if len(values) == 1 else "arguments"
     return f"{len(values)} {noun}: {' '.join(values)}"
-
-
-def dtype_option(command: Callable) -> Callable:
-    """Add --dtype, of everything that loads a model to run."""
-    return click.option(
-        "--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]"
-    )(command)
 
 
 def task_option(command: Callable) -> Callable:
