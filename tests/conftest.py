@@ -1,6 +1,7 @@
 """Settings of all tests: strict dtype promotion, no network, no traces."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ def pytest_configure() -> None:
     """Set what must be set before the test files are imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["JINA_JAX_CACHE"] = _CACHE.name
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, for one
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_num_cpu_devices", 8)
 

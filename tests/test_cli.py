@@ -607,8 +607,6 @@ import signal, time
 import click
 from jina_jax.cli_errors import Program
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-
 class Callback:
     def __del__(self):  # Python drops exceptions here
         signal.raise_signal(signal.SIGINT)
