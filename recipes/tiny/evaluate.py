@@ -72,7 +72,7 @@ def main() -> None:
         print(f"{name:<32}", *show)
     place = Path(__file__).with_name("logs") / "scores.json"
     place.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    plot(scores)
+    plot(scores, model.config.hidden_size)
 
 
 def one(model: Any, metric: str, **fields: Any) -> dict[str, float]:
@@ -158,7 +158,7 @@ def bm25(directory: Path) -> float:
     return float(np.mean([result["ndcg_cut_10"] for result in results.values()]))
 
 
-def plot(scores: Scores) -> None:
+def plot(scores: Scores, width: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -171,7 +171,7 @@ def plot(scores: Scores) -> None:
         "search, retrieval pair": "search auto",
     }
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    dims = [*DIMS, 256]
+    dims = [*DIMS, width]
     for label, name in lines.items():
         values = [scores[name][str(dim)] for dim in DIMS] + [scores[name]["full"]]
         axes.plot(dims, values, marker="o", label=label)

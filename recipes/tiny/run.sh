@@ -6,16 +6,17 @@
 # WORK is a directory; a step whose result is there is not done again. Needs Debian 12 with apt, the
 # public data beside the repository, the extras train, eval, plot, and
 # `pip install bm25s==0.3.16 pythainlp==5.1.2 wordfreq==3.1.1`.
-# About two hours on 2 cores.
+# A few hours on 2 cores.
 set -euo pipefail
 recipe=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1" && cd "$1"
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 
 python "$recipe/fetch.py" debs files
-[ -e parallel.jsonl ] || python "$recipe/texts.py" files .
-[ -e search ] || python "$recipe/pairs.py" .
-[ -e rows.jsonl ] || python "$recipe/rows.py" .
+# Of a step with several results, the one that comes last stands for all.
+[ -e glosses.jsonl ] || python "$recipe/texts.py" files .
+[ -e help-test.jsonl ] || python "$recipe/pairs.py" .
+[ -e sample.jsonl ] || python "$recipe/rows.py" .
 [ -e words.jsonl ] || python "$recipe/words.py" .
 ln -sfn "${JINA_JAX_SHARED:-$recipe/../../../shared}/eval" eval
 

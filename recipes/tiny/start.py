@@ -39,7 +39,7 @@ from jina_jax.tokenizer import Tokenizer
 
 PIECES = 112_000
 FEWEST = 4  # times that a single character is seen to be kept
-WIDTH = 256
+WIDTH = 256  # of the bag: a network takes its first values
 RIDGE, TURNS = 0.02, 10  # of the least squares
 MAX_LENGTH = 64
 LENGTH = 3.0  # of the rows of the table
@@ -104,13 +104,15 @@ def make_bag(work: Path) -> None:
         return unit((vectors - mean) @ axes).astype(np.float16)
 
     rows = list(read_rows(work / "rows.jsonl"))
-    np.save(work / "rows.npy", project(english)[[row["row"] for row in rows]])
-    np.save(work / "words.npy", project(np.load(work / "words-e5.npy").astype(np.float32)))
+    of_rows = project(english)[[row["row"] for row in rows]]
+    of_words = project(np.load(work / "words-e5.npy").astype(np.float32))
+    np.save(work / "rows.npy", of_rows)
+    np.save(work / "words.npy", of_words)
     texts = [without_prompt(row["text"]) for row in rows]
     texts += [row["text"] for row in read_rows(work / "words.jsonl")]
-    targets = np.concatenate([np.load(work / name) for name in ("rows.npy", "words.npy")])
     tokenizer = Tokenizer.from_file(work / "tokenizer.json")
     ids = [row[:MAX_LENGTH] for row in tokenizer.encode(texts)]
+    targets = np.concatenate([of_rows, of_words])
     np.save(work / "bag.npy", solve_bag(ids, targets, tokenizer.vocab_size))
 
 
