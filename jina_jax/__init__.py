@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jina_jax.batching import Batching as Batching
+    from jina_jax.compiling import JaxlibError as JaxlibError
+    from jina_jax.compiling import JaxlibWarning as JaxlibWarning
+    from jina_jax.compiling import compiler_options as compiler_options
     from jina_jax.config import Config as Config
     from jina_jax.config import ConfigError as ConfigError
     from jina_jax.embedder import Chunks as Chunks
@@ -33,8 +36,11 @@ _HOMES = {
     "ConfigError": "jina_jax.config",
     "EncodeInfo": "jina_jax.embedder",
     "Encoder": "jina_jax.encoder",
+    "JaxlibError": "jina_jax.compiling",
+    "JaxlibWarning": "jina_jax.compiling",
     "JinaEmbeddings": "jina_jax.embedder",
     "Tokenizer": "jina_jax.tokenizer",
+    "compiler_options": "jina_jax.compiling",
     "make_mesh": "jina_jax.sharding",
     "merge_task": "jina_jax.lora",
 }

@@ -43,8 +43,10 @@ def main(context: click.Context) -> None:
     Exit status: 0 all right, 1 verify found differences, 2 error, 130 interrupted.
     """
     # Reading a compiled program from the cache, XLA for CPU logs kilobytes about processor features
-    # that are none ("prefer-no-gather"). What goes wrong is an exception as well.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # that are none ("prefer-no-gather"). What goes wrong is an exception as well. Level 1 is what
+    # JAX sets in every process that imports it, and what its children inherit.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -12,7 +12,7 @@ from jina_jax.attention import IMPLEMENTATIONS, choose
 from jina_jax.batching import DEFAULTS
 from jina_jax.cache import cache_folder, programs_folder, programs_in_use
 from jina_jax.cli_info import columns
-from jina_jax.engine import platform_of
+from jina_jax.compiling import platform_of
 
 _HEAD_DIM = 64  # of the published model
 _LENGTHS = (128, 512, 2048, 8192)

@@ -48,7 +48,7 @@ class Program(click.Group):
 def _is_expected(error: Exception) -> bool:
     library = type(error).__module__.partition(".")[0]
     users = isinstance(error, (click.ClickException, OSError, ValueError))
-    return users or library in _NETWORK_LIBRARIES
+    return users or library in ("jina_jax", *_NETWORK_LIBRARIES)
 
 
 def _message(error: Exception) -> str:
@@ -78,6 +78,8 @@ def _plain_warnings() -> Iterator[None]:
         _print_line("warning", str(message))
 
     with warnings.catch_warnings():
+        # Of a jaxlib that sums wrongly in programs that are not ours: there are none here.
+        warnings.filterwarnings("ignore", "jaxlib .* returns wrong sums", UserWarning)
         warnings.showwarning = show
         yield
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.attention import Kernel, Route, choose
 from jina_jax.batching import Batch
+from jina_jax.compiling import jit, platform_of
 from jina_jax.config import Config
 from jina_jax.dropout import Dropout
 from jina_jax.encoder import abstract_encoder
@@ -144,7 +145,8 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        step = jax.jit(encode_batch, static_argnames=("graph", "pooling", "kernel", "gathered"))
+        static = ("graph", "pooling", "kernel", "gathered")
+        step = jit(encode_batch, self.platform, static_argnames=static)
         inputs = [
             None if shape is None else self._abstract(shape) for shape in input_shapes(program)
         ]
@@ -183,12 +185,6 @@ class Engine:
     def _abstract(self, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         sharding = None if self.mesh is None else NamedSharding(self.mesh, BATCH)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-
-
-def platform_of(array: jax.Array | jax.ShapeDtypeStruct) -> str:
-    """Return "cpu", "gpu" or "tpu" for where an array lies."""
-    platform = next(iter(array.sharding.device_set)).platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def input_shapes(program: Program) -> list[tuple[int, ...] | None]:

@@ -1,4 +1,8 @@
-"""Programs as files: StableHLO that a process with only jax loads and runs (``jax.export``)."""
+"""Programs as files: StableHLO that a process with only jax loads and runs (``jax.export``).
+
+They are compiled where they are loaded. For a CPU compile them with the options that this library
+compiles with: ``jax.jit(exported.call, compiler_options=jina_jax.compiler_options("cpu"))``.
+"""
 
 from __future__ import annotations
 

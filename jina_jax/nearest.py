@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jina_jax.compiling import jit, platform_of
 from jina_jax.matmul import einsum
 
 # At most so many scores are in memory at once: 4096 · 8192 float32 are 128 MiB.
@@ -33,11 +34,12 @@ class Nearest:
 
     def add(self, texts: np.ndarray) -> None:
         """Compare the next texts, float32 (m, d), with all queries."""
+        merge = _merge_on(platform_of(self._queries))
         size = max(self._k, min(BLOCK_TEXTS, len(texts)))
         for start in range(0, len(texts), size):
             part = texts[start : start + size]
             padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-            self._best = _merge(self._best, self._queries, padded, self._seen, len(part), k=self._k)
+            self._best = merge(self._best, self._queries, padded, self._seen, len(part), k=self._k)
             self._seen += len(part)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +70,11 @@ def nearest(
         yield from zip(*found.result(), strict=True)
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@functools.cache
+def _merge_on(platform: str) -> Callable:
+    return jit(_merge, platform, static_argnames="k")
+
+
 def _merge(
     best: tuple[jax.Array, jax.Array], queries: jax.Array, texts: jax.Array, first, count, *, k: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -9,16 +9,15 @@ prompt.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 
 from jina_jax.checkpoint import to_state
+from jina_jax.compiling import jit
 from jina_jax.config import Config, read_json
 from jina_jax.convert import Checkpoint
 from jina_jax.encoder import abstract_encoder
@@ -185,7 +184,8 @@ def _compare(
     shape = (len(tasks), len(ids))
     batch = (np.broadcast_to(ids, shape), np.broadcast_to(reference.attention_mask, shape))
     graph, _ = abstract_encoder(config)
-    hidden = np.asarray(_last_hidden_state(graph, state, *batch, np.array(task_ids, np.int32)))
+    run = jit(_last_hidden_state, static_argnames="graph")
+    hidden = np.asarray(run(graph, state, *batch, np.array(task_ids, np.int32)))
     window = hidden[:, slice(*reference.tokens), slice(*reference.dims)]
     for task, actual in zip(tasks, window, strict=True):
         expected = reference.values[task]
@@ -193,7 +193,6 @@ def _compare(
         yield Check(reference.name, task, float(np.abs(actual - expected).max()), bool(agrees))
 
 
-@functools.partial(jax.jit, static_argnames="graph")
 def _last_hidden_state(graph, state, input_ids, attention_mask, task_ids):
     """Encode int32 (B, T) under task_ids (B,); float32 (B, T, D)."""
     return nnx.merge(graph, state)(input_ids, attention_mask, task_ids).last_hidden_state

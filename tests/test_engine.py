@@ -11,8 +11,9 @@ from tiny import write_tiny
 from jina_jax import make_mesh
 from jina_jax.batching import Batching, make_batches
 from jina_jax.checkpoint import to_state
+from jina_jax.compiling import platform_of
 from jina_jax.convert import open_checkpoint
-from jina_jax.engine import Engine, Program, Step, input_shapes, platform_of, unpack
+from jina_jax.engine import Engine, Program, Step, input_shapes, unpack
 from jina_jax.sharding import abstract_state
 
 ROWS = Batching(token_budget=32)

@@ -8,7 +8,6 @@ batches of any size up to its own.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.attention import Kernel
+from jina_jax.compiling import jit
 from jina_jax.dropout import Dropout
 from jina_jax.engine import encode_batch
 from jina_jax.training.packing import Chunks
@@ -169,13 +169,15 @@ class StepResult(NamedTuple):
     grad_norm: jax.Array
 
 
-def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation, platform: str | None = None
+) -> Callable:
     """Compile a step: (trained, opt_state, frozen, chunks, targets, key) → the first two, result.
 
-    The old parameters and optimizer state are given up to make room for the new ones.
+    The old parameters and optimizer state are given up to make room for the new ones. ``platform``
+    is where it will run, as for ``jina_jax.compiling.jit``.
     """
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(trained, opt_state, frozen, chunks, targets, key):
         loss, gradients = jax.value_and_grad(objective)(trained, frozen, chunks, targets, key)
         norm = optax.tree.norm(gradients)
@@ -183,4 +185,4 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
             updates, opt_state = optimizer.update(gradients, opt_state, trained)
         return optax.apply_updates(trained, updates), opt_state, StepResult(loss, norm)
 
-    return step
+    return jit(step, platform, donate_argnums=(0, 1))

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from jina_jax.attention import choose
 from jina_jax.cache import set_compilation_cache
 from jina_jax.checkpoint import to_state
+from jina_jax.compiling import platform_of
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
-from jina_jax.engine import platform_of
 from jina_jax.pipeline import ahead
 from jina_jax.sharding import make_mesh, placer
 from jina_jax.tokenizer import Tokenizer
@@ -260,8 +260,9 @@ class Trainer:
 
     def _make_step(self, loss: Loss, columns: int, tokens: int, places: int) -> Callable:
         network = self._network
+        platform = platform_of(next(iter(self.trained.values())))
         kernel = choose(
-            platform_of(next(iter(self.trained.values()))),
+            platform,
             network.dtype,
             tokens,
             places,
@@ -270,9 +271,9 @@ class Trainer:
         ).kernel
         encoding = Encoding(network, kernel, self.settings.model.dropout, self._mesh)
         if loss.name == "mlm":
-            return make_step(mlm.mlm_objective(encoding), self._optimizer)
+            return make_step(mlm.mlm_objective(encoding), self._optimizer, platform)
         objective = text_objective(encoding, loss_function(loss), columns)
-        return make_step(objective, self._optimizer)
+        return make_step(objective, self._optimizer, platform)
 
     def _place(self, array: np.ndarray) -> Any:
         """Put an array of chunks on the devices: rows on the data axis."""
