@@ -364,8 +364,8 @@ class Jax:
         import jax.numpy as jnp
         from flax import nnx
 
-        from jina_jax.encoder import Encoder
-        from jina_jax.engine import Engine
+        from jina_jax.nn.encoder import Encoder
+        from jina_jax.runtime.engine import Engine
 
         options = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0), "scan_layers": self._scan}
         state = nnx.split(Encoder(self.config, **options))[1]
@@ -386,7 +386,7 @@ class Jax:
 
     def compile(self, lengths: list[int], tokens: int, cases: list[bool]) -> int:
         """Compile what ``rate`` will need, several programs at once."""
-        from jina_jax.engine import Program
+        from jina_jax.runtime.engine import Program
 
         shapes = [(max(1, tokens // length), length, 1, None) for length in lengths]
         programs = [Program(*shape, case, "mean") for shape in shapes for case in cases]
@@ -395,8 +395,8 @@ class Jax:
 
     def rate(self, length: int, tokens: int, seconds: float, adapted: bool = False) -> float:
         """Return tokens a second of full rows, from ids on the host to vectors on the host."""
-        from jina_jax.batching import Batch
-        from jina_jax.engine import Step
+        from jina_jax.runtime.batching import Batch
+        from jina_jax.runtime.engine import Step
 
         rows = max(1, tokens // length)
         shape = (rows, length)
@@ -416,7 +416,7 @@ class Jax:
         self, count: int, batching: dict[str, Any], dense_rates: list[tuple[int, float]]
     ) -> dict[str, Any]:
         """Encode texts of mixed lengths, and time the parts of that alone."""
-        from jina_jax.batching import Batching
+        from jina_jax.runtime.batching import Batching
 
         made = Batching(**{**batching, "row_lengths": tuple(batching.get("row_lengths", ()))})
         texts, ids = self._texts(count)
@@ -454,9 +454,9 @@ class Jax:
 
     def _compute(self, batching, texts: list[str], ids: list[list[int]]) -> float:
         """Compile what the batches need, several programs at once; time ids to vectors."""
-        from jina_jax.batching import make_batches
-        from jina_jax.engine import Program
-        from jina_jax.pipeline import Item, Pipeline
+        from jina_jax.runtime.batching import make_batches
+        from jina_jax.runtime.engine import Program
+        from jina_jax.runtime.pipeline import Item, Pipeline
 
         task_ids = np.full(len(ids), self.config.task_id(TASK), np.int32)
         ids = [row[: self.config.max_length] for row in ids]
@@ -475,8 +475,8 @@ class Jax:
 
     def _kernel(self, batching) -> str:
         """Name the attention kernel of the most usual rows."""
-        from jina_jax.batching import places
-        from jina_jax.engine import Program
+        from jina_jax.runtime.batching import places
+        from jina_jax.runtime.engine import Program
 
         length = max(batching.row_lengths, default=128)
         program = Program(1, length, places(length, batching), None, True, "mean")
@@ -487,7 +487,7 @@ class Jax:
         import jax
         import jax.numpy as jnp
 
-        from jina_jax.attention import blocked_attention
+        from jina_jax.nn.attention import blocked_attention
 
         packed = max(1, min(PACKED_ROW, tokens) // length) if name == "cudnn_packed" else 1
         rows = max(1, tokens // length // packed)
@@ -513,8 +513,8 @@ class Jax:
 
     def _attention_kernel(self, name: str, tokens: int, packed: int):
         """Return a kernel as the library would call it for such rows."""
-        from jina_jax.attention import choose
-        from jina_jax.batching import Batching, places
+        from jina_jax.nn.attention import choose
+        from jina_jax.runtime.batching import Batching, places
 
         batching = Batching(token_budget=max(8, tokens), row_lengths=(max(8, tokens),))
         segments = places(tokens, batching) if packed > 1 else 1
@@ -531,7 +531,7 @@ class Jax:
 
 def fresh_tokenizer():
     """Load the tokenizer, which remembers no word yet if no other one is in use."""
-    from jina_jax.tokenizer import Tokenizer
+    from jina_jax.text.tokenizer import Tokenizer
 
     gc.collect()
     return Tokenizer.from_file(common.SHARED / "xlm-roberta" / "tokenizer.json")

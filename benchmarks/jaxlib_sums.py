@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import jina_jax
-from jina_jax import compiling
+from jina_jax.runtime import compiling
 
 ROWS = (256, 4096)
 REDUCTIONS = {
@@ -99,8 +99,8 @@ def print_speed(routes: dict[str, dict[str, str]], layers: int, rounds: int) -> 
     from published import FULL, published_config
 
     from jina_jax.config import Config
-    from jina_jax.encoder import Encoder
-    from jina_jax.engine import Engine, Program
+    from jina_jax.nn.encoder import Encoder
+    from jina_jax.runtime.engine import Engine, Program
 
     more = {"default_prompt": "", "add_pooling_layer": False, "emb_pooler": "mean"}
     fields = published_config({**FULL, "layers": layers, "vocab": 1000})

@@ -67,7 +67,7 @@ def prepare(directory: Path, count: int, layers: int, for_transformers: bool) ->
         write_published(published, {**FULL, "layers": layers}, "bfloat16")
         shutil.copyfile(SHARED / "xlm-roberta" / "tokenizer.json", published / "tokenizer.json")
     if for_transformers and not (directory / "transformers").exists():
-        command = [sys.executable, "-m", "jina_jax.cli", "convert", published]
+        command = [sys.executable, "-m", "jina_jax.cli.main", "convert", published]
         command += [directory / "transformers", "--to", "transformers"]
         subprocess.run(command, check=True)
     rows = [
@@ -181,7 +181,14 @@ def command_line(directory: Path) -> dict[str, float]:
     """Encode the texts once with ``jina-jax encode``, timed from outside."""
     output = directory / "vectors.npy"
     output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "jina_jax.cli", "encode", "--model", directory / "published"]
+    command = [
+        sys.executable,
+        "-m",
+        "jina_jax.cli.main",
+        "encode",
+        "--model",
+        directory / "published",
+    ]
     command += ["--input", directory / "texts.jsonl", "--field", "text", "--task-field", "task"]
     command += ["--output", output]
     start = time.perf_counter()

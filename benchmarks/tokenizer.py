@@ -30,7 +30,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import tokenizers
 
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", ROOT.parent / "shared"))

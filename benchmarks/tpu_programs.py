@@ -117,8 +117,8 @@ def main() -> None:
 
 def compile_all(args) -> Iterator[Report]:
     """Compile every program for every chip."""
-    from jina_jax.batching import DEFAULTS, shapes
-    from jina_jax.engine import Program
+    from jina_jax.runtime.batching import DEFAULTS, shapes
+    from jina_jax.runtime.engine import Program
 
     found = shapes(DEFAULTS["tpu"], MAX_LENGTH, args.data)
     highest = {length: rows for rows, length, _ in sorted(found)}
@@ -138,8 +138,8 @@ def make_engine(chip: str, args) -> Any:
     from published import FULL, published_config
 
     from jina_jax.config import Config
-    from jina_jax.engine import Engine
-    from jina_jax.sharding import abstract_state, make_mesh
+    from jina_jax.runtime.engine import Engine
+    from jina_jax.runtime.sharding import abstract_state, make_mesh
 
     more = {"default_prompt": "", "add_pooling_layer": True, "emb_pooler": "mean"}
     config = Config.from_dict({**published_config({**FULL, "layers": args.layers}), **more})

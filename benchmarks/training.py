@@ -128,11 +128,11 @@ class Ours:
         import jax
         import numpy as np
 
-        from jina_jax.attention import choose
         from jina_jax.convert import open_checkpoint
+        from jina_jax.nn.attention import choose
         from jina_jax.training import losses
+        from jina_jax.training.micro_batches import Packing, pack
         from jina_jax.training.optimizer import optimizer
-        from jina_jax.training.packing import Packing, pack
         from jina_jax.training.parameters import load_network
         from jina_jax.training.settings import Optimizer
         from jina_jax.training.step import Encoding, make_step, text_objective
@@ -279,12 +279,12 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from published import published_config
 
-    from jina_jax.attention import choose
     from jina_jax.config import Config
-    from jina_jax.encoder import abstract_encoder, parameter_path
+    from jina_jax.nn.attention import choose
+    from jina_jax.nn.encoder import abstract_encoder, parameter_path
     from jina_jax.training.losses import triplet_info_nce
+    from jina_jax.training.micro_batches import Chunks
     from jina_jax.training.optimizer import optimizer
-    from jina_jax.training.packing import Chunks
     from jina_jax.training.parameters import Network, is_trained
     from jina_jax.training.settings import Optimizer
     from jina_jax.training.step import Encoding, make_step, text_objective
@@ -293,7 +293,7 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     if args.tpu:
         from jax.experimental import topologies
 
-        from jina_jax.sharding import make_mesh
+        from jina_jax.runtime.sharding import make_mesh
 
         devices = topologies.get_topology_desc(f"{args.tpu}:2x2", "tpu").devices
         mesh = make_mesh(devices=devices[:1])

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jina_jax.checkpoint import check_keys, parameter_shapes
+from jina_jax.checkpoints.native import check_keys, parameter_shapes
+from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import task_folder
 from jina_jax.convert.read import Checkpoint
-from jina_jax.tensors import LazyTensor
 
 # The published code's, of which a checkpoint without adapters says nothing.
 _RANK, _ALPHA = 4, 1
@@ -32,7 +32,7 @@ def add_task(
 
     Its adapter is ready to be trained: a copy of another one, or one that changes nothing yet. Of
     the two factors of each product one is then zero and the other is drawn, as the published code
-    does and ``jina_jax.lora`` says. Adapters have the dtype of those that are there, or of the
+    does and ``jina_jax.nn.lora`` says. Adapters have the dtype of those that are there, or of the
     weight that they belong to.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.tensors import DTYPES, CheckpointError, LazyTensor, MappedFile
+from jina_jax.checkpoints.tensors import DTYPES, CheckpointError, LazyTensor, MappedFile
 
 _STORAGES = {
     "DoubleStorage": "F64",

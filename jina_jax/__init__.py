@@ -9,40 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jina_jax.batching import Batching as Batching
-    from jina_jax.compiling import JaxlibError as JaxlibError
-    from jina_jax.compiling import JaxlibWarning as JaxlibWarning
-    from jina_jax.compiling import compiler_options as compiler_options
+    from jina_jax.checkpoints.tensors import CheckpointError as CheckpointError
     from jina_jax.config import Config as Config
     from jina_jax.config import ConfigError as ConfigError
     from jina_jax.embedder import Chunks as Chunks
     from jina_jax.embedder import EncodeInfo as EncodeInfo
     from jina_jax.embedder import JinaEmbeddings as JinaEmbeddings
-    from jina_jax.encoder import Encoder as Encoder
-    from jina_jax.lora import Adapter as Adapter
-    from jina_jax.lora import merge_task as merge_task
-    from jina_jax.sharding import make_mesh as make_mesh
-    from jina_jax.tensors import CheckpointError as CheckpointError
-    from jina_jax.tokenizer import Tokenizer as Tokenizer
+    from jina_jax.nn.encoder import Encoder as Encoder
+    from jina_jax.nn.lora import Adapter as Adapter
+    from jina_jax.nn.lora import merge_task as merge_task
+    from jina_jax.runtime.batching import Batching as Batching
+    from jina_jax.runtime.compiling import JaxlibError as JaxlibError
+    from jina_jax.runtime.compiling import JaxlibWarning as JaxlibWarning
+    from jina_jax.runtime.compiling import compiler_options as compiler_options
+    from jina_jax.runtime.sharding import make_mesh as make_mesh
+    from jina_jax.text.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adapter": "jina_jax.lora",
-    "Batching": "jina_jax.batching",
-    "CheckpointError": "jina_jax.tensors",
+    "Adapter": "jina_jax.nn.lora",
+    "Batching": "jina_jax.runtime.batching",
+    "CheckpointError": "jina_jax.checkpoints.tensors",
     "Chunks": "jina_jax.embedder",
     "Config": "jina_jax.config",
     "ConfigError": "jina_jax.config",
     "EncodeInfo": "jina_jax.embedder",
-    "Encoder": "jina_jax.encoder",
-    "JaxlibError": "jina_jax.compiling",
-    "JaxlibWarning": "jina_jax.compiling",
+    "Encoder": "jina_jax.nn.encoder",
+    "JaxlibError": "jina_jax.runtime.compiling",
+    "JaxlibWarning": "jina_jax.runtime.compiling",
     "JinaEmbeddings": "jina_jax.embedder",
-    "Tokenizer": "jina_jax.tokenizer",
-    "compiler_options": "jina_jax.compiling",
-    "make_mesh": "jina_jax.sharding",
-    "merge_task": "jina_jax.lora",
+    "Tokenizer": "jina_jax.text.tokenizer",
+    "compiler_options": "jina_jax.runtime.compiling",
+    "make_mesh": "jina_jax.runtime.sharding",
+    "merge_task": "jina_jax.nn.lora",
 }
 
 __all__ = [*_HOMES]

@@ -17,18 +17,19 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jina_jax import chunking, distributed
-from jina_jax.batching import DEFAULTS, Batching, shapes
 from jina_jax.cache import set_compilation_cache
-from jina_jax.checkpoint import to_state
+from jina_jax.checkpoints.hub import fetch
+from jina_jax.checkpoints.native import to_state
 from jina_jax.config import Config
 from jina_jax.convert import open_checkpoint
-from jina_jax.engine import Engine, Program
-from jina_jax.hub import fetch
-from jina_jax.pipeline import Item, Pipeline, ahead
-from jina_jax.pooling import truncate
-from jina_jax.sharding import check_mesh, make_mesh, placer
-from jina_jax.tokenizer import Tokenizer, check_texts
+from jina_jax.nn.pooling import truncate
+from jina_jax.runtime import distributed
+from jina_jax.runtime.batching import DEFAULTS, Batching, shapes
+from jina_jax.runtime.engine import Engine, Program
+from jina_jax.runtime.pipeline import Item, Pipeline, ahead
+from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
+from jina_jax.text import spans as chunking
+from jina_jax.text.tokenizer import Tokenizer, check_texts
 
 _LOGGER = logging.getLogger("jina_jax")
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
@@ -74,7 +75,7 @@ class JinaEmbeddings:
       tokenizer: text to ids.
       split_special_tokens: whether "<s>", "<mask>" and their like inside a text are plain text
         (True), or the special tokens of that name (False, what other libraries do).
-      mesh: where the state lies (``jina_jax.sharding.placer``); None for one device.
+      mesh: where the state lies (``jina_jax.runtime.sharding.placer``); None for one device.
       batching: how texts are put into batches; None for the platform's default.
       attn_implementation: see ``from_pretrained``.
       scan_layers: whether the state has its layers stacked (``Encoder``).
@@ -139,8 +140,9 @@ class JinaEmbeddings:
           mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
             the weights and a part of every batch.
           batching: how texts are put into batches; None for the platform's default.
-          attn_implementation: kernel to insist on, one of ``jina_jax.attention.IMPLEMENTATIONS``;
-            None for the best that can run (``jina-jax info --devices`` tells).
+          attn_implementation: kernel to insist on, one of
+            ``jina_jax.nn.attention.IMPLEMENTATIONS``; None for the best that can run
+            (``jina-jax info --devices`` tells).
           scan_layers: compile one layer for all, see ``Encoder``; None for TPU only.
           compilation_cache: directory in which compiled programs are kept; True for JAX's own
             setting or, without one, a folder in ``$JINA_JAX_CACHE`` (~/.cache/jina_jax); False for
@@ -329,7 +331,7 @@ class JinaEmbeddings:
         Args:
           texts: a string or a sequence of n strings.
           chunks: an integer for chunks of that many tokens; "sentences" for one a sentence; a
-            function from a text to spans (``jina_jax.chunking`` has some); or the spans
+            function from a text to spans (``jina_jax.text.spans`` has some); or the spans
             themselves, for a single text [(start, stop), …] in characters, for several a list of
             these. Spans may overlap and need not cover the text.
           task: adapter, as for ``encode``; "auto" for "retrieval.passage" where there is one.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoint import write_json
+from jina_jax.checkpoints.native import write_json
 from jina_jax.embedder import JinaEmbeddings
 from jina_jax.verify import GOLD_FILE, NO_TASK
 

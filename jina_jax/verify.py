@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from jina_jax.checkpoint import to_state
-from jina_jax.compiling import jit
+from jina_jax.checkpoints.native import to_state
 from jina_jax.config import Config, read_json
 from jina_jax.convert import Checkpoint
-from jina_jax.encoder import abstract_encoder
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.runtime.compiling import jit
+from jina_jax.text.tokenizer import Tokenizer
 
 PUBLISHED = Path(__file__).with_name("published.json")
 GOLD_FILE = "gold.json"

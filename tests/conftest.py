@@ -46,7 +46,7 @@ def model(directory: Path) -> "JinaEmbeddings":
 @pytest.fixture
 def untold() -> Iterator[None]:
     """Let the warning that no model was named, which comes once a process, come in this test."""
-    from jina_jax import hub
+    from jina_jax.checkpoints import hub
 
     hub._tell_unnamed.cache_clear()
     yield

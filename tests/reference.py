@@ -1,7 +1,7 @@
 """The published network in float64 NumPy, a row at a time, straight from its description.
 
 It reads tensors under their published names and merges adapters into weights: an independent way
-to the numbers that ``jina_jax.encoder`` computes.
+to the numbers that ``jina_jax.nn.encoder`` computes.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jina_jax import attention_gpu, attention_tpu
-from jina_jax.attention import _block_size, attention, blocked_attention, choose
-from jina_jax.attention_gpu import cudnn_attention, cudnn_packed_attention, packed_layout
+from jina_jax.nn import cudnn as attention_gpu
+from jina_jax.nn import splash as attention_tpu
+from jina_jax.nn.attention import _block_size, attention, blocked_attention, choose
+from jina_jax.nn.cudnn import cudnn_attention, cudnn_packed_attention, packed_layout
 
 
 def numpy_attention(query, key, value, mask):
@@ -53,9 +54,9 @@ def qkv():
 @pytest.fixture
 def in_blocks(monkeypatch):
     """``blocked_attention`` in blocks of four queries, however short the rows are."""
-    monkeypatch.setattr("jina_jax.attention._WHOLE_BYTES", 0)
-    monkeypatch.setattr("jina_jax.attention._BLOCK_BYTES", 0)
-    monkeypatch.setattr("jina_jax.attention._SMALLEST_BLOCK", 4)
+    monkeypatch.setattr("jina_jax.nn.attention._WHOLE_BYTES", 0)
+    monkeypatch.setattr("jina_jax.nn.attention._BLOCK_BYTES", 0)
+    monkeypatch.setattr("jina_jax.nn.attention._SMALLEST_BLOCK", 4)
     return compiled(blocked_attention)
 
 

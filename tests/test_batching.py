@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jina_jax.batching import Batching, best_fit, bucket, make_batches, shapes
+from jina_jax.runtime.batching import Batching, best_fit, bucket, make_batches, shapes
 
 PADDED = Batching(token_budget=128)
 PACKED = Batching(token_budget=128, row_lengths=(32, 64), attention_tokens=200)

@@ -13,11 +13,14 @@ import pytest
 from click.testing import CliRunner
 from published import PROMPTS, TASKS
 
-from jina_jax import JinaEmbeddings, cli, cli_options, cli_rows, files
+from jina_jax import JinaEmbeddings, files
+from jina_jax.cli import main as cli
+from jina_jax.cli import options as cli_options
+from jina_jax.cli import rows as cli_rows
 
 # Most tests run four texts of up to 16 tokens: so many shapes, so many seconds of compiling.
 TEXTS = ["a cat", "the dog", "", "  two  spaces "]
-START = "from jina_jax.cli import main; main(prog_name='jina-jax')"
+START = "from jina_jax.cli.main import main; main(prog_name='jina-jax')"
 
 
 def run(*args, stdin=None):
@@ -268,7 +271,7 @@ class TestOutputFile:
 
 class TestCheckpoints:
     def test_choices_are_those_of_the_library(self):
-        from jina_jax.checkpoint import FLOAT_DTYPES
+        from jina_jax.checkpoints.native import FLOAT_DTYPES
         from jina_jax.convert import LAYOUTS
 
         assert set(cli.LAYOUTS) == set(LAYOUTS)
@@ -379,7 +382,7 @@ class TestCheckpoints:
         assert "expected either MODEL or --devices" in refusal("info", "somewhere", "--devices")
 
     def test_info_reads_no_weights(self, directory, monkeypatch):
-        from jina_jax.tensors import MappedFile
+        from jina_jax.checkpoints.tensors import MappedFile
 
         monkeypatch.setattr(MappedFile, "array", lambda *_: pytest.fail("read a tensor"))
         assert run("info", directory).exit_code == 0
@@ -454,7 +457,7 @@ class TestWithoutAModel:
         """Put a model with its own expected values where the packaged one is; return it."""
         model = shutil.copytree(directory, tmp_path / "packaged")
         shutil.copy(gold, model / "gold.json")
-        monkeypatch.setattr("jina_jax.hub.PACKAGED", model)
+        monkeypatch.setattr("jina_jax.checkpoints.hub.PACKAGED", model)
         rows = [{"anchor": text, "positive": text + "s"} for text in ("cat", "dog", "sun")]
         (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (tmp_path / "notes.txt").write_text("a cat\nthe dog\n")
@@ -529,7 +532,7 @@ class TestErrors:
             seen.update(options, name=name)
             raise OSError("enough")
 
-        monkeypatch.setattr("jina_jax.hub.fetch", fetch)
+        monkeypatch.setattr("jina_jax.checkpoints.hub.fetch", fetch)
         assert refusal("info", "owner/name", "--revision", "v1", "--offline") == "enough"
         assert seen == {"name": "owner/name", "revision": "v1", "local_files_only": True}
 
@@ -546,7 +549,7 @@ def fail_to_fetch(monkeypatch, error):
     def fetch(*_, **__):
         raise error
 
-    monkeypatch.setattr("jina_jax.hub.fetch", fetch)
+    monkeypatch.setattr("jina_jax.checkpoints.hub.fetch", fetch)
 
 
 def subprocess_run(*args, code=START, stdin=""):
@@ -559,7 +562,7 @@ class TestProcess:
         code = """
 import sys, time
 start = time.perf_counter()
-from jina_jax.cli import main
+from jina_jax.cli.main import main
 try:
     main(["--help"])
 except SystemExit as end:
@@ -577,7 +580,7 @@ print(time.perf_counter() - start, file=sys.stderr)
         assert [row["text"] for row in rows_of(result.stdout)] == ["a cat", "the dog"]
 
     def test_the_module_runs(self):
-        command = [sys.executable, "-m", "jina_jax.cli", "embed"]
+        command = [sys.executable, "-m", "jina_jax.cli.main", "embed"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert result.returncode == 2
         assert result.stderr.startswith("jina-jax: error: No such command 'embed'")
@@ -605,7 +608,7 @@ print(time.perf_counter() - start, file=sys.stderr)
         code = """
 import signal, time
 import click
-from jina_jax.cli_errors import Program
+from jina_jax.cli.errors import Program
 
 class Callback:
     def __del__(self):  # Python drops exceptions here
@@ -628,7 +631,7 @@ Program(commands=[wait]).main(["wait"])
         code = """
 import signal
 import click
-from jina_jax.cli_errors import Program
+from jina_jax.cli.errors import Program
 
 @click.command()
 def work():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from jina_jax import JinaEmbeddings, cli, evaluation
+from jina_jax import JinaEmbeddings, evaluation
+from jina_jax.cli import main as cli
 
 for package in ("scipy", "sklearn", "pytrec_eval"):
     pytest.importorskip(package)
@@ -141,7 +142,7 @@ class TestResults:
     @pytest.mark.usefixtures("untold")
     @pytest.mark.filterwarnings("default")
     def test_without_a_model(self, directory, monkeypatch):
-        monkeypatch.setattr("jina_jax.hub.PACKAGED", directory)
+        monkeypatch.setattr("jina_jax.checkpoints.hub.PACKAGED", directory)
         result = CliRunner().invoke(cli.main, ["eval", "sts", "en.csv", "de.csv", "--dims", "32"])
         assert result.stdout == run(directory, "sts", "en.csv", "de.csv", "--dims", "32")
         assert result.stderr.startswith("jina-jax: warning: no model named")
@@ -237,6 +238,6 @@ class TestRefused:
 
 
 def test_kinds_are_those_of_the_library():
-    from jina_jax import cli_eval
+    from jina_jax.cli import eval as cli_eval
 
     assert cli_eval.KINDS == evaluation.KINDS

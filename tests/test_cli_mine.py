@@ -5,10 +5,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from jina_jax import JinaEmbeddings, cli
-from jina_jax.cli_mine import report
+from jina_jax import JinaEmbeddings
+from jina_jax.cli import main as cli
+from jina_jax.cli.mine import report
 from jina_jax.data import read_source
-from jina_jax.training.mining import Mined, MinedRow, mine_hard_negatives
+from jina_jax.search.negatives import Mined, MinedRow, mine_hard_negatives
 
 PAIRS = [("cat", "a cat purrs"), ("dog", "a dog barks"), ("cat", "a cat purrs"), ("sun", "it is")]
 CORPUS = ["mice", "men", "trees", "a cat runs"]

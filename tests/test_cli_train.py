@@ -17,10 +17,10 @@ from test_trainer import arrays, changed
 
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
+from jina_jax.training.checkpoints import Store
 from jina_jax.training.metrics import read_metrics
 from jina_jax.training.plot import CURVES, plot_run
 from jina_jax.training.run import CHECKPOINTS, METRICS, load_run
-from jina_jax.training.store import Store
 from jina_jax.training.trainer import Trainer
 
 TEXTS = ["abcdef", "hij"]
@@ -338,7 +338,7 @@ class TestExport:
         assert result.exit_code == 0, result.stderr
 
     def test_the_choices_are_layouts_of_the_library(self):
-        from jina_jax.cli_train import _TARGETS
+        from jina_jax.cli.train import _TARGETS
         from jina_jax.convert import LAYOUTS
 
         assert {*_TARGETS} - {"merged"} == {*LAYOUTS} - {"xlm-roberta"}

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import jina_jax
-from jina_jax import JaxlibError, compiler_options, compiling
-from jina_jax.compiling import jit
-from jina_jax.matmul import einsum
-from jina_jax.nearest import nearest
-from jina_jax.pooling import pool
+from jina_jax import JaxlibError, compiler_options
+from jina_jax.nn.matmul import einsum
+from jina_jax.nn.pooling import pool
+from jina_jax.runtime import compiling
+from jina_jax.runtime.compiling import jit
+from jina_jax.search.nearest import nearest
 from jina_jax.training import losses
 
 ROOT = Path(__file__).parents[1] / "jina_jax"
@@ -226,10 +227,10 @@ def test_a_wrong_sum_is_seen():
 
 
 def test_every_program_is_compiled_in_one_place():
-    """``jax.jit`` is called in compiling.py, and in export.py, where StableHLO is made."""
+    """``jax.jit`` is called in compiling.py, and in stablehlo.py, where StableHLO is made."""
     callers = set()
     for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "convert").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("jit", "pjit", "pmap"):
                 callers.add(path.name)
-    assert callers == {"compiling.py", "export.py"}
+    assert callers == {"compiling.py", "stablehlo.py"}

@@ -23,8 +23,8 @@ from foreign import (
 )
 from published import PROMPTS, SMALL, TASKS, published_config
 
+from jina_jax.checkpoints.tensors import open_safetensors
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
-from jina_jax.tensors import open_safetensors
 
 PUBLISHED = published_tensors()
 CONFIG = published_config(SMALL)

@@ -21,9 +21,9 @@ from foreign import (
 from published import TASKS
 from test_convert import CONFIG, PUBLISHED, write_index, write_xlm_roberta
 
+from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import ConfigError
 from jina_jax.convert import LAYOUTS, merge_checkpoint, open_checkpoint, write_checkpoint
-from jina_jax.tensors import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from published import FULL, published_config, published_shapes, write_tensors
 
+from jina_jax.checkpoints.tensors import open_safetensors
 from jina_jax.convert import merge_checkpoint, open_checkpoint
-from jina_jax.tensors import open_safetensors
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +23,7 @@ pytestmark = [
 CONVERSION = """
 import sys
 from pathlib import Path
-from jina_jax.checkpoint import to_state
+from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
 source, target, layout, task = sys.argv[1:]
 checkpoint = open_checkpoint(source)

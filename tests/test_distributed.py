@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jina_jax import Batching, JinaEmbeddings, distributed, make_mesh
+from jina_jax import Batching, JinaEmbeddings, make_mesh
+from jina_jax.runtime import distributed
 
 SECONDS = 120
 TEXTS = ["A man is playing a guitar.", "", "Ein Mann spielt Gitarre.", "!?", "x" * 40]

@@ -24,7 +24,7 @@ TEXTS = [
 
 def by_hand(model, text, task, dim=64):
     """Embed one prompted text without batching, padding or jit's help."""
-    from jina_jax.encoder import abstract_encoder
+    from jina_jax.nn.encoder import abstract_encoder
 
     ids = np.array(model.tokenize([text]))
     graph, _ = abstract_encoder(model.config)
@@ -125,7 +125,7 @@ def test_truncation_keeps_the_beginning_and_the_end_token(model):
         cut = model.encode(TEXTS[4], max_length=8, output_value="token_embeddings")
     ids = model.tokenize(TEXTS[4])
     mask = np.ones((1, 8), bool)
-    from jina_jax.encoder import abstract_encoder
+    from jina_jax.nn.encoder import abstract_encoder
 
     graph, _ = abstract_encoder(model.config)
     run = jax.jit(lambda state, ids: nnx.merge(graph, state)(ids, mask).last_hidden_state[0])

@@ -12,7 +12,7 @@ from tiny import write_tiny
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
 from jina_jax.gold import TEXTS, write_gold
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.verify import NO_TASK, references_of, verify
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jina_jax.checkpoint import to_state
+from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.encoder import abstract_encoder
+from jina_jax.nn.encoder import abstract_encoder
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = np.load(GOLDEN / "encoder.npz")

@@ -9,9 +9,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from published import SMALL, published_config
 
-from jina_jax.checkpoint import WEIGHTS_FILE
+from jina_jax.checkpoints.hub import PACKAGED, fetch
+from jina_jax.checkpoints.native import WEIGHTS_FILE
 from jina_jax.convert import open_checkpoint
-from jina_jax.hub import PACKAGED, fetch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jina_jax.sharding import make_mesh
+from jina_jax.runtime.sharding import make_mesh
 from jina_jax.training import losses
 from jina_jax.training.losses import (
     LOSSES,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jina_jax
-from jina_jax.matmul import einsum
+from jina_jax.nn.matmul import einsum
 
 SUBSCRIPTS = (
     *("bti,io->bto", "bti,kir->btkr", "btkr,kro->bto"),  # linear layers and adapters

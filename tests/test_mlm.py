@@ -14,9 +14,10 @@ from reference import Reference
 from tiny import TINY
 from tokenizer_fixtures import dialects, write
 
-from jina_jax.attention import attention
 from jina_jax.convert import open_checkpoint
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.attention import attention
+from jina_jax.text.tokenizer import Tokenizer
+from jina_jax.training.micro_batches import Packing, pack
 from jina_jax.training.mlm import (
     MASK_RATE,
     MaskedText,
@@ -25,7 +26,6 @@ from jina_jax.training.mlm import (
     masked_chunks,
     mlm_objective,
 )
-from jina_jax.training.packing import Packing, pack
 from jina_jax.training.parameters import load_network
 from jina_jax.training.step import Encoding
 

@@ -13,8 +13,8 @@ from published import PROMPTS, TASKS
 from tiny import TINY, write_tiny
 
 from jina_jax.convert import open_checkpoint
-from jina_jax.encoder import Encoder, abstract_encoder
-from jina_jax.sharding import make_mesh
+from jina_jax.nn.encoder import Encoder, abstract_encoder
+from jina_jax.runtime.sharding import make_mesh
 from jina_jax.training.parameters import TRAINABLE, is_trained, load_network
 
 SIZE = {**TINY, "layers": 2}

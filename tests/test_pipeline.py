@@ -11,8 +11,8 @@ import pytest
 from published import TASKS
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
-from jina_jax.batching import Batch, shapes
-from jina_jax.pipeline import Item, Pipeline, ahead
+from jina_jax.runtime.batching import Batch, shapes
+from jina_jax.runtime.pipeline import Item, Pipeline, ahead
 
 BATCHINGS = {
     "packed": Batching(token_budget=256, row_lengths=(8, 128)),  # rows of one length: few programs
@@ -81,7 +81,7 @@ def test_bfloat16(directory, alone, name):
 
 
 def test_pools_are_put_together_again(model, alone, monkeypatch):
-    monkeypatch.setattr("jina_jax.pipeline._CHARACTERS_PER_TOKEN", 0)  # a pool a text
+    monkeypatch.setattr("jina_jax.runtime.pipeline._CHARACTERS_PER_TOKEN", 0)  # a pool a text
     np.testing.assert_allclose(model.encode(TEXTS, **OPTIONS), alone, atol=1e-5)
 
 
@@ -233,8 +233,8 @@ def pools_of(texts, batching):
 
 
 def test_pools_grow_after_the_first(monkeypatch):
-    monkeypatch.setattr("jina_jax.pipeline._STEPS_IN_POOL", 3)
-    monkeypatch.setattr("jina_jax.pipeline._STEPS_IN_FIRST_POOL", 1)
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_POOL", 3)
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_FIRST_POOL", 1)
     # Steps of 16 tokens are 64 characters.
     packed = Batching(token_budget=16, row_lengths=(16,))
     texts = ["x" * size for size in (30, 40, 100, 92, 5, 7)]

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jina_jax.pooling import pool, truncate
+from jina_jax.nn.pooling import pool, truncate
 
 HIDDEN = jnp.asarray([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[4.0, 4.0], [0.0, 0.0], [2.0, 5.0]]])
 

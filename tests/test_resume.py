@@ -16,14 +16,14 @@ import pytest
 from runs import PAIRS, settings, told, train, write_data
 from runs import quick_compiling as quick_compiling
 
-from jina_jax import hub
-from jina_jax.sharding import make_mesh
-from jina_jax.tensors import CheckpointError
+from jina_jax.checkpoints import hub
+from jina_jax.checkpoints.tensors import CheckpointError
+from jina_jax.runtime.sharding import make_mesh
+from jina_jax.training.checkpoints import Store, hash_of
 from jina_jax.training.metrics import Metrics, TrainingError, Window, read_metrics
 from jina_jax.training.run import BASE, CHECKPOINTS, METRICS, SETTINGS
 from jina_jax.training.settings import Settings, SettingsError
 from jina_jax.training.step import StepResult
-from jina_jax.training.store import Store, hash_of
 from jina_jax.training.trainer import Trainer
 
 STEPS = 8
@@ -291,7 +291,7 @@ def as_toml(wanted: Settings) -> str:
 
 def start(path: Path, output: Path) -> subprocess.Popen:
     """Start `jina-jax train --resume` in a process of its own, on as many devices as here."""
-    code = "from jina_jax.cli import main; main(prog_name='jina-jax')"
+    code = "from jina_jax.cli.main import main; main(prog_name='jina-jax')"
     command = [sys.executable, "-c", code, "train", str(path), "--resume", "--output", str(output)]
     environment = {
         **os.environ,

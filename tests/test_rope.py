@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jina_jax.rope import apply_rotary, rotary_angles
+from jina_jax.nn.rope import apply_rotary, rotary_angles
 
 
 def test_angles_are_position_times_frequency():

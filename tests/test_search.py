@@ -8,8 +8,10 @@ import pytest
 from click.testing import CliRunner
 from published import TASKS
 
-from jina_jax import JinaEmbeddings, cli, cli_search
-from jina_jax.cli_search import Passage, cut, find, split
+from jina_jax import JinaEmbeddings
+from jina_jax.cli import main as cli
+from jina_jax.cli import search as cli_search
+from jina_jax.cli.search import Passage, cut, find, split
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
 
 LINES = ["a cat purrs", "", "  the dog\tbarks ", "sun and rain", " \u3000", "", "犬がほえる"]

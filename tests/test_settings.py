@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from jina_jax import cli, evaluation
+from jina_jax import evaluation
+from jina_jax.cli import main as cli
 from jina_jax.data import KINDS
 from jina_jax.training import losses, settings
 from jina_jax.training.parameters import TRAINABLE

@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 from tiny import TINY, write_tiny
 
 from jina_jax import Batching, CheckpointError, JinaEmbeddings, make_mesh
-from jina_jax.attention import Route, blocked_attention
-from jina_jax.checkpoint import parameter_shapes, save_native, to_state
+from jina_jax.checkpoints.native import parameter_shapes, save_native, to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.sharding import (
+from jina_jax.nn.attention import Route, blocked_attention
+from jina_jax.runtime.sharding import (
     RULES,
     abstract_state,
     check_mesh,
@@ -190,16 +190,16 @@ def test_numbers_of_texts_that_do_not_fill_the_devices(directory, single, count)
 
 
 def test_attention_in_blocks_on_a_mesh(directory, single, monkeypatch):
-    monkeypatch.setattr("jina_jax.attention._WHOLE_BYTES", 0)
-    monkeypatch.setattr("jina_jax.attention._BLOCK_BYTES", 0)
-    monkeypatch.setattr("jina_jax.attention._SMALLEST_BLOCK", 24)
+    monkeypatch.setattr("jina_jax.nn.attention._WHOLE_BYTES", 0)
+    monkeypatch.setattr("jina_jax.nn.attention._BLOCK_BYTES", 0)
+    monkeypatch.setattr("jina_jax.nn.attention._SMALLEST_BLOCK", 24)
     traced = []
 
     def kernel(*arrays):  # new to jax, which would take an earlier test's blocks otherwise
         traced.append(str(jax.make_jaxpr(blocked_attention)(*arrays)).count("scan["))
         return blocked_attention(*arrays)
 
-    monkeypatch.setattr("jina_jax.engine.choose", lambda *_: Route("blocked", kernel, {}))
+    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: Route("blocked", kernel, {}))
     model = JinaEmbeddings.from_pretrained(directory, mesh=make_mesh(model=2), batching=PACKED)
     vectors = model.encode(TEXTS, task=MIXED, prompt=None)
     np.testing.assert_allclose(vectors, single, atol=1e-5)

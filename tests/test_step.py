@@ -15,16 +15,16 @@ from published import TASKS
 from tiny import TINY, write_tiny
 
 from jina_jax import Batching, JinaEmbeddings
-from jina_jax.attention import attention
-from jina_jax.checkpoint import to_state
+from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.dropout import drop
-from jina_jax.sharding import make_mesh
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.attention import attention
+from jina_jax.nn.dropout import drop
+from jina_jax.runtime.sharding import make_mesh
+from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import losses
 from jina_jax.training import step as training_step
+from jina_jax.training.micro_batches import Chunks, Packing, pack
 from jina_jax.training.mlm import init_head, mask_words, masked_chunks, mlm_objective
-from jina_jax.training.packing import Chunks, Packing, pack
 from jina_jax.training.parameters import load_network
 from jina_jax.training.step import (
     CHUNK_ROWS,

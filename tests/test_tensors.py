@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jina_jax.files import new_directory
-from jina_jax.tensors import (
+from jina_jax.checkpoints.tensors import (
     DTYPES,
     CheckpointError,
     LazyTensor,
     open_safetensors,
     write_safetensors,
 )
+from jina_jax.files import new_directory
 
 lazy = LazyTensor.of
 

@@ -15,12 +15,12 @@ from flax import nnx
 from published import TASKS
 
 from jina_jax import JinaEmbeddings
+from jina_jax.checkpoints.hub import PACKAGED
 from jina_jax.convert import LAYOUTS, open_checkpoint, write_checkpoint
-from jina_jax.encoder import parameter_path
 from jina_jax.evaluation import Evaluation
 from jina_jax.gold import TEXTS
-from jina_jax.hub import PACKAGED
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.encoder import parameter_path
+from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.verify import NO_TASK, references_of, verify
 
 MOST_BYTES = 32_000_000
@@ -102,7 +102,7 @@ def test_it_loads_without_a_name_and_without_a_network(monkeypatch):
 
 
 def test_the_command_line_says_so_once_and_on_stderr(tmp_path):
-    code = "from jina_jax.cli import main; main(prog_name='jina-jax')"
+    code = "from jina_jax.cli.main import main; main(prog_name='jina-jax')"
     command = [sys.executable, "-c", code, "search", "-", "a ferry", "--json"]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
     done = subprocess.run(command, input="a boat\n\na ferry\n", **options)

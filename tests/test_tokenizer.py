@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_fixtures import added, dialects, metaspace, replace, sequence, train, write
 
-from jina_jax import tokenizer_json, unigram
-from jina_jax.normalizer import Charsmap
-from jina_jax.tokenizer import Tokenizer, check_texts
+from jina_jax.text import tokenizer_json, unigram
+from jina_jax.text.normalizer import Charsmap
+from jina_jax.text.tokenizer import Tokenizer, check_texts
 
 DIALECTS = (
     *("words", "spaces", "stripped", "first", "first word", "whole", "bytes", "added"),

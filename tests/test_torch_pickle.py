@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert.torch_pickle import _GLOBALS, open_torch
-from jina_jax.tensors import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -12,8 +12,8 @@ from published import SMALL, published_config
 
 from jina_jax import make_mesh
 from jina_jax.config import Config
-from jina_jax.engine import Engine, Program
-from jina_jax.sharding import abstract_state
+from jina_jax.runtime.engine import Engine, Program
+from jina_jax.runtime.sharding import abstract_state
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -13,17 +13,17 @@ from runs import PAIRS, ROWS, losses, settings, told, train, write_data
 from runs import quick_compiling as quick_compiling
 
 from jina_jax import JinaEmbeddings
+from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import add_task, open_checkpoint, write_checkpoint
 from jina_jax.data.records import DataError
 from jina_jax.evaluation import Evaluation
-from jina_jax.sharding import make_mesh
-from jina_jax.tensors import CheckpointError
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.runtime.sharding import make_mesh
+from jina_jax.text.tokenizer import Tokenizer
+from jina_jax.training.checkpoints import Store
 from jina_jax.training.metrics import TrainingError, Window, read_metrics
 from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, load_run
 from jina_jax.training.settings import SettingsError
 from jina_jax.training.step import StepResult
-from jina_jax.training.store import Store
 from jina_jax.training.trainer import Trainer
 
 WARM = {"learning_rate": 1e-3, "warmup_steps": 2}

@@ -8,9 +8,9 @@ from published import TASKS, published_config, published_shapes, random_tensor, 
 from reference import Reference
 from tiny import TINY
 
+from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.convert import merge_checkpoint, open_checkpoint
-from jina_jax.tensors import LazyTensor
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.verify import GOLD_FILE, PUBLISHED, load_references, references_of, verify
 
 TEXT = "a cat"  # as many tokens as ids: both inputs run through one compiled program

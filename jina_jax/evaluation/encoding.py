@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jina_jax.pooling import truncate
+from jina_jax.nn.pooling import truncate
 
 # arXiv 2409.10173, section 5. It names no adapter for bitext mining: the one for symmetric pairs.
 TASKS: dict[str, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jina_jax.data import read_source
+from jina_jax.data.lines import decode_line
 from jina_jax.data.records import DELIMITERS, Columns, read_records
-from jina_jax.lines import decode_line
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 

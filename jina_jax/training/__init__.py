@@ -6,13 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jina_jax.training.mining import mine_hard_negatives as mine_hard_negatives
     from jina_jax.training.run import load_run as load_run
     from jina_jax.training.settings import Settings as Settings
     from jina_jax.training.trainer import Trainer as Trainer
 
 _HOMES = {"Settings": "settings", "Trainer": "trainer", "load_run": "run"}
-_HOMES |= {"mine_hard_negatives": "mining"}
 __all__ = [*_HOMES]
 
 

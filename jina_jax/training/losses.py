@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jina_jax.matmul import einsum
+from jina_jax.nn.matmul import einsum
 
 Loss = Callable[..., jax.Array]
 

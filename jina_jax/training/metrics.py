@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.training.inputs import Inputs
+from jina_jax.training.collate import Inputs
 from jina_jax.training.step import StepResult
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import regex
 
 from jina_jax.config import Config
-from jina_jax.encoder import gelu
-from jina_jax.engine import encode_batch
-from jina_jax.matmul import einsum
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.encoder import gelu
+from jina_jax.nn.matmul import einsum
+from jina_jax.runtime.engine import encode_batch
+from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.losses import masked_lm
-from jina_jax.training.packing import Chunks
+from jina_jax.training.micro_batches import Chunks
 from jina_jax.training.parameters import Arrays
 from jina_jax.training.step import Encoding, Objective, over_chunks
 

@@ -15,12 +15,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jina_jax.checkpoint import to_state
+from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.tensors import FLOAT_DTYPES, LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
-from jina_jax.encoder import abstract_encoder, parameter_path
-from jina_jax.sharding import check_mesh, placer
-from jina_jax.tensors import FLOAT_DTYPES, LazyTensor
+from jina_jax.nn.encoder import abstract_encoder, parameter_path
+from jina_jax.runtime.sharding import check_mesh, placer
 
 TRAINABLE = ("adapters", "all", "all-but-embeddings")
 Arrays = dict[str, jax.Array]

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoint import write_json
+from jina_jax.checkpoints.hub import fetch
+from jina_jax.checkpoints.native import write_json
+from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import read_json
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
-from jina_jax.hub import fetch
-from jina_jax.tensors import CheckpointError
+from jina_jax.training.checkpoints import Store, hash_of
 from jina_jax.training.settings import Model, Settings, SettingsError
-from jina_jax.training.store import Store, hash_of
 
 SETTINGS, BASE, METRICS, CHECKPOINTS = "settings.json", "base.json", "metrics.jsonl", "checkpoints"
 BAD_ROWS = "bad_rows.txt"

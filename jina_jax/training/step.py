@@ -17,11 +17,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jina_jax.attention import Kernel
-from jina_jax.compiling import jit
-from jina_jax.dropout import Dropout
-from jina_jax.engine import encode_batch
-from jina_jax.training.packing import Chunks
+from jina_jax.nn.attention import Kernel
+from jina_jax.nn.dropout import Dropout
+from jina_jax.runtime.compiling import jit
+from jina_jax.runtime.engine import encode_batch
+from jina_jax.training.micro_batches import Chunks
 from jina_jax.training.parameters import Arrays, Network
 
 Targets = Mapping[str, jax.Array]
@@ -175,7 +175,7 @@ def make_step(
     """Compile a step: (trained, opt_state, frozen, chunks, targets, key) → the first two, result.
 
     The old parameters and optimizer state are given up to make room for the new ones. ``platform``
-    is where it will run, as for ``jina_jax.compiling.jit``.
+    is where it will run, as for ``jina_jax.runtime.compiling.jit``.
     """
 
     def step(trained, opt_state, frozen, chunks, targets, key):

@@ -12,20 +12,21 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from jina_jax.attention import choose
 from jina_jax.cache import set_compilation_cache
-from jina_jax.checkpoint import to_state
-from jina_jax.compiling import platform_of
+from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
-from jina_jax.pipeline import ahead
-from jina_jax.sharding import make_mesh, placer
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.attention import choose
+from jina_jax.runtime.compiling import platform_of
+from jina_jax.runtime.pipeline import ahead
+from jina_jax.runtime.sharding import make_mesh, placer
+from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import mlm, run
-from jina_jax.training.inputs import Inputs, Reader
+from jina_jax.training.checkpoints import Store
+from jina_jax.training.collate import Inputs, Reader
 from jina_jax.training.metrics import Metrics, Window
+from jina_jax.training.micro_batches import Packing
 from jina_jax.training.optimizer import optimizer, schedule
-from jina_jax.training.packing import Packing
 from jina_jax.training.parameters import load_network
 from jina_jax.training.prepare import (
     check_sources,
@@ -38,7 +39,6 @@ from jina_jax.training.prepare import (
 )
 from jina_jax.training.settings import Loss, Settings
 from jina_jax.training.step import CHUNK_ROWS, Encoding, StepResult, make_step, text_objective
-from jina_jax.training.store import Store
 
 
 class _Batch(NamedTuple):

@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 
 from jina_jax import JinaEmbeddings
-from jina_jax.checkpoint import state_tensors, write_native
+from jina_jax.checkpoints.native import state_tensors, write_native
+from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.gold import write_gold
-from jina_jax.tensors import LazyTensor
 
 MOST_BYTES = 32_000_000
 LARGEST = 256  # of an adapter's values; float8 goes up to 448, and is coarse below 2**-6

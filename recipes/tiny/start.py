@@ -32,10 +32,10 @@ import scipy.sparse
 from common import SHARED, TASKS, read_rows
 from flax import nnx
 
-from jina_jax.checkpoint import save_native
+from jina_jax.checkpoints.native import save_native
 from jina_jax.config import Config
-from jina_jax.encoder import Encoder
-from jina_jax.tokenizer import Tokenizer
+from jina_jax.nn.encoder import Encoder
+from jina_jax.text.tokenizer import Tokenizer
 
 PIECES = 112_000
 FEWEST = 4  # times that a single character is seen to be kept

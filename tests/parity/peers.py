@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jina_jax.checkpoint import to_state
+from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import Checkpoint
-from jina_jax.encoder import abstract_encoder
+from jina_jax.nn.encoder import abstract_encoder
 
 _MISSING = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
 PARITY = [

@@ -9,7 +9,7 @@ from published import TASKS
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
-from jina_jax.checkpoint import parameter_shapes, to_state
+from jina_jax.checkpoints.native import parameter_shapes, to_state
 from jina_jax.convert import add_task, open_checkpoint, with_adapters, write_checkpoint
 
 pytestmark = PARITY

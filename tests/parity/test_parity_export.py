@@ -7,7 +7,8 @@ from peers import PARITY, load_merged, load_transformers, run_torch
 from published import TASKS
 from runs import PAIRS, settings, train, write_data
 
-from jina_jax import JinaEmbeddings, cli
+from jina_jax import JinaEmbeddings
+from jina_jax.cli import main as cli
 from jina_jax.convert import open_checkpoint
 from jina_jax.training.run import load_run
 

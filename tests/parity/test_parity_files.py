@@ -17,8 +17,8 @@ from peers import (
 )
 from published import SMALL, TASKS, published_config, write_published
 
+from jina_jax.checkpoints.tensors import CheckpointError, open_safetensors
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
-from jina_jax.tensors import CheckpointError, open_safetensors
 
 pytestmark = PARITY
 

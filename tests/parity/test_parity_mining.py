@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from peers import PARITY
 
-from jina_jax.training.mining import mine_hard_negatives
+from jina_jax.search.negatives import mine_hard_negatives
 
 _MISSING = [name for name in ("sentence_transformers", "datasets") if find_spec(name) is None]
 pytestmark = [*PARITY, pytest.mark.skipif(bool(_MISSING), reason=f"needs {', '.join(_MISSING)}")]

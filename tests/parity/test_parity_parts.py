@@ -7,8 +7,8 @@ from peers import PARITY, batch, load_transformers, run_ours, run_torch
 from published import SMALL, write_published
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
-from jina_jax.pooling import pool, truncate
-from jina_jax.rope import rotary_angles
+from jina_jax.nn.pooling import pool, truncate
+from jina_jax.nn.rope import rotary_angles
 
 pytestmark = PARITY
 

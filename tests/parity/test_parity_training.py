@@ -7,11 +7,11 @@ from foreign import FOLDERS
 from peers import PARITY, load_transformers
 from published import SMALL, TASKS, write_published
 
-from jina_jax.attention import attention
 from jina_jax.convert import open_checkpoint, write_checkpoint
 from jina_jax.convert.layouts import bindings
+from jina_jax.nn.attention import attention
 from jina_jax.training.losses import info_nce, triplet_info_nce
-from jina_jax.training.packing import Packing, pack
+from jina_jax.training.micro_batches import Packing, pack
 from jina_jax.training.parameters import load_network
 from jina_jax.training.step import Encoding, text_objective
 

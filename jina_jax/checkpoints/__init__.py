@@ -1,0 +1,1 @@
+"""This library's own checkpoints, and where files come from."""

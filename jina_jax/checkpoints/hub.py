@@ -1,0 +1,78 @@
+"""From a model's name to a local directory."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+
+from jina_jax.checkpoints.native import WEIGHTS_FILE
+
+TINY = "tiny"  # name of the model that comes with the package
+PACKAGED = Path(__file__).parents[1] / TINY
+
+_SMALL_FILES = ["*.json", "*/adapter_config.json", "*/adapter_model.*", "1_Pooling/*"]
+_WEIGHT_FILES = ([WEIGHTS_FILE], ["model*.safetensors"], ["pytorch_model*.bin"])
+
+
+def fetch(
+    name_or_path: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return a checkpoint's directory, downloading it from the Hugging Face Hub if need be.
+
+    Args:
+      name_or_path: a directory, or a Hub id such as "jinaai/jina-embeddings-v3". "tiny" is the
+        small model in the package, unless there is a directory of that name. None is the same
+        model whatever is there, with a warning the first time.
+      revision: branch, tag or commit on the Hub.
+      token: access token; True for the one that is logged in.
+      cache_dir: of huggingface_hub, instead of its own choice.
+      local_files_only: never ask the network; also by the variable HF_HUB_OFFLINE.
+
+    Raises:
+      ValueError: for a revision of the packaged model, which has none.
+      FileNotFoundError: if it is neither a directory nor, by its form, a Hub id.
+      huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: as that library raises them.
+    """
+    if name_or_path is not None and Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if name_or_path is None or str(name_or_path) == TINY:
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r}: expected None for tiny, the model in the package; "
+                "name one on the Hub"
+            )
+        if name_or_path is None:
+            _tell_unnamed()
+        return PACKAGED
+    name = str(name_or_path)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists():
+        raise FileNotFoundError(f"model={name!r}: no such directory, and not a Hub id (owner/name)")
+    import huggingface_hub
+
+    for weights in _WEIGHT_FILES:
+        directory = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=_SMALL_FILES + weights,
+        )
+        if any(match for pattern in weights for match in Path(directory).glob(pattern)):
+            break
+    return Path(directory)
+
+
+@functools.cache  # once a process, wherever it is called from
+def _tell_unnamed() -> None:
+    warnings.warn(
+        "no model named: using tiny, the small one in the package (below jina-embeddings-v3 in "
+        "quality; name jinaai/jina-embeddings-v3 for the published one)",
+        stacklevel=4,  # the caller of from_pretrained
+    )

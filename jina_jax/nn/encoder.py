@@ -1,0 +1,263 @@
+"""The network: XLM-RoBERTa with rotary or absolute positions and task adapters.
+
+Post-norm layers, ``x = norm1(x + attention(x)); x = norm2(x + mlp(x))``, as published with
+jinaai/jina-embeddings-v3. Dimension letters: B rows, T tokens, N heads, H head dim, D width, F
+feed-forward width, L layers, K tasks, R adapter rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn import initializers
+
+from jina_jax.config import Config
+from jina_jax.nn.attention import Kernel, attention
+from jina_jax.nn.dropout import Dropout, drop
+from jina_jax.nn.lora import Embed, Linear, draw, task_mask
+from jina_jax.nn.rope import apply_rotary, rotary_angles
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder computed; under ``jax.jit`` only what is used is paid for.
+
+    Attributes:
+      last_hidden_state: (B, T, D) in the dtype of the weights.
+      pooler_output: float32 (B, D), ``tanh(dense(last_hidden_state[:, 0]))``; None without pooler.
+      hidden_states: the embeddings' output and every layer's, L + 1 arrays (B, T, D); None unless
+        asked for.
+    """
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array | None
+    hidden_states: tuple[jax.Array, ...] | None
+
+
+class Encoder(nnx.Module):
+    """The whole network, drawn at random; ``jina_jax.checkpoints.native`` fills in trained weights.
+
+    Args:
+      config: the architecture.
+      dtype: of the weights and of what flows between layers.
+      rngs: source of the initial values; None leaves ``jax.ShapeDtypeStruct`` in their place.
+      qkv_groups: how many groups of heads lie one after another in ``qkv_proj``, each as queries,
+        keys, values (``jina_jax.runtime.sharding`` puts a group on a device).
+      scan_layers: run one layer's program L times over parameters with an axis of layers in front,
+        instead of L programs in a row: compiles L times as fast, and on CPU runs slower, as each
+        turn copies a layer's weights.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs | None,
+        qkv_groups: int = 1,
+        scan_layers: bool = False,
+    ):
+        width = config.hidden_size
+        options = {"config": config, "dtype": dtype, "rngs": rngs}
+        self.config = config
+        self.word_embeddings = Embed(config.vocab_size, width, **options)
+        self.token_type_embeddings = Embed(config.type_vocab_size, width, **options)
+        absolute = config.position_embedding_type == "absolute"
+        self.position_embeddings = (
+            Embed(config.max_position_embeddings, width, **options) if absolute else None
+        )
+        self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
+        layers = [Layer(**options, qkv_groups=qkv_groups) for _ in range(config.num_hidden_layers)]
+        self.layers = _stack(layers) if scan_layers else nnx.List(layers)
+        self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        task_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        *,
+        output_hidden_states: bool = False,
+        kernel: Kernel = attention,
+        dropout: Dropout | None = None,
+    ) -> EncoderOutput:
+        """Encode token ids.
+
+        Args:
+          input_ids: int (B, T), each below ``vocab_size``.
+          attention_mask: bool (B, T), False for padding; or int (B, T) for packed rows, the number
+            of each token's text, 0 for padding.
+          task_ids: int (B,) a task a row, or (B, T) a task a token; -1 for no adapter. None skips
+            the adapters altogether.
+          position_ids: int (B, T) counted from 0; None for 0 … T-1. Packed texts start at 0 each.
+          output_hidden_states: also return every layer's output.
+          kernel: how attention is computed (``jina_jax.nn.attention.choose``).
+          dropout: for training; of the embeddings and of what each sub-layer adds, where
+            XLM-RoBERTa has ``hidden_dropout_prob``. Attention weights are never dropped: fused
+            kernels have no place for it.
+        """
+        mask = None
+        if task_ids is not None and self.config.num_tasks:
+            mask = task_mask(task_ids, self.config.num_tasks)
+        if position_ids is None:
+            position_ids = jnp.arange(input_ids.shape[1])[None, :]
+        x = drop(dropout, 0, self._embed(input_ids, position_ids, mask))
+        angles = None
+        if self.config.rotary_emb_base is not None:
+            angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
+        first = x
+        context = (attention_mask, angles, mask, kernel)
+        x, others = self._run_layers(x, output_hidden_states, dropout, *context)
+        pooled = None
+        if self.pooler is not None:
+            pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
+        return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
+
+    def _run_layers(
+        self, x, keep: bool, dropout: Dropout | None, *context
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Return the last layer's output, (B, T, D), and if they are to be kept every layer's."""
+
+        def run(layer: Layer, x, number):
+            own = None if dropout is None else dropout.fold(number)
+            return layer(x, own, *context)
+
+        outputs: list[jax.Array] = []
+        if isinstance(self.layers, nnx.List):
+            for number, layer in enumerate(self.layers, start=1):
+                x = run(layer, x, number)
+                outputs += [x] if keep else []
+            return x, outputs
+        graph, stacked = nnx.split(self.layers)
+
+        def turn(x, layer):
+            number, state = layer
+            x = run(nnx.merge(graph, state), x, number)
+            return x, x if keep else None
+
+        numbers = jnp.arange(1, self.config.num_hidden_layers + 1)
+        x, kept = jax.lax.scan(turn, x, (numbers, stacked))
+        return x, list(kept) if keep else []
+
+    def _embed(
+        self, input_ids: jax.Array, position_ids: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        """Sum the embeddings (token type 0 for every token) and normalise: (B, T, D)."""
+        x = self.word_embeddings(input_ids, mask)
+        x += self.token_type_embeddings(jnp.zeros_like(input_ids), mask)
+        if self.position_embeddings is not None:
+            ids = position_ids + self.config.pad_token_id + 1
+            x += self.position_embeddings(jnp.broadcast_to(ids, input_ids.shape), mask)
+        return self.embedding_norm(x)
+
+
+def _stack(layers: list[Layer]) -> Layer:
+    """Join the parameters of layers on a new first axis."""
+    graphs, states = zip(*map(nnx.split, layers), strict=True)
+
+    def join(*leaves):
+        if isinstance(leaves[0], jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+        return jnp.stack(leaves)
+
+    return nnx.merge(graphs[0], jax.tree.map(join, *states))
+
+
+class Layer(nnx.Module):
+    """One transformer layer: attention and feed-forward network, each added and then normalised."""
+
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None, qkv_groups: int):
+        options = {"config": config, "dtype": dtype, "rngs": rngs}
+        self.attention = Attention(**options, qkv_groups=qkv_groups)
+        self.norm1 = LayerNorm(config, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(**options)
+        self.norm2 = LayerNorm(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, dropout: Dropout | None, attention_mask, angles, mask, kernel):
+        # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
+        attended = self.attention(x, attention_mask, angles, mask, kernel)
+        x = self.norm1(x.astype(jnp.float32) + drop(dropout, 0, attended))
+        return self.norm2(x.astype(jnp.float32) + drop(dropout, 1, self.mlp(x, mask)))
+
+
+class Attention(nnx.Module):
+    """Self-attention.
+
+    ``qkv_proj`` holds queries, keys and values side by side, (D, 3 · N · H), in each of
+    ``qkv_groups`` groups of heads: split by columns, a device then has all three of its heads.
+    """
+
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None, qkv_groups: int):
+        width = config.hidden_size
+        self.qkv_shape = (qkv_groups, 3, config.num_attention_heads // qkv_groups, config.head_dim)
+        self.qkv_proj = Linear(width, 3 * width, config, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(width, width, config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, attention_mask, angles, mask, kernel):
+        rows, tokens, width = x.shape
+        qkv = self.qkv_proj(x, mask).reshape(rows, tokens, *self.qkv_shape)
+        heads = (rows, tokens, -1, self.qkv_shape[-1])
+        query, key, value = (qkv[:, :, :, i].reshape(heads) for i in range(3))
+        if angles is not None:
+            query, key = apply_rotary(query, *angles), apply_rotary(key, *angles)
+        query, key, value = (a.astype(x.dtype) for a in (query, key, value))
+        mixed = kernel(query, key, value, attention_mask)
+        return self.out_proj(mixed.reshape(rows, tokens, width), mask)
+
+
+class Mlp(nnx.Module):
+    """Feed-forward network, D → F → D, with the exact GELU between."""
+
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.fc1 = Linear(width, inner, config, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(inner, width, config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, mask):
+        return self.fc2(gelu(self.fc1(x, mask)).astype(x.dtype), mask)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Compute the exact GELU, ``x / 2 · (1 + erf(x / √2))``, in float32.
+
+    PyTorch's form. ``jax.nn.gelu(approximate=False)`` goes through erfc, which takes twice as long
+    on CPU.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis with float32 statistics; returns the dtype of its weights."""
+
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+        shape = (config.hidden_size,)
+        self.epsilon = config.layer_norm_eps
+        self.scale = nnx.Param(draw(rngs, initializers.ones, shape, dtype))
+        self.bias = nnx.Param(draw(rngs, initializers.zeros, shape, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        x = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale, bias = (leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias))
+        return (x * scale + bias).astype(self.scale.dtype)
+
+
+def parameter_path(keys: tuple) -> str:
+    """Join the keys of a flat state to a parameter's path, "layers.0.mlp.fc1.kernel"."""
+    return ".".join(map(str, keys))
+
+
+def abstract_encoder(
+    config: Config, dtype=jnp.float32, **options
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return the encoder's graph and a state of ``jax.ShapeDtypeStruct``; allocates nothing.
+
+    ``options`` are those of ``Encoder``.
+    """
+    return nnx.split(Encoder(config, dtype=dtype, rngs=None, **options))

@@ -1,0 +1,50 @@
+"""From token vectors to a text's vector. Everything here is float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jina_jax.nn.matmul import einsum
+
+
+def pool(hidden_states: jax.Array, spans: jax.Array, kind: str) -> jax.Array:
+    """Reduce the token vectors of each span of tokens to one vector.
+
+    Args:
+      hidden_states: (B, T, D).
+      spans: int (B, S, 2), first token of a span and the one after its last.
+      kind: "mean" over the span, or "cls" for its first token (``Config.emb_pooler``).
+
+    Returns:
+      float32 (B, S, D); zeros for an empty span.
+    """
+    start, stop = spans[..., :1], spans[..., 1:]
+    if kind == "cls":
+        stop = jnp.minimum(stop, start + 1)
+    position = jnp.arange(hidden_states.shape[1])
+    inside = (start <= position) & (position < stop)
+    # Ones and zeros are exact in every dtype, so the sums are those of float32.
+    sums = einsum("bst,btd->bsd", inside.astype(hidden_states.dtype), hidden_states)
+    return sums / jnp.maximum(stop - start, 1).astype(jnp.float32)
+
+
+def truncate(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:
+    """Cut vectors to their first ``dim`` values, then scale them to unit length if asked.
+
+    The order is the published one: cut, then normalise.
+
+    Args:
+      embeddings: float32 (..., D).
+      dim: values to keep.
+      normalize: divide by the Euclidean norm (a zero vector stays zero).
+
+    Returns:
+      float32 (..., dim).
+    """
+    embeddings = embeddings[..., :dim]
+    if normalize:
+        norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+        embeddings = embeddings / np.maximum(norms, np.float32(1e-12))
+    return embeddings

@@ -1,0 +1,1 @@
+"""Devices, shapes and threads: batches in, vectors out."""

@@ -1,0 +1,77 @@
+"""Programs as files: StableHLO that a process with only jax loads and runs (``jax.export``).
+
+They are compiled where they are loaded. For a CPU compile them with the options that this library
+compiles with: ``jax.jit(exported.call, compiler_options=jina_jax.compiler_options("cpu"))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jina_jax.nn.encoder import parameter_path
+from jina_jax.runtime.engine import Engine, Program, encode_batch, input_shapes
+
+
+def export_program(
+    engine: Engine, program: Program, *, platforms: Sequence[str] | None = None
+) -> jax.export.Exported:
+    """Export one program, without its weights.
+
+    The result's ``call`` takes the weights, a dict from parameter path to array (``weights``), and
+    then those of these int32 arrays that the program has: input_ids (B, T), segments (B, S, 2),
+    task_ids (B, S), spans (B, P, 2). It returns float32 (B, P or S, D), or (B, T, D).
+
+    Args:
+      engine: the encoder, on one device.
+      program: the shapes.
+      platforms: "cpu", "cuda", "tpu"; None for the engine's own.
+
+    Raises:
+      ValueError: if the engine's weights lie on several devices.
+    """
+    if engine.mesh is not None and engine.mesh.size > 1:
+        raise ValueError(f"engine: expected one device, got a mesh of {engine.mesh.size}")
+    variables = nnx.to_flat_state(engine.state)
+    kernel = engine.route(program).kernel
+    shapes = input_shapes(program)
+
+    def run(weights, *given):
+        state = nnx.from_flat_state(
+            [
+                (keys, variable.replace(weights[parameter_path(keys)]))
+                for keys, variable in variables
+            ]
+        )
+        arrays = iter(given)
+        inputs: list[Any] = [None if shape is None else next(arrays) for shape in shapes]
+        return encode_batch(engine.graph, program.pooling, kernel, None, state, *inputs)
+
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes if shape is not None]
+    exported = jax.export.export(jax.jit(run), platforms=platforms)
+    return exported(
+        {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights(engine).items()},
+        *inputs,
+    )
+
+
+def weights(engine: Engine) -> dict[str, jax.Array]:
+    """Return the weights that an exported program takes, by parameter path."""
+    return {
+        parameter_path(keys): variable[...] for keys, variable in nnx.to_flat_state(engine.state)
+    }
+
+
+def save_program(path: str | Path, exported: jax.export.Exported) -> None:
+    """Write an exported program to a new file; ``jax.export.deserialize`` reads its bytes.
+
+    Raises:
+      FileExistsError: if the file is there.
+    """
+    with Path(path).open("xb") as file:
+        file.write(exported.serialize())

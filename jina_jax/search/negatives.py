@@ -1,0 +1,267 @@
+"""Hard negatives: for each query, texts that the model finds near but that do not answer it."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jina_jax.data.rows import check_row
+from jina_jax.files import new_output
+from jina_jax.search.nearest import nearest
+from jina_jax.search.rules import Rules
+
+if TYPE_CHECKING:
+    from jina_jax.embedder import JinaEmbeddings
+
+Pair = tuple[str, str]
+
+
+class MinedRow(NamedTuple):
+    """A pair with its negatives.
+
+    Attributes:
+      query, positive: the pair.
+      negatives: ``num_negatives`` texts, the nearest to the query first.
+      scores: float32 cosine similarities to the query, of the positive and then of the negatives.
+    """
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+class Mined(NamedTuple):
+    """What was mined, and what was not.
+
+    Attributes:
+      rows: in the order of the pairs.
+      left_out: indices of pairs whose query got fewer than ``num_negatives`` negatives.
+      repeated: indices of pairs that came before; they are not looked at again.
+      removed: for each filter the number of candidates that it removed, of those that the filters
+        before it in this order had left.
+      queries: number of distinct queries.
+      texts: number of distinct texts that were searched.
+    """
+
+    rows: list[MinedRow]
+    left_out: list[int]
+    repeated: list[int]
+    removed: dict[str, int]
+    queries: int
+    texts: int
+
+
+def mine_hard_negatives(
+    model: JinaEmbeddings,
+    pairs: Sequence[Pair],
+    corpus: Sequence[str] | None = None,
+    *,
+    num_negatives: int = 7,
+    range_min: int = 0,
+    range_max: int = 100,
+    max_score: float | None = None,
+    min_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    sampling_strategy: str = "top",
+    query_task: str | None = "auto",
+    passage_task: str | None = "auto",
+    truncate_dim: int | None = None,
+    seed: int = 0,
+    show_progress_bar: bool | None = None,
+) -> Mined:
+    """Find texts that are near a query, and are none of its positives.
+
+    Options have the names and the meaning of sentence-transformers' function. A query's candidates
+    are the ``range_max`` texts nearest to it by cosine similarity, without its positives and
+    without a text equal to the query; of those that the filters leave, the first ``range_min`` are
+    skipped. The search is exact; of equally near texts the one that comes first is taken.
+
+    Args:
+      model: to embed with.
+      pairs: (query, positive). All that a query has in any pair are its positives.
+      corpus: texts to search, in addition to all positives; None for the positives alone.
+      num_negatives: for each pair.
+      range_min: nearest candidates to skip, which are often positives that nobody marked.
+      range_max: candidates of a query.
+      max_score, min_score: bounds of a negative's score.
+      absolute_margin: least distance of a negative's score below the positive's; with several
+        positives below the lowest of theirs.
+      relative_margin: the same as a share of the size of the positive's score; NV-Retriever (arXiv
+        2407.15831) takes 0.05.
+      sampling_strategy: "top" for the nearest, "random" for a draw among all that are left.
+      query_task, passage_task: adapters, with their prompts; "auto" for "retrieval.query" and
+        "retrieval.passage" if the model has them, else None.
+      truncate_dim: Matryoshka dimension to search in; None for the checkpoint's own.
+      seed: of the draw.
+      show_progress_bar: of embedding, as for ``JinaEmbeddings.encode``.
+
+    Returns:
+      ``Mined``, with a row for each distinct pair that got ``num_negatives`` negatives.
+
+    Raises:
+      ValueError: for an option out of range, no pairs, a text that is blank or no valid string, or
+        an embedding that is not finite; the message names it.
+    """
+    rules = Rules(
+        *(num_negatives, range_min, range_max, max_score, min_score),
+        *(absolute_margin, relative_margin, sampling_strategy, seed),
+    )
+    pairs, corpus = _check_pairs(pairs), _check_corpus(corpus)
+    # dict.fromkeys drops what comes again and keeps the order.
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    texts = list(dict.fromkeys([*corpus, *(positive for _, positive in pairs)]))
+
+    def embed(texts: list[str], task: str | None, name: str) -> np.ndarray:
+        if task == "auto":
+            task = name if name in model.config.lora_adaptations else None
+        options: Any = {"truncate_dim": truncate_dim, "show_progress_bar": show_progress_bar}
+        return _check_finite(model.encode(texts, task=task, **options), texts)
+
+    query_vectors = embed(queries, query_task, "retrieval.query")
+    text_vectors = embed(texts, passage_task, "retrieval.passage")
+    found, removed = _search(pairs, queries, texts, query_vectors, text_vectors, rules)
+    rows, left_out, repeated = _rows(pairs, found)
+    return Mined(rows, left_out, repeated, dict(removed), len(queries), len(texts))
+
+
+def write_triplets(path: str | Path, mined: Mined, *, force: bool = False) -> None:
+    """Write rows as JSON lines, which ``jina_jax.data.source`` reads as triplets.
+
+    A row has "anchor", "positive", "negative" (a list) and "scores". The file appears only when it
+    is complete.
+
+    Args:
+      path: of the file.
+      mined: what to write.
+      force: replace a file that is there.
+
+    Raises:
+      ValueError: if there are no rows.
+      FileExistsError: if the file is there and ``force`` is not given.
+      FileNotFoundError: if its directory does not exist.
+    """
+    with new_output(Path(path), force=force) as file:
+        file.writelines(triplet_lines(mined))
+
+
+def triplet_lines(mined: Mined) -> Iterator[bytes]:
+    """Give the lines that ``write_triplets`` writes. Raises ``ValueError`` if there are none."""
+    if not mined.rows:
+        raise ValueError(
+            f"mined: expected at least one row, but none of {len(mined.left_out)} pairs got enough "
+            f"negatives from {mined.texts} texts; removed by filters: {mined.removed or 'none'}"
+        )
+    for row in mined.rows:
+        fields = {
+            "anchor": row.query,
+            "positive": row.positive,
+            "negative": row.negatives,
+            # Nine digits give a float32 back exactly.
+            "scores": [float(f"{score:.9g}") for score in row.scores],
+        }
+        yield (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+
+
+class _Found(NamedTuple):
+    """A query's scores of its positives, and its negatives with their scores, if enough."""
+
+    positives: dict[str, float]
+    negatives: list[tuple[str, float]] | None
+
+
+def _search(
+    pairs: list[Pair],
+    queries: list[str],
+    texts: list[str],
+    query_vectors: np.ndarray,
+    text_vectors: np.ndarray,
+    rules: Rules,
+) -> tuple[dict[str, _Found], collections.Counter[str]]:
+    """Find every query's candidates and choose among them; count what filters removed."""
+    place = {text: i for i, text in enumerate(texts)}
+    positives: dict[str, list[int]] = {query: [] for query in queries}
+    for query, positive in pairs:
+        positives[query].append(place[positive])
+    excluded = [{*positives[query], place.get(query, -1)} for query in queries]
+    depth = min(rules.range_max + max(map(len, excluded)), len(texts))
+    found: dict[str, _Found] = {}
+    removed: collections.Counter[str] = collections.Counter()
+    for i, (scores, ids) in enumerate(nearest(query_vectors, text_vectors, depth)):
+        own = positives[queries[i]]
+        own_scores = text_vectors[own] @ query_vectors[i]
+        candidates = np.flatnonzero(~np.isin(ids, [*excluded[i]]))[: rules.range_max]
+        candidates = candidates[rules.keep(scores[candidates], own_scores.min(), removed)]
+        chosen = rules.choose(len(candidates), i)
+        negatives = chosen if chosen is None else _named(candidates[chosen], scores, ids, texts)
+        found[queries[i]] = _Found(
+            {texts[k]: float(s) for k, s in zip(own, own_scores, strict=True)}, negatives
+        )
+    return found, removed
+
+
+def _named(
+    places: np.ndarray, scores: np.ndarray, ids: np.ndarray, texts: list[str]
+) -> list[tuple[str, float]]:
+    return [(texts[ids[place]], float(scores[place])) for place in places]
+
+
+def _rows(
+    pairs: list[Pair], found: dict[str, _Found]
+) -> tuple[list[MinedRow], list[int], list[int]]:
+    """Give rows, the pairs that are left out, and those that came before."""
+    rows: list[MinedRow] = []
+    left_out: list[int] = []
+    repeated: list[int] = []
+    seen: set[Pair] = set()
+    for i, pair in enumerate(pairs):
+        query, positive = pair
+        negatives = found[query].negatives
+        if pair in seen:
+            repeated.append(i)
+        elif negatives is None:
+            left_out.append(i)
+        else:
+            others, scores = zip(*negatives, strict=True)
+            rows.append(MinedRow(*pair, others, (found[query].positives[positive], *scores)))
+        seen.add(pair)
+    return rows, left_out, repeated
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> list[Pair]:
+    if isinstance(pairs, str) or len(pairs) == 0:
+        raise ValueError(f"pairs={pairs!r}: expected at least one (query, positive)")
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"pairs[{i}]: expected (query, positive), got {pair!r}")
+        _check_texts(f"pairs[{i}]", query=pair[0], positive=pair[1])
+    return [(query, positive) for query, positive in pairs]
+
+
+def _check_corpus(corpus: Sequence[str] | None) -> Sequence[str]:
+    if isinstance(corpus, str):
+        raise ValueError(f"corpus={corpus!r}: expected a sequence of texts or None")
+    for i, text in enumerate(corpus or ()):
+        _check_texts(f"corpus[{i}]", text=text)
+    return corpus or ()
+
+
+def _check_texts(where: str, **texts: str) -> None:
+    """Refuse what could not be read again from a file of triplets."""
+    try:
+        check_row(list(texts.items()), "texts", None, delimited=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_finite(vectors: np.ndarray, texts: list[str]) -> np.ndarray:
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if broken.size:
+        raise ValueError(f"embedding of {texts[broken[0]]!r} is not finite; try dtype='float32'")
+    return vectors

@@ -1,0 +1,1 @@
+"""Text: strings in, token ids and spans out. No JAX."""

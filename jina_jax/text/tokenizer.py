@@ -1,0 +1,284 @@
+"""Text → token ids, as tokenizer.json says: token for token what the `tokenizers` library gives.
+
+The steps are those of that library: added tokens are cut out of the text; what lies between them is
+normalised, split into words, and each word is segmented on its own. A word's ids are remembered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+
+import regex
+
+from jina_jax.text import tokenizer_json
+from jina_jax.text.normalizer import WHITE_SPACE, Span
+from jina_jax.text.tokenizer_json import AddedToken, Settings
+from jina_jax.text.unigram import Unigram, Vocabulary
+
+_NOT_WHITE_SPACE = re.compile(f"[^{WHITE_SPACE}]+")
+# What Rust's regex takes for a word character.
+_WORD_CHARACTER = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
+
+Part = tuple[int | None, int, int]  # token id or None for plain text, start, end
+
+_loaded: weakref.WeakValueDictionary[str, Tokenizer] = weakref.WeakValueDictionary()
+
+
+class Tokenizer:
+    """A Unigram tokenizer read from tokenizer.json.
+
+    The file's `truncation` and `padding` are ignored: a text is never cut and never padded. Threads
+    may share one tokenizer.
+
+    Attributes:
+        vocab_size: number of ids, added tokens included.
+        bos_id, eos_id, pad_id, mask_id: ids of the added tokens <s>, </s>, <pad> and <mask>; a file
+            may lack the last, which is None then.
+        unk_id: id of the unknown token.
+    """
+
+    def __init__(self, settings: Settings, vocabulary: Vocabulary):
+        """Put the parts together; `from_file` is the usual way."""
+        ids = {token.content: token.id for token in settings.added}
+        self.vocab_size = max(len(vocabulary.scores), *(i + 1 for i in ids.values()))
+        self.bos_id, self.eos_id, self.pad_id = ids["<s>"], ids["</s>"], ids["<pad>"]
+        self.mask_id = ids.get("<mask>")
+        self.unk_id = settings.unk_id
+        self._settings = settings
+        self._metaspace = settings.metaspace
+        self._unigram = Unigram(vocabulary, settings.unk_id, settings.byte_fallback)
+        self._special_ids = frozenset(token.id for token in settings.added if token.special)
+        self._special = _alternatives(token.content for token in settings.added if token.special)
+        self._raw = _Matcher([(t.content, t) for t in settings.added if not t.normalized])
+        self._normalized = _Matcher(
+            [(self._normalize(t.content), t) for t in settings.added if t.normalized]
+        )
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Load tokenizer.json; the same content gives the same object while that one is in use.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is malformed, or asks for something that is not supported here; the
+                message names the file and the field.
+        """
+        content = Path(path).read_bytes()
+        key = tokenizer_json.digest(content)
+        tokenizer = _loaded.get(key)
+        if tokenizer is None:
+            tokenizer = _loaded[key] = cls(*tokenizer_json.read(Path(path), content))
+        return tokenizer
+
+    def encode(
+        self, texts: Iterable[str], *, split_special_tokens: bool = False
+    ) -> list[list[int]]:
+        """Return the ids of each text, with the template's tokens around them, never truncated.
+
+        Args:
+            texts: a sequence of texts. One text alone is an error.
+            split_special_tokens: segment special tokens (<s>, </s>, <mask>, …) found in a text like
+                any other text, so that no text can yield the id of one. (`tokenizers` under its
+                `encode_special_tokens` still gives it through the vocabulary.) The unknown token
+                remains what unknown characters become.
+
+        Raises:
+            ValueError: as `check_texts`.
+        """
+        prefix, suffix = self._settings.prefix, self._settings.suffix
+        return [
+            [*prefix, *self._ids(text, split_special_tokens), *suffix]
+            for text in check_texts(texts)
+        ]
+
+    def encode_with_offsets(
+        self, text: str, *, split_special_tokens: bool = False
+    ) -> tuple[list[int], list[Span]]:
+        """Return the ids of one text and, for each, the characters of the text it stands for.
+
+        The offsets are those of `tokenizers`: the template's tokens have (0, 0); a word's mark has
+        those of its first character; where normalisation adds a character, it has the one before
+        it, and where it removes one, the character kept before it takes its place in the count.
+        Offsets never decrease; several tokens can share a span.
+
+        Args:
+            text: one text.
+            split_special_tokens: as for `encode`, whose ids these are.
+
+        Raises:
+            ValueError: the text is not a str, or holds a lone surrogate.
+        """
+        check_texts([text])
+        template = self._settings
+        tokens = [(token_id, (0, 0)) for token_id in template.prefix]
+        tokens += self._tokens(text, split_special_tokens)
+        tokens += [(token_id, (0, 0)) for token_id in template.suffix]
+        return [token_id for token_id, _ in tokens], [span for _, span in tokens]
+
+    def _ids(self, text: str, split_special: bool) -> list[int]:
+        """Return the ids of a text, without the template's."""
+        if self._metaspace.prepend == "first":  # which word is the first, only its offset tells
+            return [token_id for token_id, _ in self._tokens(text, split_special)]
+        ids: list[int] = []
+        for raw_id, start, end in self._raw.split(text, split_special):
+            if raw_id is not None:
+                ids.append(raw_id)
+                continue
+            plain = self._normalize(text[start:end])
+            for token_id, start, end in self._normalized.split(plain, split_special):
+                if token_id is None:
+                    ids += self._plain_ids(plain[start:end], split_special)
+                else:
+                    ids.append(token_id)
+        return ids
+
+    def _plain_ids(self, text: str, split_special: bool) -> Iterator[int]:
+        """Return the ids of a normalised text without added tokens."""
+        words = self._words(text)
+        if split_special and self._special.search(text):
+            return (piece[0] for word in words for piece in self._segment(word, True))
+        return itertools.chain.from_iterable(map(self._unigram.ids.__getitem__, words))
+
+    def _words(self, text: str) -> list[str]:
+        """Split a normalised text into words; for `prepend` other than first."""
+        mark = self._metaspace.replacement
+        if not self._settings.split_white_space:
+            return self._mark(text, False)
+        chunks = _NOT_WHITE_SPACE.findall(text)
+        if self._metaspace.prepend == "always" and mark not in text:
+            return [mark + chunk for chunk in chunks]
+        return [word for chunk in chunks for word in self._mark(chunk, False)]
+
+    def _mark(self, chunk: str, is_first: bool) -> list[str]:
+        """Replace spaces by marks, put one in front if due, and split in front of each mark."""
+        mark, prepend = self._metaspace.replacement, self._metaspace.prepend
+        chunk = chunk.replace(" ", mark)
+        if not chunk.startswith(mark) and (
+            prepend == "always" or (prepend == "first" and is_first)
+        ):
+            chunk = mark + chunk
+        words = chunk.replace(mark, " " + mark).split(" ") if self._metaspace.split else [chunk]
+        return [word for word in words if word]
+
+    def _normalize(self, text: str) -> str:
+        for step in self._settings.normalizer:
+            text = step.apply(text)
+        return text
+
+    def _segment(self, word: str, split_special: bool) -> list[tuple[int, int, int]]:
+        """Return the pieces of a word, as (id, start, end)."""
+        banned = self._special_ids if split_special and self._special.search(word) else ()
+        return self._unigram.segment(word, banned)
+
+    def _tokens(self, text: str, split_special: bool) -> Iterator[tuple[int, Span]]:
+        """Yield the id and the offsets of each token of a text, without the template's."""
+        for raw_id, start, end in self._raw.split(text, split_special):
+            if raw_id is not None:
+                yield raw_id, (start, end)
+                continue
+            plain, spans = text[start:end], [(at, at + 1) for at in range(start, end)]
+            for step in self._settings.normalizer:
+                plain, spans = step.align(plain, spans)
+            for token_id, start, end in self._normalized.split(plain, split_special):
+                if token_id is not None:
+                    yield token_id, (spans[start][0], spans[end - 1][1])
+                    continue
+                for word, word_spans in self._aligned_words(plain[start:end], spans[start:end]):
+                    for piece_id, left, right in self._segment(word, split_special):
+                        yield piece_id, (word_spans[left][0], word_spans[right - 1][1])
+
+    def _aligned_words(self, text: str, spans: list[Span]) -> Iterator[tuple[str, list[Span]]]:
+        """Yield the words of a normalised text with a span for each of their characters."""
+        chunks = [(0, len(text))] if text else []
+        if self._settings.split_white_space:
+            chunks = [match.span() for match in _NOT_WHITE_SPACE.finditer(text)]
+        for start, end in chunks:
+            words = self._mark(text[start:end], spans[start][0] == 0)
+            at = start - (sum(map(len, words)) - (end - start))
+            for word in words:  # a mark put in front shares the span of the first character
+                yield word, [spans[max(i, start)] for i in range(at, at + len(word))]
+                at += len(word)
+
+
+class _Matcher:
+    """Find added tokens in a text: leftmost first, the longest of those that begin there."""
+
+    def __init__(self, tokens: Sequence[tuple[str, AddedToken]]):
+        self._tokens = dict(tokens)
+        self._pattern = _alternatives(content for content, _ in tokens)
+
+    def split(self, text: str, split_special: bool) -> list[Part]:
+        """Cut a text into tokens and what lies between them, leaving out empty parts."""
+        if not self._pattern.search(text):
+            return [(None, 0, len(text))] if text else []
+        parts: list[Part] = []
+        done = 0
+        for match in self._pattern.finditer(text):
+            token = self._tokens[match[0]]
+            if (split_special and token.special) or not _stands_alone(token, text, match.span()):
+                continue
+            start, end = _with_white_space(token, text, match.span(), done)
+            parts += [(None, done, start), (token.id, start, end)]
+            done = end
+        parts.append((None, done, len(text)))
+        return [part for part in parts if part[1] < part[2]]
+
+
+def _alternatives(contents: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches the longest of some texts, or never where there is none."""
+    longest_first = sorted(filter(None, contents), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _stands_alone(token: AddedToken, text: str, span: Span) -> bool:
+    """Tell whether a `single_word` token touches no word character."""
+    if not token.single_word:
+        return True
+    around = text[max(span[0] - 1, 0) : span[0]] + text[span[1] : span[1] + 1]
+    return not _WORD_CHARACTER.search(around)
+
+
+def _with_white_space(token: AddedToken, text: str, span: Span, done: int) -> Span:
+    """Widen a match by the white space that `lstrip` and `rstrip` tokens swallow."""
+    start, end = span
+    if token.lstrip:
+        start = max(len(text[:start].rstrip(WHITE_SPACE)), done)
+    if token.rstrip:
+        end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+    return start, end
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """Return some texts as a list.
+
+    Raises:
+        ValueError: `texts` is one text, no collection or one without an order, or an element is not
+            a str or holds a lone surrogate; the message names the position.
+    """
+    if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Iterable):
+        raise _refusal("texts", "a sequence of str", type(texts).__name__)
+    checked = list(texts)
+    for at, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise _refusal(f"texts[{at}]", "str", type(text).__name__)
+        if not text.isascii():
+            _check_unicode(text, f"texts[{at}]")
+    return checked
+
+
+def _check_unicode(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"the lone surrogate U+{ord(text[error.start]):04X}"
+        got = f"{surrogate} at character {error.start}"
+        raise _refusal(where, "Unicode text", got) from None
+
+
+def _refusal(where: str, expected: str, got: str) -> ValueError:
+    return ValueError(f"{where}: expected {expected}, got {got}")

@@ -1,0 +1,134 @@
+"""Token ids of a training batch, packed into chunks of one static shape.
+
+All texts of a batch, queries and documents alike, share rows (``jina_jax.runtime.batching``), and
+the rows are cut into chunks: what the encoder sees at once. A batch of any size is one array
+(C, R, T).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jina_jax.runtime.batching import best_fit, bucket, packed_places
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How a batch is cut into chunks.
+
+    Attributes:
+      chunk_tokens: tokens that the encoder sees at once on one device, padding included. One row
+        that a longer text needs may be more.
+      row_lengths: rows in which texts are packed, ascending; longer texts have rows of the next
+        power of two, or one and a half times one.
+      row_multiple: devices that share the rows of a chunk.
+    """
+
+    chunk_tokens: int = 8192
+    row_lengths: tuple[int, ...] = (128, 256, 512)
+    row_multiple: int = 1
+
+
+class Chunks(NamedTuple):
+    """A batch of n texts in C chunks of R rows of T tokens; S texts fit in a row.
+
+    Attributes:
+      input_ids: int32 (C, R, T).
+      segments: int32 (C, R, S, 2), first token of each text and the one after its last.
+      task_ids: int32 (C, R, S), -1 for none.
+      used: bool (C,), False for chunks without any text, which cost nothing.
+      places: int32 (n,), where each text is among the C · R · S places.
+    """
+
+    input_ids: np.ndarray
+    segments: np.ndarray
+    task_ids: np.ndarray
+    used: np.ndarray
+    places: np.ndarray
+
+    @property
+    def padding(self) -> float:
+        """Share of the computed positions that hold no token."""
+        tokens = (self.segments[..., 1] - self.segments[..., 0]).sum()
+        return float(1 - tokens / (self.used.sum() * self.input_ids[0].size))
+
+
+def pack(
+    ids: Sequence[Sequence[int]], task_ids: Sequence[int], packing: Packing, pad_id: int
+) -> Chunks:
+    """Pack the texts of a batch.
+
+    Args:
+      ids: token ids of n texts.
+      task_ids: the task of each, -1 for none.
+      packing: the settings.
+      pad_id: fills rows up.
+
+    Raises:
+      ValueError: without any text.
+    """
+    if not ids:
+        raise ValueError("ids: expected at least one text, got none")
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    lengths = [len(ids[i]) for i in order]
+    length, rows = _rows(lengths, packing)
+    count, height = _shape(len(rows), length, packing)
+    places = packed_places(length)
+    input_ids = np.full((count * height, length), pad_id, np.int32)
+    segments = np.zeros((count * height, places, 2), np.int32)
+    tasks = np.full((count * height, places), -1, np.int32)
+    where = np.zeros(len(ids), np.int32)
+    for row, members in enumerate(rows):
+        start = 0
+        for place, member in enumerate(members):
+            text = order[member]
+            stop = start + len(ids[text])
+            input_ids[row, start:stop] = ids[text]
+            segments[row, place] = start, stop
+            tasks[row, place] = task_ids[text]
+            where[text] = row * places + place
+            start = stop
+    used = np.arange(count) * height < len(rows)
+    return Chunks(
+        input_ids.reshape(count, height, length),
+        segments.reshape(count, height, places, 2),
+        tasks.reshape(count, height, places),
+        used,
+        where,
+    )
+
+
+def _rows(lengths: list[int], packing: Packing) -> tuple[int, list[list[int]]]:
+    """Pack descending lengths into rows of the length that leaves the least empty."""
+    longest = lengths[0]
+    fitting = [size for size in packing.row_lengths if size >= longest] or [bucket(longest)]
+    # A row that is more than a chunk is for a text that needs it, and not to leave less empty.
+    sizes = [size for size in fitting if size <= packing.chunk_tokens] or fitting[:1]
+    candidates = [(size, best_fit(lengths, size, packed_places(size))) for size in sizes]
+
+    def work(candidate: tuple[int, list[list[int]]]) -> int:
+        size, rows = candidate
+        count, height = _shape(len(rows), size, packing)
+        # Of equal work the shorter rows: less attention between tokens of different texts.
+        return min(count, -(-len(rows) // height)) * height * size
+
+    return min(candidates, key=work)
+
+
+def _shape(rows: int, length: int, packing: Packing) -> tuple[int, int]:
+    """Return C and R: as few chunks as fit in memory, of even height.
+
+    Each shape is a program, so there are few: C is a power of two, of which the last chunks may be
+    unused, and R is rounded up to an eighth of a power of two.
+    """
+    per_device = -(-rows // packing.row_multiple)
+    full = max(1, packing.chunk_tokens // length)
+    chunks = -(-per_device // full)
+    height = -(-per_device // chunks)
+    step = 1 << max(0, height.bit_length() - 4)
+    height = min(-(-height // step) * step, full)
+    return 1 << (chunks - 1).bit_length(), height * packing.row_multiple
