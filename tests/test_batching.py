@@ -3,10 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jina_jax.runtime.batching import Batching, best_fit, bucket, make_batches, shapes
+from jina_jax.runtime.batching import (
+    DEFAULTS,
+    Batching,
+    CompleteBatching,
+    best_fit,
+    bucket,
+    make_batches,
+    shapes,
+)
 
-PADDED = Batching(token_budget=128)
-PACKED = Batching(token_budget=128, row_lengths=(32, 64), attention_tokens=200)
+PADDED = CompleteBatching(token_budget=128)
+PACKED = CompleteBatching(token_budget=128, row_lengths=(32, 64), attention_tokens=200)
 
 
 def texts(lengths):
@@ -31,7 +39,9 @@ def test_bucket(size, expected):
     assert bucket(size) == expected
 
 
-@pytest.mark.parametrize("batching", [PADDED, PACKED, Batching(128, max_rows=3)])
+@pytest.mark.parametrize(
+    "batching", [PADDED, PACKED, PADDED._replace(max_texts=3), PACKED._replace(max_texts=2)]
+)
 @pytest.mark.parametrize("row_multiple", [1, 3])
 @pytest.mark.parametrize("longest", [12, 150])
 @given(data=st.data())
@@ -43,14 +53,14 @@ def test_every_text_comes_once_and_whole(batching, row_multiple, longest, data):
     for batch in make_batches(ids, batching, 1, row_multiple):
         assert batch.shape in known
         covered = np.zeros(batch.input_ids.shape, bool)
-        for index, row, place in zip(batch.indices, batch.rows, batch.places, strict=True):
+        for index, row, place in zip(batch.indices, batch.rows, batch.slots, strict=True):
             seen.append(index)
-            start, stop = batch.segments[row, place]
+            start, stop = batch.text_spans[row, place]
             np.testing.assert_array_equal(batch.input_ids[row, start:stop], ids[index])
             assert not covered[row, start:stop].any()
             covered[row, start:stop] = True
         assert (batch.input_ids[~covered] == 1).all()
-        sizes = batch.segments[..., 1] - batch.segments[..., 0]
+        sizes = batch.text_spans[..., 1] - batch.text_spans[..., 0]
         assert sizes.sum() == covered.sum()  # empty places are empty
     assert sorted(seen) == list(range(len(ids)))
 
@@ -59,7 +69,7 @@ def test_texts_share_a_row_and_their_places_follow_one_another():
     (batch,) = make_batches(texts([5, 9, 3]), PACKED, pad_id=1)
     assert batch.shape == (1, 24, 3)
     assert batch.indices.tolist() == [1, 0, 2]
-    assert batch.segments[0].tolist() == [[0, 9], [9, 14], [14, 17]]
+    assert batch.text_spans[0].tolist() == [[0, 9], [9, 14], [14, 17]]
 
 
 def test_row_is_as_long_as_it_must_be_for_the_number_of_texts():
@@ -71,7 +81,7 @@ def test_row_is_as_long_as_it_must_be_for_the_number_of_texts():
 def test_padding_gives_a_row_to_each_text():
     (batch,) = make_batches(texts([5, 9, 3]), PADDED, pad_id=1)
     assert batch.shape == (4, 16, 1)
-    assert batch.segments[:, 0].tolist() == [[0, 9], [0, 5], [0, 3], [0, 0]]
+    assert batch.text_spans[:, 0].tolist() == [[0, 9], [0, 5], [0, 3], [0, 0]]
 
 
 def test_best_fit_takes_the_fullest_row_with_room():
@@ -90,7 +100,7 @@ def test_row_length_is_chosen_by_the_work():
 
 def test_packing_wastes_little():
     lengths = np.random.default_rng(0).integers(5, 60, 400)
-    batches = make_batches(texts(lengths), Batching(1024, row_lengths=(128, 256, 512)), 1)
+    batches = make_batches(texts(lengths), DEFAULTS["cpu"], 1)
     assert lengths.sum() >= 0.95 * sum(batch.input_ids.size for batch in batches)
 
 
@@ -111,10 +121,63 @@ def test_number_of_shapes_is_bounded(batching, most):
         ({"token_budget": 0}, "token_budget=0"),
         ({"token_budget": 64, "row_lengths": (128,)}, r"row_lengths=\(128,\)"),
         ({"token_budget": 64, "row_lengths": (32, 16)}, "ascending"),
-        ({"token_budget": 64, "max_rows": 0}, "max_rows=0"),
+        ({"max_texts": 0}, "max_texts=0"),
+        ({"packing": 1}, "packing=1: expected None, True or False"),
+        ({"packing": False, "row_lengths": (8,)}, r"row_lengths=\(8,\): expected None with pack"),
         ({"token_budget": 64, "attention_tokens": 1.5}, "attention_tokens=1.5"),
     ],
 )
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         Batching(**options)
+
+
+# ---------------------------------------------------------------- settings and defaults
+
+
+@pytest.mark.parametrize(
+    ("batching", "platform", "expected"),
+    [
+        (Batching(), "cpu", DEFAULTS["cpu"]),
+        (Batching(), "gpu", DEFAULTS["gpu"]),
+        (Batching(2048), "cpu", DEFAULTS["cpu"]._replace(token_budget=2048)),
+        (Batching(packing=False), "cpu", DEFAULTS["cpu"]._replace(row_lengths=())),
+        (Batching(row_lengths=()), "cpu", DEFAULTS["cpu"]._replace(row_lengths=())),
+        (Batching(packing=True), "gpu", DEFAULTS["gpu"]._replace(row_lengths=(512,))),
+        (Batching(row_lengths=(64,)), "gpu", DEFAULTS["gpu"]._replace(row_lengths=(64,))),
+        (Batching(max_texts=4), "tpu", DEFAULTS["tpu"]._replace(max_texts=4)),
+        (Batching(300), "cpu", DEFAULTS["cpu"]._replace(token_budget=300, row_lengths=(128, 256))),
+        (Batching(64), "cpu", DEFAULTS["cpu"]._replace(token_budget=64, row_lengths=(64,))),
+        (Batching(4), "cpu", DEFAULTS["cpu"]._replace(token_budget=4, row_lengths=())),
+        (
+            Batching(row_lengths=(2048,)),
+            "cpu",
+            DEFAULTS["cpu"]._replace(token_budget=2048, row_lengths=(2048,)),
+        ),
+        (Batching(attention_tokens=9), "cpu", DEFAULTS["cpu"]._replace(attention_tokens=9)),
+    ],
+)
+def test_what_is_not_given_is_the_platforms_default(batching, platform, expected):
+    assert batching.on(platform) == expected
+
+
+def test_a_token_budget_or_a_number_of_texts_leaves_packing_on():
+    lengths = np.random.default_rng(0).lognormal(3, 0.8, 300).astype(int).clip(3, 200)
+
+    def padding(batching):
+        batches = make_batches(texts(lengths), batching, 1)
+        return 1 - lengths.sum() / sum(batch.input_ids.size for batch in batches)
+
+    default = padding(DEFAULTS["cpu"])
+    assert padding(Batching(2048).on("cpu")) < default + 0.05
+    assert padding(Batching(max_texts=32).on("cpu")) < default + 0.15
+    assert padding(Batching(packing=False).on("cpu")) > default + 0.1
+
+
+@pytest.mark.parametrize("batching", [PADDED, PACKED])
+@pytest.mark.parametrize("row_multiple", [1, 2])
+def test_no_step_has_more_texts_than_asked_for(batching, row_multiple):
+    few = batching._replace(max_texts=3)
+    batches = make_batches(texts([5, 40, 9, 3, 17, 21, 8, 8, 64, 150]), few, 1, row_multiple)
+    most = max(len(batch.indices) for batch in batches)
+    assert 3 < most <= 6 if row_multiple == 2 else most == 3

@@ -13,6 +13,7 @@ import pytest
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
 from jina_jax.runtime import distributed
+from jina_jax.runtime.requests import Preparation, Request
 
 SECONDS = 120
 TEXTS = ["A man is playing a guitar.", "", "Ein Mann spielt Gitarre.", "!?", "x" * 40]
@@ -136,26 +137,55 @@ def test_a_mesh_of_this_process_spans_none():
     assert not distributed.spans_processes(make_mesh())
 
 
-@pytest.mark.parametrize("here", [0, 1, 2])
-def test_each_process_tokenises_its_share(monkeypatch, here):
-    texts = ["a", "bcd", "", "ef", "g"]
-    tables = {
-        0: [[1, 97, -1, -1], [2, 101, 102, -1]],
-        1: [[3, 98, 99, 100], [1, 103, -1, -1]],
-        2: [[0, -1, -1, -1], [-1, -1, -1, -1]],
-    }
-    # What the collective gives: the same from all, then each one's size, then each one's table.
-    answers = iter([lambda x: np.stack([x] * 3), [[2, 2], [2, 3], [1, 0]], [*tables.values()]])
-    sent = []
+def answer(monkeypatch, *answers):
+    """Let the collective give these answers, each an array or a function of what was sent."""
+    given = iter(answers)
 
     def gather(value):
-        sent.append(value.tolist())
-        answer = next(answers)
-        return answer(value) if callable(answer) else np.array(answer, np.int32)
+        found = next(given)
+        return found(value) if callable(found) else np.array(found, np.int32)
 
     monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+
+
+def test_rows_of_every_process(monkeypatch):
+    tables = [
+        [[1, 97, -1, -1], [2, 101, 102, -1]],
+        [[3, 98, 99, 100], [1, 103, -1, -1]],
+        [[0, -1, -1, -1], [-1, -1, -1, -1]],
+    ]
+    sent = []
+    answer(monkeypatch, [[2, 2], [2, 3], [1, 0]], lambda table: sent.append(table) or tables)
+    tables = np.array(tables, np.int32)
+    found = distributed.gather_rows([[97], [101, 102]])
+    assert found == [[[97], [101, 102]], [[98, 99, 100], [103]], [[]]]
+    assert sent[0].tolist() == tables[0].tolist()
+
+
+@pytest.mark.parametrize("here", [0, 1, 2])
+@pytest.mark.parametrize("chunks", [None, lambda text, offsets: [(0, 1)]])
+def test_each_process_tokenises_its_share(monkeypatch, model, here, chunks):
+    requests = [Request(text, "p: ", 2, chunks) for text in ("a", "bcd", "x", "ef", "g")]
+    preparation = Preparation(model.tokenizer, False, 32, 8)
+    seen = []
+    tokenize = Preparation.tokenize
+
+    def watched(self, given):
+        seen.append([request.text for request in given])
+        return tokenize(self, given)
+
+    monkeypatch.setattr(Preparation, "tokenize", watched)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(jax, "process_index", lambda: here)
-    ids = distributed.share_tokenization(texts, lambda own: [[*map(ord, text)] for text in own])
-    assert ids == [[97], [98, 99, 100], [], [101, 102], [103]]
-    assert sent[2] == tables[here]
+    shares = [
+        [distributed._flatten(tokens) for tokens in tokenize(preparation, requests[rank::3])]
+        for rank in range(3)
+    ]
+    monkeypatch.setattr(distributed, "check_same", lambda texts: None)
+    monkeypatch.setattr(distributed, "gather_rows", lambda rows: shares)
+    found = distributed.share_preparation(requests, preparation)
+    assert seen == [[request.text for request in requests[here::3]]]
+    assert found == [
+        preparation.prepare(request, tokens)
+        for request, tokens in zip(requests, tokenize(preparation, requests), strict=True)
+    ]

@@ -11,12 +11,12 @@ from tiny import write_tiny
 from jina_jax import make_mesh
 from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.runtime.batching import Batching, make_batches
+from jina_jax.runtime.batching import CompleteBatching, make_batches
 from jina_jax.runtime.compiling import platform_of
 from jina_jax.runtime.engine import Engine, Program, Step, input_shapes, unpack
 from jina_jax.runtime.sharding import abstract_state
 
-ROWS = Batching(token_budget=32)
+ROWS = CompleteBatching(token_budget=32)
 IDS = [[0, *range(4, 4 + size), 2] for size in (30, 22, 25, 3, 12)]
 
 

@@ -264,7 +264,7 @@ def test_truncate_dim_cuts_chunks_before_normalising(model, hidden):
     np.testing.assert_allclose(ours.embeddings, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("batching", [None, Batching(token_budget=64)], ids=["packed", "padded"])
+@pytest.mark.parametrize("batching", [None, Batching(64, packing=False)], ids=["packed", "padded"])
 @pytest.mark.parametrize("chunks", [4, "sentences"])
 def test_texts_together_are_as_each_alone(model, batching, chunks):
     both = JinaEmbeddings(

@@ -1,5 +1,6 @@
 """From texts to vectors: order, batch mates and the form of batches change nothing."""
 
+import itertools
 import random
 import string
 import threading
@@ -12,12 +13,13 @@ from published import TASKS
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
 from jina_jax.runtime.batching import Batch, shapes
-from jina_jax.runtime.pipeline import Item, Pipeline, ahead
+from jina_jax.runtime.pipeline import Pipeline, ahead
+from jina_jax.runtime.requests import Item, Piece, Prepared, Request
 
 BATCHINGS = {
     "packed": Batching(token_budget=256, row_lengths=(8, 128)),  # rows of one length: few programs
     "packed, short rows": Batching(token_budget=128, row_lengths=(64, 96)),
-    "padded": Batching(token_budget=256),
+    "padded": Batching(token_budget=256, packing=False),
 }
 
 
@@ -90,12 +92,12 @@ def test_pools_are_put_together_again(model, alone, monkeypatch):
 
 @pytest.mark.parametrize(
     "batching",
-    [Batching(64, row_lengths=(32,)), Batching(64, max_rows=2)],
+    [Batching(64, row_lengths=(32,)), Batching(64, packing=False, max_texts=2)],
     ids=["packed", "padded"],
 )
 def test_warmup_compiles_all_that_texts_of_any_number_need(directory, batching):
     model = load(directory, batching=batching)
-    known = shapes(batching, 16)
+    known = shapes(model.batching, 16)
     assert model.warmup(16) == model.engine.compiled == 2 * len(known)
     random_ = random.Random(1)
     for count in (1, 1, 2, 3, 3, 5, 9, 30):
@@ -158,16 +160,18 @@ def test_padding_is_a_share(model, batch_size):
     assert model.encode([], return_info=True)[1].padding == 0
 
 
-# ---------------------------------------------------------------- pools and items
+# ---------------------------------------------------------------- requests and items
 
 
 class Device:
     """An engine that pools ids themselves: the vectors of a token are its id, twice."""
 
     row_multiple = 1
+    mesh = None
 
     class config:  # noqa: N801
         pad_token_id = -1
+        hidden_size = 2
 
     def __init__(self):
         self.steps = []
@@ -180,7 +184,7 @@ class Device:
             if pooling is None:
                 yield step, vectors
                 continue
-            spans = batch.segments if step.spans is None else step.spans
+            spans = batch.text_spans if step.spans is None else step.spans
             means = [
                 [v[i:j].mean(0) if i < j else np.zeros(2) for i, j in own]
                 for v, own in zip(vectors, spans.tolist(), strict=True)
@@ -188,60 +192,120 @@ class Device:
             yield step, np.array(means)
 
 
-def run(items, pooling="mean", batching=BATCHINGS["packed, short rows"], tasks=None):
-    """Run one pool; return the steps, and (item, vectors) in the order of texts."""
-    device = Device()
-    tasks = np.full(len(items), -1) if tasks is None else np.array(tasks)
-    found = Pipeline(device, batching, tasks).run([items], pooling)
-    return device.steps, sorted(found, key=lambda pair: pair[0].text)
+class Given:
+    """A preparation that knows its answers: request "3" is the third of them."""
+
+    def __init__(self, prepared):
+        self.prepared = prepared
+        self.pools = []
+
+    def __call__(self, requests):
+        self.pools.append([int(request.text) for request in requests])
+        return [self.prepared[int(request.text)] for request in requests]
 
 
-def test_each_item_gets_its_own_vectors():
-    items = [Item(0, [1, 1]), Item(1, [2, 2, 2]), Item(2, [3] * 9)]
-    (step,), found = run(items)
+def one(*items, task=-1, vectors=1):
+    """A request of some items: ids, or pairs of ids and pieces."""
+    made = [Item(*item) if isinstance(item, tuple) else Item(item) for item in items]
+    return Prepared(task, made, vectors, sum(len(item.ids) for item in made), 0, [])
+
+
+def run(prepared, pooling="mean", batching=BATCHINGS["packed, short rows"], stream=None):
+    """Run requests; return the steps, and results by position."""
+    device, preparation = Device(), Given(prepared)
+    pipeline = Pipeline(device, batching.on("cpu"), preparation, pooling)
+    stream = range(len(prepared)) if stream is None else stream
+    requests = (None if i is None else Request(str(i)) for i in stream)
+    found = {result.position: result for result in pipeline.run(requests)}
+    assert sorted(found) == list(range(len(prepared)))
+    assert [found[i].prepared for i in range(len(prepared))] == prepared
+    return device.steps, [found[i].vectors for i in range(len(prepared))]
+
+
+def test_each_request_gets_its_own_vector():
+    (step,), found = run([one([1, 1]), one([2, 2, 2]), one([3] * 9)])
     assert step.batch.shape == (1, 24, 3)
     assert step.task_ids is None
-    assert [vectors.tolist() for _, vectors in found] == [[[i, i]] for i in (1, 2, 3)]
-    assert [item for item, _ in found] == items
+    assert [vectors.tolist() for vectors in found] == [[[i, i]] for i in (1, 2, 3)]
 
 
 def test_token_vectors():
-    _, found = run([Item(0, [1, 5]), Item(1, [2, 4, 6])], None)
-    assert found[0][1].tolist() == [[1, 1], [5, 5]]
-    assert found[1][1].tolist() == [[2, 2], [4, 4], [6, 6]]
+    _, found = run([one([1, 5]), one([2, 4, 6])], None)
+    assert found[0].tolist() == [[1, 1], [5, 5]]
+    assert found[1].tolist() == [[2, 2], [4, 4], [6, 6]]
 
 
 @pytest.mark.parametrize("batching", [BATCHINGS["packed, short rows"], BATCHINGS["padded"]])
-def test_pieces_of_items_beside_whole_ones(batching):
-    pieces = [(7, 0, 2), (8, 1, 3), (9, 2, 3)]
-    items = [Item(0, [10, 20, 30], pieces), Item(1, [4, 6]), Item(2, [1, 2, 3, 4], [(0, 3, 4)])]
-    (step,), found = run(items, batching=batching)
-    # Ranges of a row are a power of two: programs are few.
+def test_pieces_beside_whole_texts(batching):
+    pieces = (Piece(0, 0, 2, 1.0), Piece(1, 1, 3, 1.0), Piece(2, 2, 3, 1.0))
+    last = (Piece(0, 3, 4, 1.0),)
+    prepared = [one(([10, 20, 30], pieces), vectors=3), one([4, 6]), one(([1, 2, 3, 4], last))]
+    (step,), found = run(prepared, batching=batching)
+    # Ranges per row are a power of two: programs are few.
     assert step.spans.shape[1] == (8 if batching.row_lengths else 4)
-    assert [v[:, 0].tolist() for _, v in found] == [[15, 25, 30], [5], [4]]
+    assert [v[:, 0].tolist() for v in found] == [[15, 25, 30], [5], [4]]
 
 
-def test_tasks_of_places():
-    items = [Item(0, [1] * 3), Item(1, [2] * 5), Item(2, [3] * 4)]
-    (step,), _ = run(items, tasks=[4, -1, 2])
+def test_pieces_of_several_items_add_up_by_weight():
+    first = ([10, 20], (Piece(0, 0, 2, 0.5), Piece(1, 1, 2, 0.25)))
+    second = ([30, 40], (Piece(0, 0, 2, 0.5), Piece(1, 0, 1, 0.75)))
+    _, (vectors, other) = run([one(first, second, vectors=2), one([7])])
+    assert vectors[:, 0].tolist() == [0.5 * 15 + 0.5 * 35, 0.25 * 20 + 0.75 * 30]
+    assert other[:, 0].tolist() == [7]
+
+
+def test_a_request_without_items_has_no_vectors():
+    steps, found = run([one(vectors=0), one([5]), one(vectors=0)])
+    assert len(steps) == 1
+    assert [vectors.shape for vectors in found] == [(0, 2), (1, 2), (0, 2)]
+    steps, found = run([one(vectors=0)])
+    assert (steps, found[0].shape) == ([], (0, 2))
+
+
+def test_tasks_of_slots():
+    prepared = [one([1] * 3, task=4), one([2] * 5), one([3] * 4, task=2)]
+    (step,), _ = run(prepared)
     assert step.batch.indices.tolist() == [1, 2, 0]
     assert step.task_ids.tolist() == [[-1, 2, 4]]
 
 
-def pools_of(texts, batching):
-    return list(Pipeline(Device(), batching, np.zeros(0)).pools(texts))
+def pools_of(stream, monkeypatch):
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_POOL", 3)
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_FIRST_POOL", 1)
+    # A step of 16 tokens is 64 characters; the text of a request is its number.
+    preparation = Given([one([5])] * 400)
+    batching = Batching(token_budget=16, row_lengths=(16,)).on("cpu")
+    requests = (None if i is None else Request(str(i)) for i in stream)
+    list(Pipeline(Device(), batching, preparation, "mean").run(requests))
+    return [len(pool) for pool in preparation.pools]
 
 
 def test_pools_grow_after_the_first(monkeypatch):
-    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_POOL", 3)
+    assert pools_of(range(10, 100), monkeypatch) == [32, 58]  # 64 characters, then up to 192
+    assert pools_of([], monkeypatch) == []
+
+
+def test_none_runs_what_has_arrived(monkeypatch):
+    stream = [1, 2, None, 3, None, None, 4]
+    assert pools_of(stream, monkeypatch) == [2, 1, 1]
+
+
+def test_requests_are_read_as_they_are_needed(monkeypatch):
+    """A stream without end: results come, and little more than a pool has been read."""
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_POOL", 1)
     monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_FIRST_POOL", 1)
-    # Steps of 16 tokens are 64 characters.
-    packed = Batching(token_budget=16, row_lengths=(16,))
-    texts = ["x" * size for size in (30, 40, 100, 92, 5, 7)]
-    assert pools_of(texts, packed) == [[0, 1], [2, 3], [4, 5]]
-    # The longest first where each is padded.
-    assert pools_of(texts, Batching(token_budget=16)) == [[2], [3, 1, 0, 5, 4]]
-    assert pools_of([], packed) == []
+    read = itertools.count()
+
+    def endless():
+        while True:
+            next(read)
+            yield Request("1")
+
+    batching = Batching(token_budget=16, row_lengths=(16,)).on("cpu")
+    results = Pipeline(Device(), batching, Given([one([5])] * 2), "mean").run(endless())
+    assert [next(results).position for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert next(read) <= 3 * 64
 
 
 # ---------------------------------------------------------------- ahead

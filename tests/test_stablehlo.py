@@ -39,11 +39,11 @@ def test_runs_without_us(model, task, tmp_path):
     program = Program(*batch.shape, None, task is not None, "mean")
     save_program(tmp_path / "program", export_program(model.engine, program))
     np.savez(tmp_path / "weights.npz", **weights(model.engine))
-    tasks = {"task_ids": np.full(batch.segments.shape[:2], 2, np.int32)} if task else {}
-    inputs = {"input_ids": batch.input_ids, "segments": batch.segments, **tasks}
+    tasks = {"task_ids": np.full(batch.text_spans.shape[:2], 2, np.int32)} if task else {}
+    inputs = {"input_ids": batch.input_ids, "segments": batch.text_spans, **tasks}
     np.savez(tmp_path / "inputs.npz", **inputs)
     subprocess.run([sys.executable, "-c", RUN], check=True, cwd=tmp_path)
-    output = np.load(tmp_path / "output.npy")[batch.rows, batch.places]
+    output = np.load(tmp_path / "output.npy")[batch.rows, batch.slots]
     expected = model.encode(
         [TEXTS[i] for i in batch.indices], task=task, normalize_embeddings=False
     )

@@ -282,7 +282,7 @@ def test_vectors_are_those_of_inference(directory, checkpoint):
     ids = tokenizer.encode(SENTENCES)
     tasks, pair = [PAIR[0], PAIR[1], None, PAIR[1]] * 2, PAIR[::-1]
     task_ids = [-1 if task is None else pair.index(task) for task in tasks]
-    batching = Batching(64, row_lengths=(64,), max_rows=1)
+    batching = Batching(64, row_lengths=(64,))
 
     def vectors(rotary_emb_base):
         config = dataclasses.replace(checkpoint.config, rotary_emb_base=rotary_emb_base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from pathlib import Path
+from typing import TypedDict
 
 from jina_jax.checkpoints.native import WEIGHTS_FILE
 
@@ -13,6 +14,15 @@ PACKAGED = Path(__file__).parents[1] / TINY
 
 _SMALL_FILES = ["*.json", "*/adapter_config.json", "*/adapter_model.*", "1_Pooling/*"]
 _WEIGHT_FILES = ([WEIGHTS_FILE], ["model*.safetensors"], ["pytorch_model*.bin"])
+
+
+class HubOptions(TypedDict, total=False):
+    """Options of huggingface_hub, see ``fetch``."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
 
 
 def fetch(

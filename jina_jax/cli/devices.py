@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ def describe() -> dict[str, Any]:
         "processes": jax.process_count(),
         "attention": kernels,
         "chosen": chosen,
-        "batching": dataclasses.asdict(DEFAULTS[platform]),
+        "batching": DEFAULTS[platform]._asdict(),
         "cache": str(cache_folder()),
         "compilation_cache": programs_in_use() or str(programs_folder()),
     }

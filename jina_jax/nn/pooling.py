@@ -30,6 +30,19 @@ def pool(hidden_states: jax.Array, spans: jax.Array, kind: str) -> jax.Array:
     return sums / jnp.maximum(stop - start, 1).astype(jnp.float32)
 
 
+def pool_masked(hidden_states: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
+    """Reduce the token vectors of each row, (B, T, D) under bool (B, T), to float32 (B, D).
+
+    ``kind`` is as for ``pool``; "cls" takes the first token, whatever the mask. A row without
+    tokens is zero.
+    """
+    if kind == "cls":
+        return hidden_states[:, 0].astype(jnp.float32)
+    inside = mask[:, None].astype(hidden_states.dtype)
+    count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
+    return einsum("bst,btd->bsd", inside, hidden_states)[:, 0] / count
+
+
 def truncate(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:
     """Cut vectors to their first ``dim`` values, then scale them to unit length if asked.
 

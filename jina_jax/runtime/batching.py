@@ -2,12 +2,13 @@
 
 Rows of one text each are padded to a bucket; or several texts share a row, which is *packed*: they
 are numbered 1, 2, …, positions start again at each, and attention stays within each. Both forms are
-one type, ``Batch``: a padded row is a packed row with one place.
+one type, ``Batch``: a padded row is a packed row with one slot.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,14 +18,15 @@ Group = tuple[list[list[int]], int]  # rows as positions of texts, and the lengt
 
 # Powers of two and the steps half-way between: at most a third of a row is padding.
 _SMALLEST_BUCKET = 16
-# A packed row of T tokens has T / 8 places for texts. Shorter texts than 8 tokens are rare; a row
+# A packed row of T tokens has T / 8 slots for texts. Shorter texts than 8 tokens are rare; a row
 # full of them ends early.
-_TOKENS_PER_PLACE = 8
+_TOKENS_PER_SLOT = 8
+_PACKED_ROW = 512  # where packing is asked for on a platform that pads
 
 
-def packed_places(length: int) -> int:
+def packed_slots(length: int) -> int:
     """Return S, the texts that a packed row of this length may hold."""
-    return max(1, length // _TOKENS_PER_PLACE)
+    return max(1, length // _TOKENS_PER_SLOT)
 
 
 def _positive(value: object) -> bool:
@@ -33,63 +35,88 @@ def _positive(value: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """How texts are put into batches.
+    """How texts are put into batches; what is None is the platform's default (``DEFAULTS``).
 
     Attributes:
-      token_budget: tokens of a step on one device, padding included. A longer text is a step.
-      row_lengths: rows in which texts are packed, ascending; () pads each text instead. Of these
-        the one is taken that makes the work least. Texts longer than the last are padded.
+      token_budget: tokens per step of one device, padding included. A longer text is a step.
+      packing: whether texts share rows; False pads each text in a row of its own.
+      row_lengths: lengths of packed rows, ascending, at most ``token_budget``; of these the one is
+        used that makes the work least. Texts longer than the last are padded.
       attention_tokens: length at which attention takes as long as everything else: packing weighs
         the wasted attention of longer rows against padding with it.
-      max_rows: most rows in a step of one device; None for what the budget allows.
+      max_texts: most texts per step of one device; None for no limit.
     """
+
+    token_budget: int | None = None
+    packing: bool | None = None
+    row_lengths: tuple[int, ...] | None = None
+    attention_tokens: int | None = None
+    max_texts: int | None = None
+
+    def __post_init__(self) -> None:
+        lengths = self.row_lengths
+        for name in ("token_budget", "attention_tokens", "max_texts"):
+            value = getattr(self, name)
+            if value is not None and not _positive(value):
+                raise ValueError(f"{name}={value!r}: expected None or a positive integer")
+        if self.packing is not None and not isinstance(self.packing, bool):
+            raise ValueError(f"packing={self.packing!r}: expected None, True or False")
+        if lengths is None:
+            return
+        if self.packing is False and lengths:
+            raise ValueError(f"row_lengths={lengths!r}: expected None with packing=False")
+        ascending = all(map(_positive, lengths)) and list(lengths) == sorted(set(lengths))
+        if not ascending or (lengths and (lengths[0] < 8 or lengths[-1] > self._most())):
+            raise ValueError(
+                f"row_lengths={lengths!r}: expected an ascending tuple of lengths from 8 to "
+                f"token_budget"
+            )
+
+    def _most(self) -> float:
+        return math.inf if self.token_budget is None else self.token_budget
+
+    def on(self, platform: str) -> CompleteBatching:
+        """Return these settings, completed with the defaults of "cpu", "gpu" or "tpu"."""
+        default = DEFAULTS[platform]
+        budget = self.token_budget or max(default.token_budget, *(self.row_lengths or (0,)))
+        lengths = self.row_lengths
+        if lengths is None and self.packing is not False:
+            usual = default.row_lengths or ((_PACKED_ROW,) if self.packing else ())
+            # Under a small budget the only row is one of that length.
+            fitting = tuple(length for length in usual if length <= budget)
+            lengths = fitting or ((budget,) if usual and budget >= _TOKENS_PER_SLOT else ())
+        return CompleteBatching(
+            token_budget=budget,
+            row_lengths=lengths or (),
+            attention_tokens=self.attention_tokens or default.attention_tokens,
+            max_texts=self.max_texts,
+        )
+
+
+class CompleteBatching(NamedTuple):
+    """``Batching`` with a value for everything; ``row_lengths`` is () where texts are padded."""
 
     token_budget: int
     row_lengths: tuple[int, ...] = ()
     attention_tokens: int = 4096
-    max_rows: int | None = None
+    max_texts: int | None = None
 
-    def __post_init__(self) -> None:
-        lengths = self.row_lengths
-        rules = [
-            ("token_budget", self.token_budget, "a positive integer", _positive(self.token_budget)),
-            (
-                "row_lengths",
-                lengths,
-                "an ascending tuple of lengths from 8 to token_budget",
-                all(map(_positive, lengths))
-                and list(lengths) == sorted(set(lengths))
-                and (not lengths or (lengths[0] >= 8 and lengths[-1] <= self.token_budget)),
-            ),
-            (
-                "attention_tokens",
-                self.attention_tokens,
-                "a positive integer",
-                _positive(self.attention_tokens),
-            ),
-            (
-                "max_rows",
-                self.max_rows,
-                "None or a positive integer",
-                self.max_rows is None or _positive(self.max_rows),
-            ),
-        ]
-        for name, value, expected, holds in rules:
-            if not holds:
-                raise ValueError(f"{name}={value!r}: expected {expected}")
+    def on(self, platform: str) -> CompleteBatching:
+        """Return itself: there is nothing to complete, as in ``Batching.on``."""
+        return self
 
     def rows(self, length: int) -> int:
         """Return the rows of a full step of one device."""
-        return max(1, min(self.token_budget // length, self.max_rows or self.token_budget))
+        return max(1, min(self.token_budget // length, self.max_texts or self.token_budget))
 
 
 # Measured in benchmarks/RESULTS.md. CPU: matmuls are fastest at about 1,024 tokens, where a step
 # stays in the cache. GPU: rows of one text, as cuDNN skips padding by their lengths. TPU: the
 # kernels compute all of a row, so short rows.
 DEFAULTS = {
-    "cpu": Batching(token_budget=1024, row_lengths=(128, 256, 512), attention_tokens=3500),
-    "gpu": Batching(token_budget=32768, attention_tokens=4096),
-    "tpu": Batching(token_budget=16384, row_lengths=(256, 512), attention_tokens=2048),
+    "cpu": CompleteBatching(1024, row_lengths=(128, 256, 512), attention_tokens=3500),
+    "gpu": CompleteBatching(32768, attention_tokens=4096),
+    "tpu": CompleteBatching(16384, row_lengths=(256, 512), attention_tokens=2048),
 }
 
 
@@ -98,22 +125,22 @@ class Batch(NamedTuple):
 
     Attributes:
       indices: int (n,), positions of the texts in the input.
-      rows, places: int (n,), where each text is.
+      rows, slots: int (n,), where each text is.
       input_ids: int32 (B, T), padded with the pad id.
-      segments: int32 (B, S, 2), first token of the text in each place and the one after its last;
-        equal in empty places, which come last. S is 1 in padded batches.
+      text_spans: int32 (B, S, 2), first token of the text in each slot and the one after its last;
+        equal in empty slots, which are the last ones. S is 1 in padded batches.
     """
 
     indices: np.ndarray
     rows: np.ndarray
-    places: np.ndarray
+    slots: np.ndarray
     input_ids: np.ndarray
-    segments: np.ndarray
+    text_spans: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """B, T, S."""
-        return (*self.input_ids.shape, self.segments.shape[1])
+        return (*self.input_ids.shape, self.text_spans.shape[1])
 
 
 def bucket(size: int, smallest: int = _SMALLEST_BUCKET) -> int:
@@ -126,14 +153,14 @@ def bucket(size: int, smallest: int = _SMALLEST_BUCKET) -> int:
     return power
 
 
-def places(length: int, batching: Batching) -> int:
+def slots(length: int, batching: CompleteBatching) -> int:
     """Return S, the texts that a row of this length may hold."""
     packed = batching.row_lengths and length <= batching.row_lengths[-1]
-    return packed_places(length) if packed else 1
+    return packed_slots(length) if packed else 1
 
 
 def shapes(
-    batching: Batching, max_length: int, row_multiple: int = 1
+    batching: CompleteBatching, max_length: int, row_multiple: int = 1
 ) -> list[tuple[int, int, int]]:
     """List every (B, T, S) that ``make_batches`` can give for texts up to ``max_length`` tokens.
 
@@ -141,22 +168,31 @@ def shapes(
     """
     buckets = sorted({bucket(size) for size in range(1, max_length + 1)})
     packed = batching.row_lengths
-    # Of rows below the first packed length there is one a device. Short texts fill them together.
+    # Of rows below the first packed length there is one per device, which several short texts fill.
+    longest = math.inf
+    if batching.max_texts is not None:
+        longest = bucket(batching.max_texts * max(max_length, _TOKENS_PER_SLOT))
     small = sorted({bucket(size) for size in range(1, packed[0])}) if packed else []
-    lengths = [(length, 1) for length in small if length < packed[0]]
-    lengths += [(length, batching.rows(length)) for length in packed]
+    small = [length for length in small if length < packed[0]]
+    lengths = [(length, 1) for length in small if length <= longest]
+    # Where a row per device holds any ``max_texts`` of them, no longer row is less work.
+    lengths += [
+        (length, batching.rows(length))
+        for length, shorter in zip(packed, (max(small, default=0), *packed), strict=False)
+        if longest > shorter
+    ]
     lengths += [
         (length, batching.rows(length)) for length in buckets if length > max(packed, default=0)
     ]
     return [
-        (height * row_multiple, length, places(length, batching))
+        (height * row_multiple, length, slots(length, batching))
         for length, full in lengths
         for height in sorted({_round_rows(count, full) for count in range(1, full + 1)})
     ]
 
 
 def make_batches(
-    ids: Sequence[Sequence[int]], batching: Batching, pad_id: int, row_multiple: int = 1
+    ids: Sequence[Sequence[int]], batching: CompleteBatching, pad_id: int, row_multiple: int = 1
 ) -> list[Batch]:
     """Put texts into batches, longest first.
 
@@ -167,22 +203,33 @@ def make_batches(
       row_multiple: devices that share the rows of a batch: B is a multiple of it.
 
     Returns:
-      Batches in which every text has one place. Their shapes are among ``shapes(…)``.
+      Batches in which every text has one slot. Their shapes are among ``shapes(…)``.
     """
     order = np.argsort([-len(row) for row in ids], kind="stable").tolist()
-    longest = max(batching.row_lengths, default=0)
-    long = [i for i in order if len(ids[i]) > longest]
-    groups = list(_pad(ids, long, batching, row_multiple))
-    if len(long) < len(ids):
-        groups += _pack(ids, order[len(long) :], batching, row_multiple)
+    size = max(1, len(order))
+    if batching.max_texts is not None:
+        size = batching.max_texts * row_multiple
+    groups: list[Group] = []
+    for start in range(0, len(order), size):
+        groups += _groups(ids, order[start : start + size], batching, row_multiple)
     return [
-        _fill(ids, rows, length, places(length, batching), count, pad_id)
+        _fill(ids, rows, length, slots(length, batching), count, pad_id)
         for group, length in groups
         for rows, count in _cut(group, batching.rows(length), row_multiple)
     ]
 
 
-def _pad(ids, order, batching: Batching, row_multiple: int) -> Iterator[Group]:
+def _groups(ids, order, batching: CompleteBatching, row_multiple: int) -> list[Group]:
+    """Pad the sorted texts that are too long for packed rows, and pack the others."""
+    longest = max(batching.row_lengths, default=0)
+    long = [i for i in order if len(ids[i]) > longest]
+    groups = list(_pad(ids, long, batching, row_multiple))
+    if len(long) < len(order):
+        groups += _pack(ids, order[len(long) :], batching, row_multiple)
+    return groups
+
+
+def _pad(ids, order, batching: CompleteBatching, row_multiple: int) -> Iterator[Group]:
     """Cut sorted texts into steps, each with the bucket of its longest text."""
     start = 0
     while start < len(order):
@@ -192,13 +239,13 @@ def _pad(ids, order, batching: Batching, row_multiple: int) -> Iterator[Group]:
         start = stop
 
 
-def _pack(ids, order, batching: Batching, row_multiple: int) -> list[Group]:
+def _pack(ids, order, batching: CompleteBatching, row_multiple: int) -> list[Group]:
     """Pack sorted texts into rows of the one length that makes the work least."""
     lengths = [len(ids[i]) for i in order]
     # What fits a short row on each device is a step of its own kind: one query, a few sentences.
     small = bucket(max(lengths[0], -(-sum(lengths) // row_multiple)))
     while small < batching.row_lengths[0]:
-        rows = best_fit(lengths, small, places(small, batching))
+        rows = best_fit(lengths, small, slots(small, batching))
         if len(rows) <= row_multiple:
             return [([[order[k] for k in row] for row in rows], small)]
         small = bucket(small + 1)
@@ -209,7 +256,7 @@ def _pack(ids, order, batching: Batching, row_multiple: int) -> list[Group]:
         return tokens * (1 + length / batching.attention_tokens)
 
     candidates = [
-        (best_fit(lengths, length, places(length, batching)), length)
+        (best_fit(lengths, length, slots(length, batching)), length)
         for length in batching.row_lengths
         if length >= lengths[0]
     ]
@@ -266,16 +313,16 @@ def _round_rows(count: int, full: int) -> int:
 def _fill(ids, rows: list[list[int]], length: int, most: int, count: int, pad_id: int) -> Batch:
     """Write texts into the rows of a batch."""
     input_ids = np.full((count, length), pad_id, np.int32)
-    segments = np.zeros((count, most, 2), np.int32)
+    text_spans = np.zeros((count, most, 2), np.int32)
     found = []
     for row, texts in enumerate(rows):
         start = 0
-        for place, index in enumerate(texts):
+        for slot, index in enumerate(texts):
             stop = start + len(ids[index])
             input_ids[row, start:stop] = ids[index]
-            segments[row, place] = start, stop
-            found.append((index, row, place))
+            text_spans[row, slot] = start, stop
+            found.append((index, row, slot))
             start = stop
-        segments[row, len(texts) :] = start
-    indices, at_rows, at_places = np.array(found, np.int64).reshape(-1, 3).T
-    return Batch(indices, at_rows, at_places, input_ids, segments)
+        text_spans[row, len(texts) :] = start
+    indices, at_rows, at_slots = np.array(found, np.int64).reshape(-1, 3).T
+    return Batch(indices, at_rows, at_slots, input_ids, text_spans)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
-from jina_jax.nn.attention import Kernel, Route, choose
+from jina_jax.nn.attention import Kernel, Route, blocked_attention, choose
 from jina_jax.nn.dropout import Dropout
-from jina_jax.nn.encoder import abstract_encoder
-from jina_jax.nn.pooling import pool
+from jina_jax.nn.encoder import abstract_encoder, parameter_path
+from jina_jax.nn.pooling import pool, pool_masked
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
-from jina_jax.runtime.sharding import BATCH
+from jina_jax.runtime.sharding import BATCH, make_mesh, placer
 
 # Steps that may be under way at once: the host packs and fetches while the device computes.
 _STEPS_IN_FLIGHT = 2
@@ -91,7 +91,7 @@ class Engine:
         groups = 1 if mesh is None else mesh.shape["model"]
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
         self.graph, _ = abstract_encoder(config, qkv_groups=groups, scan_layers=scan_layers)
-        self._implementation = attn_implementation
+        self._implementation, self._scan_layers = attn_implementation, scan_layers
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.route(Program(1, 128, 1, None, False, None))  # refuses what can never run
@@ -101,6 +101,69 @@ class Engine:
         other = copy.copy(self)
         other.state = state
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights and settings travel; programs are compiled anew where they arrive."""
+        flat = nnx.to_flat_state(self.state)
+        devices = None if self.mesh is None else [device.id for device in self.mesh.devices.flat]
+        return {
+            "config": self.config,
+            "weights": {parameter_path(keys): np.asarray(v[...]) for keys, v in flat},
+            "scan_layers": self._scan_layers,
+            "attn_implementation": self._implementation,
+            "mesh": None if self.mesh is None else (devices, self.mesh.shape["model"]),
+        }
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        """Put the weights on the devices of the same numbers, or on all if there are fewer."""
+        config, scan_layers, mesh = values["config"], values["scan_layers"], None
+        if values["mesh"] is not None:
+            ids, parts = values["mesh"]
+            known = {device.id: device for device in jax.devices()}
+            devices = [known[i] for i in ids] if known.keys() >= set(ids) else None
+            mesh = make_mesh(model=parts, devices=devices)
+        place = _put_alone if mesh is None else placer(mesh, config, stacked=scan_layers)
+        _, abstract = abstract_encoder(config, scan_layers=scan_layers)
+        state = nnx.from_flat_state(
+            [
+                (keys, v.replace(place(path, values["weights"][path])))
+                for keys, v in nnx.to_flat_state(abstract)
+                for path in [parameter_path(keys)]
+            ]
+        )
+        implementation = values["attn_implementation"]
+        self.__init__(  # type: ignore[misc]
+            config,
+            state,
+            mesh=mesh,
+            scan_layers=scan_layers,
+            attn_implementation=implementation,
+        )
+
+    def put(self, values: Any) -> Any:
+        """Put NumPy arrays on the weights' devices, whole on each."""
+        leaf = jax.tree.leaves(self.state)[0].sharding
+        sharding = leaf if self.mesh is None else NamedSharding(self.mesh, P())
+        return jax.device_put(values, sharding)
+
+    def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
+        """Return a pure function and its parameters, see ``Model.functional``."""
+        graph, pooling = self.graph, self.config.emb_pooler
+        flat = list(nnx.to_flat_state(self.state))
+
+        def apply(parameters, input_ids, attention_mask=None, task_ids=None):
+            state = nnx.from_flat_state(
+                [(keys, v.replace(parameters[parameter_path(keys)])) for keys, v in flat]
+            )
+            if attention_mask is None:
+                attention_mask = jnp.ones(input_ids.shape, bool)
+            encoder = nnx.merge(graph, state)
+            hidden = encoder(
+                input_ids, attention_mask, task_ids, kernel=blocked_attention
+            ).last_hidden_state
+            return pool_masked(hidden, attention_mask, pooling)
+
+        return apply, {parameter_path(keys): v[...] for keys, v in flat}
 
     @property
     def compiled(self) -> int:
@@ -161,7 +224,7 @@ class Engine:
         batch = step.batch
         spans = None if step.spans is None else step.spans.shape[1]
         program = Program(*batch.shape, spans, step.task_ids is not None, pooling)
-        inputs = (batch.input_ids, batch.segments, step.task_ids, step.spans)
+        inputs = (batch.input_ids, batch.text_spans, step.task_ids, step.spans)
         placed = [None if array is None else self._place(array) for array in inputs]
         output = self._program(program)(self.state, *placed)
         output.copy_to_host_async()
@@ -185,6 +248,10 @@ class Engine:
     def _abstract(self, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         sharding = None if self.mesh is None else NamedSharding(self.mesh, BATCH)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+
+def _put_alone(_: str, array: np.ndarray) -> jax.Array:
+    return jax.device_put(array)
 
 
 def input_shapes(program: Program) -> list[tuple[int, ...] | None]:

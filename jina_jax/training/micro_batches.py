@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jina_jax.runtime.batching import best_fit, bucket, packed_places
+from jina_jax.runtime.batching import best_fit, bucket, packed_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def pack(
     lengths = [len(ids[i]) for i in order]
     length, rows = _rows(lengths, packing)
     count, height = _shape(len(rows), length, packing)
-    places = packed_places(length)
+    places = packed_slots(length)
     input_ids = np.full((count * height, length), pad_id, np.int32)
     segments = np.zeros((count * height, places, 2), np.int32)
     tasks = np.full((count * height, places), -1, np.int32)
@@ -108,7 +108,7 @@ def _rows(lengths: list[int], packing: Packing) -> tuple[int, list[list[int]]]:
     fitting = [size for size in packing.row_lengths if size >= longest] or [bucket(longest)]
     # A row that is more than a chunk is for a text that needs it, and not to leave less empty.
     sizes = [size for size in fitting if size <= packing.chunk_tokens] or fitting[:1]
-    candidates = [(size, best_fit(lengths, size, packed_places(size))) for size in sizes]
+    candidates = [(size, best_fit(lengths, size, packed_slots(size))) for size in sizes]
 
     def work(candidate: tuple[int, list[list[int]]]) -> int:
         size, rows = candidate

@@ -1,0 +1,158 @@
+"""The arguments of ``encode`` and ``encode_chunks``, checked, as requests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jina_jax.config import Config
+from jina_jax.runtime.requests import Chunking, Request
+from jina_jax.runtime.results import LONG_TEXT, OUTPUT_VALUES
+from jina_jax.text.spans import chunk_by_sentences, chunk_by_tokens
+from jina_jax.text.tokenizer import check_texts
+
+PASSAGE = "retrieval.passage"  # the adapter that late chunking was published with
+WHOLE = object()  # no chunks
+_OVERLAP = 256
+
+Task = str | Sequence[str | None] | None
+
+
+def make_requests(
+    config: Config, texts: str | Sequence[str], task: Task, prompt: str | None, chunks: Any = WHOLE
+) -> list[Request]:
+    """Return a request per text.
+
+    Args:
+      config: names tasks and prompts.
+      texts, task, prompt, chunks: as ``JinaEmbeddings.encode_chunks`` takes them; ``WHOLE``
+        asks for one vector per text.
+
+    Raises:
+      ValueError: for an argument that is not one of these; the message names it.
+    """
+    single = isinstance(texts, str)
+    checked = check_texts([texts] if isinstance(texts, str) else texts)
+    tasks = _tasks(config, task, len(checked))
+    prompts = _prompts(config, tasks, prompt)
+    wanted = [None] * len(checked) if chunks is WHOLE else _chunkings(chunks, len(checked), single)
+    return [
+        Request(text, prompts[task], config.task_id(task), chunking)
+        for text, task, chunking in zip(checked, tasks, wanted, strict=True)
+    ]
+
+
+def pick_max_length(max_length: int | None, default: int, limit: int) -> int:
+    """Return the most tokens that the encoder sees at once, ``default`` for None."""
+    max_length = default if max_length is None else max_length
+    if type(max_length) is not int or not 2 <= max_length <= limit:
+        raise ValueError(f"max_length={max_length!r}: expected an integer from 2 to {limit}")
+    return max_length
+
+
+def pick_overlap(overlap: int | None, max_length: int) -> int:
+    """Return the tokens that windows share, for None a quarter of ``max_length``, at most 256."""
+    if overlap is None:
+        return min(_OVERLAP, max_length // 4)
+    if type(overlap) is not int or not 0 <= overlap < max_length:
+        raise ValueError(
+            f"overlap={overlap!r}: expected an integer from 0 to max_length - 1 = {max_length - 1}"
+        )
+    return overlap
+
+
+def pick_window_overlap(
+    config: Config, long_text: str, overlap: int | None, max_length: int, output_value: str
+) -> int | None:
+    """Return the tokens that windows of a long text share, or None where it is cut.
+
+    Raises:
+      ValueError: for an unknown ``long_text`` or ``output_value``, windows of token embeddings or
+        of a model without the mean pooler, or an overlap without windows.
+    """
+    if output_value not in OUTPUT_VALUES:
+        raise ValueError(f"output_value={output_value!r}: expected one of {OUTPUT_VALUES}")
+    if long_text not in LONG_TEXT:
+        raise ValueError(f"long_text={long_text!r}: expected one of {LONG_TEXT}")
+    if long_text == "truncate":
+        if overlap is not None:
+            raise ValueError(f"overlap={overlap!r}: expected None with long_text='truncate'")
+        return None
+    if output_value != OUTPUT_VALUES[0]:
+        raise ValueError(
+            f"long_text='windows': expected sentence embeddings, got output_value={output_value!r}"
+        )
+    check_mean_pooler(config, "long_text='windows'")
+    return pick_overlap(overlap, max_length)
+
+
+def check_mean_pooler(config: Config, what: str) -> None:
+    """Refuse means over parts of a text for a model that was not trained to be averaged."""
+    if config.emb_pooler != "mean":
+        raise ValueError(
+            f"{what}: expected a model with the 'mean' pooler, got the pooler "
+            f"{config.emb_pooler!r}, which reads a text's first token alone"
+        )
+
+
+def _tasks(config: Config, task: Task, count: int) -> list[str | None]:
+    """Repeat a single task for every text, or check that there is one per text."""
+    if task is None or isinstance(task, str):
+        _check_task(config, task)  # a wrong name is an error without any text, too
+        return [task] * count
+    if not isinstance(task, Sequence):
+        raise ValueError(f"task={task!r}: expected None, a string, or one of these per text")
+    if len(task) != count:
+        raise ValueError(f"task: expected one for each of {count} texts, got {len(task)}")
+    for one in set(map(_hashable, task)):
+        _check_task(config, one)
+    return list(task)
+
+
+def _hashable(task: Any) -> str | None:
+    if task is not None and not isinstance(task, str):
+        raise ValueError(f"task={task!r}: expected None or a string per text")
+    return task
+
+
+def _check_task(config: Config, task: str | None) -> None:
+    if task in ("none", "auto") and task not in config.lora_adaptations:
+        meant = "task=None" if task == "none" else "a name, or task=None for the base model"
+        raise ValueError(f"task={task!r}: expected {meant}")
+    config.task_id(task)
+
+
+def _prompts(config: Config, tasks: list[str | None], prompt: str | None) -> dict[str | None, str]:
+    """Map each task to the prompt of its texts."""
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"prompt={prompt!r}: expected 'auto', None or a string")
+    if prompt == "none":
+        raise ValueError("prompt='none': expected prompt=None for no prompt")
+    if prompt == "auto":
+        return {task: config.prompt(task) for task in set(tasks)}
+    return dict.fromkeys(tasks, prompt or "")
+
+
+def _chunkings(chunks: Any, count: int, single: bool) -> Sequence[Chunking]:
+    """Return a function (text, its tokens' offsets) → spans for each text."""
+    if isinstance(chunks, bool | int):
+        return [lambda text, offsets: chunk_by_tokens(offsets, chunks)] * count
+    if isinstance(chunks, str) and chunks == "sentences":
+        return [lambda text, offsets: chunk_by_sentences(text)] * count
+    if callable(chunks):
+        return [lambda text, offsets: chunks(text)] * count
+    if isinstance(chunks, str) or not isinstance(chunks, Sequence | np.ndarray):
+        raise ValueError(
+            f"chunks={chunks!r}: expected a number of tokens, 'sentences', a function or spans"
+        )
+    spans: Any = [chunks] if single else chunks
+    if len(spans) != count:
+        raise ValueError(f"chunks: expected spans for each of {count} texts, got {len(spans)}")
+    return [functools.partial(_given, own) for own in spans]
+
+
+def _given(spans: Any, text: str, offsets: Any) -> Any:
+    return spans

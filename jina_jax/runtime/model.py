@@ -1,0 +1,224 @@
+"""A model on its devices: encoder, tokenizer, settings, and the way of requests through them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Self, overload
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jina_jax.config import Config
+from jina_jax.runtime import arguments
+from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
+from jina_jax.runtime.engine import Engine, Program
+from jina_jax.runtime.pipeline import Pipeline, Result
+from jina_jax.runtime.requests import Preparation, Request
+from jina_jax.runtime.results import EncodeInfo, unit
+from jina_jax.text.tokenizer import Tokenizer
+
+_LOGGER = logging.getLogger("jina_jax")
+
+
+class Model:
+    """Weights, tokenizer and settings; copies and pickles compile their programs anew.
+
+    Args:
+      config: architecture, tasks, prompts and dimensions.
+      state: the encoder's weights, an ``nnx.State``, where they are to be used.
+      tokenizer: text to ids.
+      split_special_tokens, batching, attn_implementation: see ``JinaEmbeddings.from_pretrained``.
+      mesh: devices of the state (``jina_jax.runtime.sharding.placer``); None for one device.
+      scan_layers: whether the state has its layers stacked (``Encoder``).
+
+    Attributes:
+      config, tokenizer, split_special_tokens: as given.
+      engine: the encoder on its devices, with its compiled programs.
+      batching: how texts are put into batches, complete.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: nnx.State,
+        tokenizer: Tokenizer,
+        *,
+        split_special_tokens: bool = False,
+        mesh: Mesh | None = None,
+        batching: Batching | None = None,
+        attn_implementation: str | None = None,
+        scan_layers: bool = False,
+    ):
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
+                f"got {tokenizer.vocab_size}"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.split_special_tokens = split_special_tokens
+        self.engine = Engine(
+            config,
+            state,
+            mesh=mesh,
+            scan_layers=scan_layers,
+            attn_implementation=attn_implementation,
+        )
+        self.batching = (batching or Batching()).on(self.engine.platform)
+        self._max_seq_length = config.max_length
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"{type(self).__name__}({config.num_hidden_layers} layers, dimension "
+            f"{config.embedding_dim(None)}, tasks {list(config.lora_adaptations)}, "
+            f"{self.engine.dtype} on {self.engine.platform}, max_seq_length={self.max_seq_length})"
+        )
+
+    @property
+    def state(self) -> nnx.State:
+        """The encoder's weights; ``with_state`` returns a model with others."""
+        return self.engine.state
+
+    @property
+    def device(self) -> jax.Device:
+        """The device of the weights; of a mesh the first."""
+        return min(jax.tree.leaves(self.state)[0].devices(), key=lambda device: device.id)
+
+    @property
+    def max_seq_length(self) -> int:
+        """The ``max_length`` of calls that name none; can be set, up to the model's limit."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        limit = self.config.max_length
+        self._max_seq_length = arguments.pick_max_length(value, limit, limit)
+
+    def get_embedding_dimension(self) -> int:
+        """Return the dimension of embeddings without ``truncate_dim``."""
+        return self.config.embedding_dim(None)
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+    def with_state(self, state: nnx.State) -> Self:
+        """Return the same with other weights of the same shapes; compiled programs are shared."""
+        other = copy.copy(self)
+        other.engine = self.engine.with_state(state)
+        return other
+
+    @overload
+    def tokenize(self, texts: str) -> list[int]: ...  # type: ignore[overload-overlap]
+    @overload
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def tokenize(self, texts: str | Sequence[str]) -> list[int] | list[list[int]]:
+        """Return the ids of each text, ``<s>`` and ``</s>`` included, without prompt or truncation.
+
+        Args:
+          texts: a list of strings; a single string gives a single list.
+        """
+        if isinstance(texts, str):
+            return self.tokenize([texts])[0]
+        return self.tokenizer.encode(texts, split_special_tokens=self.split_special_tokens)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
+        """Return the cosines of all pairs, float32 (n, m), of vectors (n, d) and (m, d)."""
+        return unit(embeddings1) @ unit(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
+        """Return the cosine of each pair, float32 (n,), of vectors (n, d) and (n, d)."""
+        return np.sum(unit(embeddings1) * unit(embeddings2), axis=-1)
+
+    def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
+        """Return the network as a pure function, and its parameters, for ``jit`` and ``grad``.
+
+        Returns:
+          ``apply`` and the parameters by path. ``apply(parameters, input_ids, attention_mask=None,
+          task_ids=None)`` takes int (B, T), bool (B, T) and int (B,) (-1 for no adapter), and
+          returns float32 (B, D): pooled, not normalised.
+        """
+        return self.engine.functional()
+
+    def warmup(
+        self,
+        max_length: int = 512,
+        *,
+        tasks: bool | None = None,
+        batch_size: int | None = None,
+        threads: int = 2,
+    ) -> int:
+        """Compile ahead what ``encode`` may need, or read it from the compilation cache.
+
+        Token embeddings, windows of long texts and chunks have programs of their own, which are
+        compiled when they are needed.
+
+        Args:
+          max_length: tokens of the longest text to expect.
+          tasks: whether texts will have a task; None for both cases.
+          batch_size: as for ``encode``.
+          threads: programs compiled at once.
+
+        Returns:
+          The number of programs that are ready now.
+        """
+        longest = self._max_length(min(max_length, self.config.max_length))
+        found = shapes(self._batching(batch_size), longest, self.engine.row_multiple)
+        cases = (True, False) if tasks is None else (tasks,)
+        adapted = [case for case in cases if not case or self.config.num_tasks]
+        pooling = self.config.emb_pooler
+        self.engine.compile(
+            [Program(*shape, None, case, pooling) for shape in found for case in adapted], threads
+        )
+        return self.engine.compiled
+
+    def _max_length(self, max_length: int | None) -> int:
+        return arguments.pick_max_length(
+            max_length, self.max_seq_length, limit=self.config.max_length
+        )
+
+    def _batching(self, batch_size: int | None) -> CompleteBatching:
+        if batch_size is None:
+            return self.batching
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: expected None or a positive integer")
+        return self.batching._replace(max_texts=batch_size)
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        store: Callable[[int, Result], None],
+        *,
+        pooling: str | None,
+        max_length: int,
+        overlap: int | None,
+        batch_size: int | None,
+        show_progress_bar: bool | None,
+    ) -> EncodeInfo:
+        """Encode requests, and pass the position and result of each to ``store``."""
+        batching = self._batching(batch_size)
+        preparation = Preparation(self.tokenizer, self.split_special_tokens, max_length, overlap)
+        pipeline = Pipeline(self.engine, batching, preparation, pooling)
+        order: Sequence[int] = range(len(requests))
+        if not batching.row_lengths:
+            # Texts that are padded alike are encoded together, the longest first.
+            order = sorted(order, key=lambda i: -len(requests[i].text))
+        tokens, dropped = np.zeros((2, len(requests)), np.int64)
+        hidden = not _is_shown(show_progress_bar)
+        with tqdm(total=len(requests), unit="text", disable=hidden) as progress:
+            for result in pipeline.run(requests[i] for i in order):
+                index = order[result.position]
+                tokens[index], dropped[index] = result.prepared.tokens, result.prepared.dropped
+                store(index, result)
+                progress.update()
+        _LOGGER.debug("%d texts; padding: %.1f %%", len(requests), 100 * pipeline.padding)
+        return EncodeInfo(tokens, dropped, pipeline.padding)
+
+
+def _is_shown(show_progress_bar: bool | None) -> bool:
+    if show_progress_bar is None:
+        return _LOGGER.getEffectiveLevel() <= logging.INFO
+    return show_progress_bar

@@ -1,0 +1,170 @@
+"""From texts to token ids: prompted, tokenised, cut or windowed, with the weight of each part.
+
+Nothing here knows of devices. A text is a ``Request``; ``Preparation`` makes a ``Prepared`` of it,
+in whatever thread it runs; ``jina_jax.runtime.pipeline`` adds up the vectors of its items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jina_jax.text.spans import (
+    Span,
+    content_tokens,
+    split_ranges,
+    token_spans,
+    windows,
+    with_special_tokens,
+)
+from jina_jax.text.tokenizer import Tokenizer
+
+Chunking = Callable[[str, list[Span]], Sequence[Span]]
+
+
+class Request(NamedTuple):
+    """A text to be embedded.
+
+    Attributes:
+      text: any valid string.
+      prompt: prepended to it.
+      task_id: position of its adapter on the task axis, -1 for none.
+      chunks: (text, characters of each of its tokens) → spans of characters, each of which gets a
+        vector; None for one vector of the whole.
+    """
+
+    text: str
+    prompt: str = ""
+    task_id: int = -1
+    chunks: Chunking | None = None
+
+
+class Tokens(NamedTuple):
+    """A prompted text's token ids; with chunks also the characters of each, else None."""
+
+    ids: list[int]
+    offsets: list[Span] | None = None
+
+
+class Piece(NamedTuple):
+    """A range of an item's tokens, start to stop, that is ``weight`` of one of the vectors."""
+
+    vector: int
+    start: int
+    stop: int
+    weight: float
+
+
+class Item(NamedTuple):
+    """Token ids that the encoder sees at once.
+
+    Attributes:
+      ids: at most ``max_length`` of them.
+      pieces: parts of the text's vectors; empty for the one vector of all ids.
+    """
+
+    ids: Sequence[int]
+    pieces: tuple[Piece, ...] = ()
+
+
+class Prepared(NamedTuple):
+    """A request, ready for the encoder.
+
+    Attributes:
+      task_id: as in the request.
+      items: one, or one per window of a long text; none where no chunks are asked for.
+      vectors: number of vectors, one or one per chunk.
+      tokens: number of tokens used, prompt, ``<s>`` and ``</s>`` included.
+      dropped: number of tokens cut off at the end.
+      spans: characters of each chunk; empty without chunks.
+    """
+
+    task_id: int
+    items: list[Item]
+    vectors: int
+    tokens: int
+    dropped: int
+    spans: list[Span]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How requests become items.
+
+    Attributes:
+      tokenizer: text to ids.
+      split_special_tokens: see ``Tokenizer.encode``.
+      max_length: most tokens that the encoder sees at once.
+      overlap: tokens that a window of a longer text shares with the one before; None cuts a longer
+        text at its end (chunks are never cut, and need a number).
+    """
+
+    tokenizer: Tokenizer
+    split_special_tokens: bool
+    max_length: int
+    overlap: int | None
+
+    def __call__(self, requests: Sequence[Request]) -> list[Prepared]:
+        """Tokenise and prepare requests.
+
+        Raises:
+          ValueError: for spans of chunks that do not fit their text.
+        """
+        return list(map(self.prepare, requests, self.tokenize(requests)))
+
+    def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
+        """Tokenise requests, those without chunks together."""
+        encode, special = self.tokenizer.encode, self.split_special_tokens
+        whole = [request.prompt + request.text for request in requests if request.chunks is None]
+        ids = iter(encode(whole, split_special_tokens=special))
+        return [
+            Tokens(next(ids))
+            if request.chunks is None
+            else Tokens(
+                *self.tokenizer.encode_with_offsets(
+                    request.prompt + request.text, split_special_tokens=special
+                )
+            )
+            for request in requests
+        ]
+
+    def prepare(self, request: Request, tokens: Tokens) -> Prepared:
+        """Cut a text, or divide it into windows and the pieces of its vectors."""
+        ids, dropped = tokens.ids, 0
+        spans: list[Span] = []
+        if self.overlap is None and len(ids) > self.max_length:
+            dropped = len(ids) - self.max_length
+            ids = [*ids[: self.max_length - 1], ids[-1]]
+        if tokens.offsets is None:
+            ranges = np.array([[0, len(ids)]])
+        else:
+            spans, ranges = _chunks(request, tokens.ids, tokens.offsets)
+        if tokens.offsets is None and len(ids) <= self.max_length:
+            items = [Item(ids)]
+        else:
+            items = list(_windowed(ids, ranges, self.max_length, self.overlap or 0))
+        return Prepared(request.task_id, items, len(ranges), len(ids), dropped, spans)
+
+
+def _chunks(request: Request, ids: list[int], offsets: list[Span]) -> tuple[list[Span], np.ndarray]:
+    """Return the spans of a text's chunks, and their ranges of tokens, int64 (n, 2)."""
+    assert request.chunks is not None
+    first, _, content = content_tokens(offsets, len(request.prompt))
+    found = request.chunks(request.text, content)
+    found = list(found) if isinstance(found, Iterator) else found
+    ranges = token_spans(content, found, request.text)
+    spans = [(int(start), int(stop)) for start, stop in found]
+    return spans, with_special_tokens(ranges, first, len(ids))
+
+
+def _windowed(ids: list[int], ranges: np.ndarray, size: int, overlap: int) -> Iterator[Item]:
+    """Yield an item per window that ranges of tokens touch."""
+    counts = ranges[:, 1] - ranges[:, 0]
+    parts = windows(len(ids), size, overlap)
+    for window, found in zip(parts, split_ranges(ranges, parts), strict=True):
+        pieces = tuple(Piece(k, a, b, float((b - a) / counts[k])) for k, a, b in found)
+        if pieces:
+            yield Item(ids[window.start : window.stop], pieces)

@@ -1,0 +1,307 @@
+"""What a model is to users: types, names of sentence-transformers, copies, one state, JAX's own."""
+
+import copy
+import dataclasses
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from published import TASKS
+from tiny import write_tiny
+
+from jina_jax import Batching, EncodeInfo, Encoder, JinaEmbeddings, make_mesh
+
+TEXTS = ["A man is playing a guitar.", "", "Ein Mann spielt Gitarre."]
+POOLERS = {"mean": {}, "cls": {"emb_pooler": "cls"}}
+POSITIONS = {
+    "rotary": {},
+    "absolute": {"position_embedding_type": "absolute", "rotary_emb_base": None},
+}
+
+
+def load(directory, **options):
+    options.setdefault("mesh", make_mesh(devices=jax.devices()[:1]))
+    options.setdefault("batching", Batching(token_budget=128, row_lengths=(8, 128)))
+    return JinaEmbeddings.from_pretrained(directory, **options)
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return load(directory)
+
+
+# ---------------------------------------------------------------- names of sentence-transformers
+
+
+def test_queries_and_documents_have_the_retrieval_pair(model):
+    for method, task in ((model.encode_query, TASKS[0]), (model.encode_document, TASKS[1])):
+        np.testing.assert_array_equal(method(TEXTS), model.encode(TEXTS, task=task))
+        np.testing.assert_array_equal(
+            method(TEXTS, task=None, truncate_dim=32), model.encode(TEXTS, truncate_dim=32)
+        )
+
+
+def test_queries_of_a_model_without_the_pair_have_no_adapter(tmp_path):
+    names = dict.fromkeys("abcde", "")
+    model = load(write_tiny(tmp_path, lora_adaptations=[*names], task_instructions=names))
+    np.testing.assert_array_equal(model.encode_query(TEXTS), model.encode(TEXTS))
+
+
+def test_similarity(model):
+    first = np.array([[3.0, 4.0], [0.0, 0.0]])
+    second = [[4.0, 3.0], [1.0, 0.0], [0.0, -2.0]]
+    found = model.similarity(first, second)
+    np.testing.assert_allclose(found, [[0.96, 0.6, -0.8], [0, 0, 0]], rtol=1e-6)
+    assert found.dtype == np.float32
+    pairs = model.similarity_pairwise(jnp.asarray([[3.0, 4.0], [2.0, 0.0]]), second[:2])
+    np.testing.assert_allclose(pairs, [0.96, 1.0], rtol=1e-6)
+
+
+def test_dimension_device_and_repr(model):
+    assert model.get_embedding_dimension() == model.get_sentence_embedding_dimension() == 64
+    assert model.device == jax.devices()[0]
+    assert repr(model) == (
+        "JinaEmbeddings(1 layers, dimension 64, tasks ['retrieval.query', 'retrieval.passage', "
+        "'separation', 'classification', 'text-matching'], float32 on cpu, max_seq_length=128)"
+    )
+
+
+def test_max_seq_length_is_the_default_of_calls(directory):
+    model = load(directory)
+    assert model.max_seq_length == 128
+    model.max_seq_length = 16
+    with pytest.warns(UserWarning, match="longer than max_length=16 tokens"):
+        _, info = model.encode(TEXTS, return_info=True)
+    assert info.tokens.max() == 16
+    assert model.encode(TEXTS, max_length=128, return_info=True)[1].tokens.max() > 16
+    with pytest.raises(ValueError, match="max_length=129: expected an integer from 2 to 128"):
+        model.max_seq_length = 129
+
+
+# ---------------------------------------------------------------- None is what is absent
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "none"}, "task='none': expected task=None"),
+        ({"task": "auto"}, "task='auto': expected a name, or task=None"),
+        ({"task": [None, "none", None]}, "task='none': expected task=None"),
+        ({"prompt": "none"}, "prompt='none': expected prompt=None"),
+        ({"overlap": 8}, "overlap=8: expected None with long_text='truncate'"),
+    ],
+)
+def test_words_for_what_is_absent_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode(TEXTS, **options)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def test_chunks_have_a_batch_size_and_info(model):
+    texts = ["one two six", "", "a b c d e f g"]
+    expected = model.encode_chunks(texts, 3, task=None)
+    found, info = model.encode_chunks(texts, 3, task=None, batch_size=1, return_info=True)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.spans == other.spans
+        np.testing.assert_allclose(mine.embeddings, other.embeddings, atol=1e-5)
+    assert isinstance(info, EncodeInfo)
+    assert info.tokens.tolist() == [14, 2, 16]
+    assert info.dropped.tolist() == [0, 0, 0]
+    one, info = model.encode_chunks(texts[0], 3, return_info=True)
+    assert len(one.embeddings) == len(one.spans)
+    assert info.tokens.shape == (1,)
+
+
+def test_chunks_of_a_model_that_reads_the_first_token_are_refused(tmp_path):
+    model = load(write_tiny(tmp_path, emb_pooler="cls"))
+    with pytest.raises(ValueError, match="encode_chunks: expected a model with the 'mean' pooler"):
+        model.encode_chunks("a", "sentences")
+
+
+# ---------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_packed_is_as_alone(model, pooler, positions):
+    """Each text with others in its row, for every pooler and kind of position."""
+    changes = {**POOLERS[pooler], **POSITIONS[positions], "initializer_range": 0.5}
+    config = dataclasses.replace(model.config, **changes)
+    state = nnx.state(Encoder(config, rngs=nnx.Rngs(0)))
+    packed, padded = (
+        JinaEmbeddings(config, state, model.tokenizer, batching=batching)
+        for batching in (Batching(128, row_lengths=(8, 128)), Batching(packing=False))
+    )
+    texts = ["abc" * size for size in (10, 1, 6, 0, 2, 14, 3, 20)]
+    together, info = packed.encode(texts, return_info=True)
+    assert info.padding < 0.5
+    alone = np.stack([packed.encode(text) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, padded.encode(texts), atol=1e-5)
+
+
+def test_vectors_of_many_pools_of_which_the_last_is_partial(model, monkeypatch):
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_POOL", 1)
+    monkeypatch.setattr("jina_jax.runtime.pipeline._STEPS_IN_FIRST_POOL", 1)
+    monkeypatch.setattr("jina_jax.runtime.pipeline._CHARACTERS_PER_TOKEN", 1)
+    texts = [chr(97 + i % 26) * (1 + 7 * i % 40) for i in range(41)]
+    expected = np.stack([model.encode(text) for text in texts])
+    np.testing.assert_allclose(model.encode(texts), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------- finite vectors
+
+
+def with_broken(model, path, value):
+    flat = [
+        (keys, variable.replace(jnp.full_like(variable[...], value)))
+        if ".".join(map(str, keys)) == path
+        else (keys, variable)
+        for keys, variable in nnx.to_flat_state(model.state)
+    ]
+    return model.with_state(nnx.from_flat_state(flat))
+
+
+@pytest.mark.parametrize("output_value", ["sentence_embedding", "token_embeddings"])
+def test_vectors_that_are_not_finite_are_an_error_that_names_the_text(model, output_value):
+    broken = with_broken(model, "layers.0.norm2.bias", np.nan)
+    with pytest.raises(ValueError, match=r"texts\[0\]: expected a finite embedding, got NaN"):
+        broken.encode(TEXTS, output_value=output_value)
+    with pytest.raises(ValueError, match=r"texts\[0\]: expected a finite"):
+        broken.encode_chunks(TEXTS, 2)
+
+
+def test_float16_that_overflows_says_to_use_bfloat16(directory):
+    low = load(directory, dtype="float16")
+    broken = with_broken(low, "layers.0.norm2.bias", np.inf)
+    with pytest.raises(ValueError, match="load the model with dtype='bfloat16'"):
+        broken.encode(TEXTS)
+
+
+# ---------------------------------------------------------------- state, copies, JAX
+
+
+def test_there_is_one_state(model):
+    assert model.state is model.engine.state
+    with pytest.raises(AttributeError):
+        model.state = None
+    other = model.with_state(jax.tree.map(jnp.zeros_like, model.state))
+    assert other.state is other.engine.state is not model.state
+    assert np.abs(other.encode("a") - model.encode("a")).max() > 1e-3
+
+
+COPIES = {"pickle": lambda model: pickle.loads(pickle.dumps(model)), "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "scan_layers": True}])
+def test_a_copy_gives_the_same_vectors(directory, copied, options):
+    model = load(directory, **options)
+    expected = model.encode(TEXTS, task=TASKS[2])
+    other = COPIES[copied](model)
+    assert other.engine.compiled == 0  # programs do not travel
+    np.testing.assert_array_equal(other.encode(TEXTS, task=TASKS[2]), expected)
+    assert other.engine.dtype == model.engine.dtype
+
+
+def test_a_copy_of_a_sharded_model_lies_on_the_same_devices(directory):
+    model = load(directory, mesh=make_mesh(model=2, devices=jax.devices()[2:6]))
+    other = pickle.loads(pickle.dumps(model))
+    assert other.engine.mesh == model.engine.mesh
+    np.testing.assert_allclose(other.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
+
+
+def test_jax_arrays_stay_on_the_device(model):
+    found = model.encode(TEXTS, convert_to_numpy=False)
+    assert isinstance(found, jax.Array)
+    assert found.devices() == {model.device}
+    np.testing.assert_array_equal(found, model.encode(TEXTS))
+    tokens = model.encode(TEXTS, output_value="token_embeddings", convert_to_numpy=False)
+    assert all(isinstance(vectors, jax.Array) for vectors in tokens)
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_the_network_as_a_pure_function(tmp_path, pooler):
+    model = load(write_tiny(tmp_path, **POOLERS[pooler]))
+    apply, parameters = model.functional()
+    ids = model.tokenize(TEXTS)
+    table = np.full((3, 40), model.config.pad_token_id)
+    mask = np.arange(40) < np.array([[len(row)] for row in ids])
+    table[mask] = np.concatenate(ids)
+    tasks = np.array([-1, 3, 2])
+    found = jax.jit(apply)(parameters, table, mask, tasks)
+    expected = model.encode(
+        TEXTS, task=[None, TASKS[3], TASKS[2]], prompt=None, normalize_embeddings=False
+    )
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    single = apply(parameters, table[:1, : len(ids[0])])
+    np.testing.assert_allclose(single, expected[:1], atol=1e-5)
+
+
+def test_gradients_and_vmap_of_the_pure_function(model):
+    apply, parameters = model.functional()
+    ids = np.array(model.tokenize(["abc", "xyz"]))
+    gradients = jax.grad(lambda p: apply(p, ids, None, np.array([0, 1])).sum())(parameters)
+    assert gradients.keys() == parameters.keys()
+    assert np.abs(gradients["layers.0.attention.out_proj.lora_b"][:2]).max() > 0
+    one = jax.vmap(lambda row: apply(parameters, row[None])[0])(ids)
+    np.testing.assert_allclose(one, apply(parameters, ids), atol=1e-5)
+
+
+# ---------------------------------------------------------------- types, the process
+
+USERS_CODE = """
+import jax
+import numpy as np
+from jina_jax import Chunks, EncodeInfo, JinaEmbeddings
+
+model = JinaEmbeddings.from_pretrained("tiny", revision=None, local_files_only=True)
+one: np.ndarray = model.encode("a", task="separation")
+many: np.ndarray = model.encode(["a", "b"], truncate_dim=64)
+pair: tuple[np.ndarray, EncodeInfo] = model.encode(["a"], return_info=True)
+own: jax.Array = model.encode(["a"], convert_to_numpy=False)
+tokens: list[np.ndarray] = model.encode(["a"], output_value="token_embeddings")
+token: np.ndarray = model.encode("a", output_value="token_embeddings")
+query: np.ndarray = model.encode_query("a")
+chunks: Chunks = model.encode_chunks("a. b", "sentences")
+several: list[Chunks] = model.encode_chunks(["a. b"], 3, max_length=64)
+ids: list[int] = model.tokenize("a")
+rows: list[list[int]] = model.tokenize(["a"])
+scores: np.ndarray = model.similarity(many, many)
+"""
+WRONG_CODE = """
+from jina_jax import JinaEmbeddings
+
+model = JinaEmbeddings.from_pretrained("tiny")
+vectors: str = model.encode("a")
+model.encode("a", tusk="separation")
+"""
+
+
+@pytest.mark.parametrize(("code", "lines"), [(USERS_CODE, set()), (WRONG_CODE, {5, 6})])
+def test_types_of_users_code(tmp_path, code, lines):
+    pytest.importorskip("mypy", reason="needs mypy (extra dev)")
+    root = Path(__file__).parents[1]
+    (tmp_path / "users.py").write_text(code)
+    (tmp_path / "jina_jax").symlink_to(root / "jina_jax")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml")]
+    command += ["--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent", "users.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    found = re.findall(r"^users\.py:(\d+): error:", done.stdout, re.MULTILINE)
+    assert set(map(int, found)) == lines, done.stdout
+
+
+def test_batching_of_the_example_in_the_readme_still_packs(directory):
+    model = load(directory, batching=Batching(token_budget=65536))
+    assert model.batching == dataclasses.replace(Batching(token_budget=65536)).on("cpu")
+    assert model.batching.row_lengths == (128, 256, 512)
