@@ -29,6 +29,7 @@ from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Item, Pipeline, ahead
 from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
 from jina_jax.text import spans as chunking
+from jina_jax.text.sentences import chunk_by_sentences
 from jina_jax.text.tokenizer import Tokenizer, check_texts
 
 _LOGGER = logging.getLogger("jina_jax")
@@ -331,7 +332,7 @@ class JinaEmbeddings:
         Args:
           texts: a string or a sequence of n strings.
           chunks: an integer for chunks of that many tokens; "sentences" for one a sentence; a
-            function from a text to spans (``jina_jax.text.spans`` has some); or the spans
+            function from a text to spans (``jina_jax.text.sentences`` has some); or the spans
             themselves, for a single text [(start, stop), …] in characters, for several a list of
             these. Spans may overlap and need not cover the text.
           task: adapter, as for ``encode``; "auto" for "retrieval.passage" where there is one.
@@ -505,7 +506,7 @@ def _spans_of(
     if isinstance(chunks, bool | int):
         return lambda text, offsets: chunking.chunk_by_tokens(offsets, chunks)
     if isinstance(chunks, str) and chunks == "sentences":
-        return lambda text, offsets: chunking.chunk_by_sentences(texts[text])
+        return lambda text, offsets: chunk_by_sentences(texts[text])
     if callable(chunks):
         return lambda text, offsets: chunks(texts[text])
     if isinstance(chunks, str) or not isinstance(chunks, Sequence | np.ndarray):
