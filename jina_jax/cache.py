@@ -17,7 +17,7 @@ _EVERY_PROGRAM = {
 }
 
 _lock = threading.Lock()
-_users = 0  # blocks of `caching_programs` that are open, over all threads
+_users = 0  # blocks of `compilation_cache` that are open, over all threads
 _process_options: dict[str, Any] = {}  # the process's own options, while ours are set
 
 
@@ -42,7 +42,7 @@ def programs_in_use() -> str | None:
 
 
 @contextlib.contextmanager
-def caching_programs(setting: bool | str | os.PathLike[str]) -> Iterator[None]:
+def compilation_cache(setting: bool | str | os.PathLike[str]) -> Iterator[None]:
     """Keep every program that is compiled within the block on disk, or find it there.
 
     JAX has one cache per process, chosen by global options. They are set within the block and put
@@ -116,7 +116,7 @@ def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
     """Set JAX's cache of compiled programs for the whole process.
 
     Args:
-      setting: as ``caching_programs`` takes it.
+      setting: as ``compilation_cache`` takes it.
 
     Raises:
       ValueError: for another type.

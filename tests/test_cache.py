@@ -15,7 +15,7 @@ from tiny import write_tiny
 from jina_jax import JinaEmbeddings
 from jina_jax.cache import (
     cache_folder,
-    caching_programs,
+    compilation_cache,
     programs_folder,
     programs_in_use,
     set_compilation_cache,
@@ -64,11 +64,11 @@ def programs(folder: Path) -> set[str]:
 def test_options_are_set_within_the_block_only(settings, own, kind):
     jax.config.update(SETTINGS[0], own)
     before = settings()
-    with caching_programs(kind("/chosen")):
+    with compilation_cache(kind("/chosen")):
         assert settings() == ["/chosen", 0.0, -1]
         assert programs_in_use() == (own or None)
     assert settings() == before
-    with pytest.raises(ZeroDivisionError), caching_programs("/chosen"):
+    with pytest.raises(ZeroDivisionError), compilation_cache("/chosen"):
         _ = 1 / 0
     assert settings() == before
 
@@ -77,18 +77,18 @@ def test_options_are_set_within_the_block_only(settings, own, kind):
 def test_true_is_our_folder_unless_the_process_has_one(settings, monkeypatch, own):
     monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
     jax.config.update(SETTINGS[0], own)
-    with caching_programs(True):
+    with compilation_cache(True):
         assert settings() == ["/ours/programs", 0.0, -1]
     jax.config.update(SETTINGS[0], "/process's own")
     before = settings()
-    with caching_programs(True):
+    with compilation_cache(True):
         assert settings() == before
     assert settings() == before
 
 
 def test_false_changes_nothing(settings):
     before = settings()
-    with caching_programs(False):
+    with compilation_cache(False):
         assert settings() == before
 
 
@@ -96,7 +96,7 @@ def test_blocks_that_overlap_share_the_first_folder(settings, monkeypatch):
     monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
     jax.config.update(SETTINGS[0], None)
     before = settings()
-    first, second, third = (caching_programs(name) for name in ("/first", "/second", True))
+    first, second, third = (compilation_cache(name) for name in ("/first", "/second", True))
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -111,7 +111,7 @@ def test_only_programs_of_the_block_are_kept(settings, compile_new, tmp_path):
     for name, value in zip(SETTINGS, (None, 0.0, -1), strict=True):
         jax.config.update(name, value)
     compile_new(3)
-    with caching_programs(tmp_path):
+    with compilation_cache(tmp_path):
         compile_new(5)
     kept = programs(tmp_path)
     assert kept
@@ -127,13 +127,13 @@ def test_the_cache_of_the_process_is_used_as_before(settings, compile_new, tmp_p
     compile_new(3)
     before = programs(own)
     assert before
-    with caching_programs(ours):
+    with compilation_cache(ours):
         compile_new(5)
     assert programs(ours)
     assert programs(own) == before
     compile_new(7)
     assert programs(own) > before
-    with caching_programs(True):
+    with compilation_cache(True):
         compile_new(9)
     assert len(programs(own)) > len(before) + 1
 
@@ -143,7 +143,7 @@ def test_several_threads_compile_at_once(settings, compile_new, tmp_path):
     before = settings()
 
     def work(number):
-        with caching_programs(tmp_path):
+        with compilation_cache(tmp_path):
             compile_new(number)
 
     with ThreadPoolExecutor(4) as pool:
@@ -156,7 +156,7 @@ def test_several_threads_compile_at_once(settings, compile_new, tmp_path):
 def test_another_type_is_refused(settings, wrong):
     before = settings()
     message = r"compilation_cache=.*: expected a directory, True or"
-    with pytest.raises(ValueError, match=message), caching_programs(wrong):
+    with pytest.raises(ValueError, match=message), compilation_cache(wrong):
         pass
     with pytest.raises(ValueError, match=message):
         set_compilation_cache(wrong)
@@ -201,11 +201,11 @@ CACHED = """
 import sys
 import jax
 import jax.numpy as jnp
-from jina_jax.cache import caching_programs
+from jina_jax.cache import compilation_cache
 
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-with caching_programs(sys.argv[1]):
+with compilation_cache(sys.argv[1]):
     jax.jit(lambda x: x * 2)(jnp.ones(3))
 print(hits.count("/jax/compilation_cache/cache_hits"))
 """

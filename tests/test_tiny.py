@@ -257,7 +257,7 @@ class TestQuality:
         assert bitext.run(stored)["bitext/x/accuracy"] > 0.76  # 0.78
 
     def test_search_across_languages(self, model):
-        """Every question about France's capital is nearer to its English form than to the weather."""
+        """Questions about France's capital are nearer to the English one than to the weather."""
         options = {"task": "text-matching"}
         asked = model.encode([*SENTENCES.values()], **options)
         right, wrong = model.encode(
