@@ -63,7 +63,7 @@ XLA_FLAGS = (
     *(f"xla_gpu_cudnn_gemm_fusion_level={level}" for level in (1, 2, 3)),
     *(f"xla_gpu_autotune_level={level}" for level in (0, 2)),
 )
-BASE, SCAN = "as it is", "scan over layers"
+BASE, SCAN = "default", "scan over layers"
 VARIANTS = (BASE, SCAN, *XLA_FLAGS, f"{BASE}, again")
 
 
@@ -142,7 +142,7 @@ def introduce(device: dict[str, str], args: argparse.Namespace) -> dict[str, Any
     packages += ("torch", "triton", "transformers", "onnxruntime", "onnxruntime-gpu")
     print(common.header(*packages))
     sizes = {name: getattr(args, name) for name in SIZES}
-    told = f"{args.layers} layers, bfloat16, {args.tokens} tokens a step, "
+    told = f"{args.layers} layers, bfloat16, {args.tokens} tokens per step, "
     told += f"medians of {args.rounds} alternating rounds of {args.seconds} s"
     print(f"{device['kind']}: {told}" + (" (dry run)" if args.dry_run else ""), flush=True)
     date = time.strftime("%Y-%m-%d")
@@ -171,7 +171,7 @@ def dense(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     told = ", ".join(f"{name} {common.cell(value)}" for name, value in matmul.items())
     print(f"\n## Dense\n\nbf16 matmul {args.matmul}³, TFLOP/s: {told}\n")
     print(common.table(heads, rows))
-    tell_dense_targets(measured, args)
+    print_dense_targets(measured, args)
     return {"matmul TFLOP/s": matmul, "tokens/s": measured}
 
 
@@ -211,7 +211,7 @@ def ratio_to_best(row: dict[str, Any], names: Sequence[str]) -> float | None:
     )
 
 
-def tell_dense_targets(measured: list[dict[str, Any]], args: argparse.Namespace) -> None:
+def print_dense_targets(measured: list[dict[str, Any]], args: argparse.Namespace) -> None:
     lines = [
         f"T = {row['T']}: {common.cell(row['jina_jax'])} tok/s, "
         f"target on an H200 at least {TARGETS[row['T']]:,}"
@@ -246,7 +246,7 @@ def mixed(args: argparse.Namespace, found: dict[str, Any]) -> Reply:
         }
         results = alternate(calls, args.rounds)
     print(f"\n## Mixed lengths\n\n{args.texts} texts, {TASK}, through encode; real tokens only.")
-    print("Dense is what the dense rates would give for the same lengths: target ", end="")
+    print("Dense: the same lengths at the dense rates; target: ", end="")
     print(f"at least {MIXED_TARGET:.0%} of it.\n")
     print(common.table(["batches", *MIXED_COLUMNS], [mixed_row(*pair) for pair in results.items()]))
     print(end="", flush=True)

@@ -111,7 +111,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps([row._asdict() for row in reports], indent=1) + "\n")
     failed = [row for row in reports if row.problem]
-    print(f"\n{len(reports) - len(failed)} of {len(reports)} programs will do")
+    print(f"\n{len(reports) - len(failed)} of {len(reports)} programs are without problems")
     sys.exit(bool(failed or not reports))
 
 
@@ -172,7 +172,7 @@ def report(chip: str, engine: Any, program: Any, lowered: Any, compiled: Any) ->
     copies, copied = count_copies(text)
     matmuls, collectives = float32_matmuls(lowered.as_text()), count_collectives(text)
     problems = [f"{matmuls} float32 matmuls"] if matmuls else []
-    problems += [f"takes {size / 1e9:.1f} GB"] if size > CHIPS[chip] else []
+    problems += [f"needs {size / 1e9:.1f} GB"] if size > CHIPS[chip] else []
     problems += unwanted(collectives, engine.mesh.shape["model"])
     return Report(
         *(chip, shape(program), engine.route(program).name, 0.0, size / 1e9, accessed / 1e9),

@@ -264,8 +264,8 @@ def measure_memory(args: argparse.Namespace) -> None:
     print(table(["part", "GB"], rows))
     trained = sum(leaf.size for leaf in jax.tree.leaves(arguments[0])) / 2
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2
-    print(f"\na task: {trained:,.0f} parameters trained, optimizer state {size / 1e6:.1f} MB")
-    print(f"{texts * PAPER['tokens']:,} tokens a step")
+    print(f"\nper task: {trained:,.0f} parameters trained, optimizer state {size / 1e6:.1f} MB")
+    print(f"{texts * PAPER['tokens']:,} tokens per step")
 
 
 def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
