@@ -47,7 +47,7 @@ def main() -> None:
     memory = commands.add_parser("memory")
     memory.add_argument("--layers", type=int, default=FULL["layers"])
     memory.add_argument("--chunk-tokens", type=int, default=4096)
-    memory.add_argument("--tpu", help="chip to compile for, for example v5e")
+    memory.add_argument("--tpu", help="a chip to compile for, e.g. v5e")
     worker = commands.add_parser("worker")
     for name in ("side", "directory", "dtype", "workload"):
         worker.add_argument(name)

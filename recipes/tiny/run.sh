@@ -29,8 +29,8 @@ done
 [ -e bag.npy ] || python "$recipe/start.py" bag .
 [ -e start ] || python "$recipe/start.py" model . start 3 192
 
-# The base, then one adapter after another: each run starts from the previous one, converted.
-train() { # config, run, checkpoint
+# The base, then one adapter after the other: each run starts from the run before it.
+train() { # config, run, converted run
   [ -e "$3" ] && return
   if [ -e "runs/$2" ]; then jina-jax train "$recipe/$1" --resume; else jina-jax train "$recipe/$1"; fi
   jina-jax convert "runs/$2" "$3" --to native
