@@ -512,7 +512,7 @@ class Jax:
         return {"TFLOP/s": rate, "difference": float(difference)}
 
     def _attention_kernel(self, name: str, tokens: int, packed: int):
-        """Return a kernel as the library calls it for such rows."""
+        """Return a kernel as the library would call it for such rows."""
         from jina_jax.nn.attention import choose
         from jina_jax.runtime.batching import Batching, places
 
