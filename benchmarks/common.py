@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: text, checkpoints, clocks, and the lines above a table.
+"""Shared parts of the benchmarks: text, checkpoints, clocks and headers of tables.
 
 Nothing heavy is imported here, so that a script can start workers before it touches a device.
 """
@@ -29,7 +29,7 @@ from peers import Missing
 __all__ = ["FULL", "SHARED", "sentences", "write_published"]
 
 Cell = str | float | int | None
-Reply = Any  # what was asked for, or a str that says why it cannot be had
+Reply = Any  # the requested value, or a str with the reason why there is none
 BYTES_PER_TOKEN = 4.2  # UTF-8, mean over the languages of the corpus
 
 
@@ -54,7 +54,7 @@ def write_checkpoints(
 
 @functools.cache
 def corpus() -> list[list[str]]:
-    """Return every sentence of STS-b, a list for each language."""
+    """Return every sentence of STS-b, one list per language."""
     languages: dict[str, list[str]] = {}
     for file in sorted((SHARED / "eval").glob("stsb-*-*.csv")):
         with file.open(encoding="utf-8", newline="") as lines:
@@ -68,13 +68,13 @@ def corpus() -> list[list[str]]:
 def log_normal_texts(
     count: int, *, median: int = 64, sigma: float = 1.2, longest: int = 8000, seed: int = 0
 ) -> list[str]:
-    """Join sentences to texts of log-normal length: few long ones hold most of the tokens.
+    """Join sentences to texts of log-normal length: a few long ones have most of the tokens.
 
     Args:
-      count: number of texts; languages take turns.
+      count: number of texts; languages alternate.
       median, longest: tokens, estimated from bytes.
       sigma: standard deviation of the logarithm; 1.2 makes one text in a hundred 16 medians long.
-      seed: of the lengths and of where in the corpus a text begins.
+      seed: seed of the lengths and of the first sentence of each text.
     """
     draw = random.Random(seed)
     languages = corpus()
@@ -86,7 +86,7 @@ def log_normal_texts(
 
 
 def passage(language: Sequence[str], tokens: float, draw: random.Random) -> str:
-    """Join consecutive sentences to about so many tokens, at least one sentence."""
+    """Join consecutive sentences, at least one, to a text of about the given number of tokens."""
     start, size, chosen = draw.randrange(len(language)), 0, []
     while not chosen or size < tokens * BYTES_PER_TOKEN:
         chosen.append(language[(start + len(chosen)) % len(language)])
@@ -95,13 +95,13 @@ def passage(language: Sequence[str], tokens: float, draw: random.Random) -> str:
 
 
 def flops(tokens: int, layers: int = FULL["layers"]) -> float:
-    """Return the operations of one token in rows of ``tokens``; a multiply-add counts as two."""
+    """Return the operations per token in rows of ``tokens``; a multiply-add counts as two."""
     width, inner = FULL["width"], FULL["inner"]
     return layers * (2 * (4 * width**2 + 2 * width * inner) + 4 * tokens * width)
 
 
 def seconds(call: Callable[[], object], at_least: float) -> float:
-    """Return the seconds of a call, repeated for at least so long."""
+    """Return the seconds of a call, repeated for at least the given time."""
     calls, start = 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < at_least or not calls:
         call()
@@ -110,19 +110,19 @@ def seconds(call: Callable[[], object], at_least: float) -> float:
 
 
 def peak_gb() -> float:
-    """Return the most memory that this process has had so far, or since ``forget_peak``."""
+    """Return the peak memory of this process, since ``forget_peak`` if that was called."""
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     return peak * 1024 / 1e9
 
 
 def forget_peak() -> None:
-    """Let ``peak_gb`` start anew at what is in use now."""
+    """Reset ``peak_gb`` to the memory now in use."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def run_worker(script: str, *arguments: object, env: dict[str, str] | None = None) -> Any:
-    """Run a script in a process of its own and return the JSON in the last line that it prints."""
+    """Run a script in a process of its own and return the JSON of its last line of output."""
     command = [sys.executable, script, *map(str, arguments)]
     environment = {**os.environ, **(env or {})}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -132,7 +132,7 @@ def run_worker(script: str, *arguments: object, env: dict[str, str] | None = Non
 
 
 def alternate(calls: dict[Any, Callable[[], Reply]], rounds: int) -> dict[Any, Reply]:
-    """Let the calls take turns; return the medians of each, or why it cannot be had."""
+    """Run the calls in turns; return the medians of each, or the reason why there are none."""
     replies: dict[Any, list[Reply]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -142,7 +142,7 @@ def alternate(calls: dict[Any, Callable[[], Reply]], rounds: int) -> dict[Any, R
 
 
 def median(replies: list[Reply]) -> Reply:
-    """Return the median of numbers, or of each number in dicts; the reason where there is one."""
+    """Return the median of numbers, or of each number in dicts; a reason is returned unchanged."""
     last = replies[-1]
     if isinstance(last, dict):
         return {key: median([reply[key] for reply in replies]) for key in last}
@@ -164,7 +164,7 @@ class Peer:
         )
 
     def ask(self, call: str, **arguments: Any) -> Reply:
-        """Return the answer, or a str that says why there is none."""
+        """Return the answer, or a str with the reason why there is none."""
         try:
             print(json.dumps([call, arguments]), file=self._process.stdin, flush=True)
         except BrokenPipeError:
@@ -176,7 +176,7 @@ class Peer:
         return answer if reason is None else reason
 
     def _last_words(self) -> str:
-        """Say why the process ended."""
+        """Return the reason why the process ended."""
         status = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
@@ -185,7 +185,7 @@ class Peer:
         return f"ended with status {status}: {lines[-1][:200] if lines else 'no message'}"
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it ended before
+        with contextlib.suppress(BrokenPipeError):  # it has already ended
             self._process.stdin.close()
         self._process.wait()
         self._errors.close()
@@ -199,9 +199,9 @@ class Peer:
 
 
 def serve(make: Callable[[], Any]) -> None:
-    """Call the methods that the standard input names, on what ``make`` returns, until it ends."""
+    """Call the methods named on standard input on the result of ``make``, until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     worker = None
     for line in sys.stdin:
         call, arguments = json.loads(line)
@@ -209,15 +209,15 @@ def serve(make: Callable[[], Any]) -> None:
         try:
             worker = worker or make()
             answer = getattr(worker, call)(**arguments)
-        except Exception as error:  # the reason goes into the table's cell
+        except Exception as error:  # the reason is printed in the cell of the table
             text = str(error).strip().split("\n")[0][:200]
             reason = text if isinstance(error, Missing) else f"{type(error).__name__}: {text}"
         print(json.dumps([answer, reason]), file=answers, flush=True)
 
 
 def per_call(run: Callable[[int], object], seconds: float) -> float:
-    """Return the seconds of a call; ``run(n)`` does n of them and waits for the last."""
-    run(2)  # compiles, and fills what the allocator keeps
+    """Return the seconds of a call; ``run(n)`` makes n of them and waits for the last."""
+    run(2)  # compiles, and fills the allocator's pool
     start = time.perf_counter()
     run(1)
     count = max(3, math.ceil(seconds / (time.perf_counter() - start)))
@@ -249,7 +249,7 @@ def processor() -> str:
 
 
 def nvidia_gpus() -> list[str]:
-    """Return name, memory and driver of each NVIDIA GPU, as nvidia-smi tells them."""
+    """Return name, memory and driver of each NVIDIA GPU, as nvidia-smi prints them."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version"]
     command += ["--format=csv,noheader"]
     try:
@@ -260,26 +260,26 @@ def nvidia_gpus() -> list[str]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the version of each of the packages that is installed."""
+    """Return the versions of the installed packages among these."""
     return {package: found for package in packages if (found := version(package))}
 
 
 def header(*packages: str) -> str:
-    """Return date, machine and versions, for above a table."""
+    """Return date, machine and versions as the header of a table."""
     names = versions("jina-jax", *packages)
     told = ", ".join(f"{name} {found}" for name, found in names.items())
     return f"{datetime.date.today()}, {', '.join(machine().values())}\n{told}\n"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Return a Markdown table, the first column to the left; floats have three digits or more."""
+    """Return a Markdown table with the first column left-aligned; floats have 3 digits or more."""
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     lines += ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def cell(value: Cell) -> str:
-    """Write a value for a table."""
+    """Format a value for a table."""
     if value is None:
         return ""
     if isinstance(value, float):

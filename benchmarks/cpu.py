@@ -1,13 +1,13 @@
-"""Throughput on a CPU, against every route that people take there today (``peers.py``).
+"""Throughput on a CPU, compared with the common other routes (``peers.py``).
 
     python benchmarks/cpu.py                          # 6 of 24 layers, a table
     python benchmarks/cpu.py --layers 24 --peers transformers-bfloat16
-    python benchmarks/cpu.py --plot growth.png        # how cost grows with length, batch, cores
+    python benchmarks/cpu.py --plot growth.png        # growth of cost with length, batch, cores
 
-All routes live in one process and take turns in every round; a cell is the median of the rounds.
+All routes share one process and alternate in every round; a cell is the median of the rounds.
 Weights are random, in the published layout, base model; texts are real (``common.py``). GF/s count
-604.0 MFLOP a token and 98,304 · T for attention at 24 layers (a multiply-add is two), for tokens
-that are no padding.
+604.0 MFLOP per token and 98,304 · T for attention at 24 layers (a multiply-add is two), for tokens
+that are not padding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import peers
 
 OURS = ("jina_jax-bfloat16", "jina_jax-float32")
-DENSE = ((8, 128), (2, 512), (32, 32))  # 1,024 tokens a step
+DENSE = ((8, 128), (2, 512), (32, 32))  # 1,024 tokens per step
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16)
 SECONDS = 0.7  # a measurement repeats a call for at least this long
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--texts", type=int, default=256, help="texts of mixed lengths")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--directory", type=Path, help="keep the checkpoints here")
-    parser.add_argument("--plot", type=Path, help="measure growth instead, and draw it here")
+    parser.add_argument("--directory", type=Path, help="where to keep checkpoints")
+    parser.add_argument("--plot", type=Path, help="measure growth and draw it here")
     parser.add_argument("--worker", choices=names, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def load(names: list[str], directory: Path) -> dict[str, peers.Peer]:
-    """Load every route that this machine has; say what the others lack."""
+    """Load every available route; print what the others lack."""
     routes = {}
     for name in names:
         try:
@@ -78,7 +78,7 @@ def load(names: list[str], directory: Path) -> dict[str, peers.Peer]:
 
 
 def ours(name: str, directory: Path) -> peers.Peer:
-    """Load jina_jax as a route: ``forward`` pads, ``encode`` packs as it likes best."""
+    """Load jina_jax as a route: ``forward`` pads, ``encode`` packs by default."""
     from jina_jax import JinaEmbeddings
     from jina_jax.runtime.batching import Batch
     from jina_jax.runtime.engine import Step
@@ -133,8 +133,8 @@ SECTIONS = {"dense": dense, "texts": mixed}
 
 
 def alternate(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each call; in every round all of them take their turn."""
-    for call in calls.values():  # compile, and let kernel libraries choose
+    """Return the median seconds of each call; they alternate in every round."""
+    for call in calls.values():  # compiles, and lets kernel libraries choose
         call()
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -162,7 +162,7 @@ def print_table(title: str, columns: dict[str, dict[str, float]]) -> None:
 
 
 def growth(name: str, directory: Path, layers: int) -> dict[str, list[float]]:
-    """Measure one route: milliseconds a token by length, and a call by batch."""
+    """Measure one route: milliseconds per token by length, and per call by batch."""
     route = load([name], directory)[name]
 
     def milliseconds(rows: int, tokens: int) -> float:
@@ -177,7 +177,7 @@ def growth(name: str, directory: Path, layers: int) -> dict[str, list[float]]:
 
 
 def draw(path: Path, directory: Path, layers: int) -> None:
-    """Measure and draw how cost grows, each route in a process, on one core and on all."""
+    """Measure and draw the growth of cost, one process per route, on one core and on all."""
     cores = sorted({1, len(os.sched_getaffinity(0))})
     found = {
         (name, count): on_cores(count, name, directory, layers)
@@ -189,7 +189,7 @@ def draw(path: Path, directory: Path, layers: int) -> None:
 
 
 def plot(found: dict[tuple[str, int], dict[str, list[float]]], path: Path, layers: int) -> None:
-    """Draw what ``growth`` measured, by route and cores."""
+    """Draw the results of ``growth``, by route and cores."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -215,15 +215,15 @@ def plot(found: dict[tuple[str, int], dict[str, list[float]]], path: Path, layer
         axis.grid(alpha=0.3)
     axes[0].set_ylim(bottom=0)
     axes[1].set_yscale("log", base=2)
-    axes[0].set_ylabel("ms a token")
-    axes[1].set_ylabel("ms a step")
+    axes[0].set_ylabel("ms per token")
+    axes[1].set_ylabel("ms per step")
     axes[0].legend()
     figure.suptitle(f"{layers} layers, bfloat16, {common.processor()}")
     figure.savefig(path, dpi=130)
 
 
 def on_cores(count: int, name: str, directory: Path, layers: int) -> dict[str, list[float]]:
-    """Run ``growth`` in a process that has so many cores."""
+    """Run ``growth`` in a process with the given number of cores."""
     command = [sys.executable, __file__, "--worker", name, "--layers", str(layers)]
     command += ["--directory", str(directory)]
     chosen = sorted(os.sched_getaffinity(0))[:count]

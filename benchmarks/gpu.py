@@ -1,16 +1,16 @@
 """Throughput on an NVIDIA GPU: dense rows, mixed lengths, XLA's flags, attention alone.
 
-    python benchmarks/gpu.py --json gpu.json             # 24 layers, bfloat16, 32,768 tokens a step
-    python benchmarks/gpu.py --sections dense --lengths 512 8192
-    python benchmarks/gpu.py --dry-run                   # every path once on a CPU, tiny
+    python benchmarks/gpu.py --json gpu.json             # 24 layers, bfloat16, 32,768 tokens per
+    step python benchmarks/gpu.py --sections dense --lengths 512 8192 python benchmarks/gpu.py
+    --dry-run                   # every path once on a CPU, small
 
-Each route is a process of its own, as two libraries in one would share a cuDNN; all stay loaded
-(jina_jax with a fixed part of the memory) and take turns, one at work. Weights are random, the base
-model unless said otherwise. jina_jax is timed from host to host through its engine; the others with
-their inputs on the device, no mask, and outputs left there. Rates are medians of rounds. "Share" is
-of the faster of two measured bf16 matmuls, 8192 x 8192 x 8192 in jax and in torch, counting
-604.0 MFLOP a token and 98,304 · T for attention at 24 layers. A cell that could not be measured
-says why. Texts and vocabulary come from ../shared (or $JINA_JAX_SHARED).
+Each route is a process of its own, as two libraries in one would share a cuDNN; all remain loaded
+(jina_jax with a fixed part of the memory) and alternate, one at a time. Weights are random, those
+of the base model unless noted. jina_jax is timed from host to host through its engine; the others
+with inputs and outputs on the device and no mask. Rates are medians of rounds. "Share" is relative
+to the faster of two measured bf16 matmuls, 8192 x 8192 x 8192 in jax and in torch, counting 604.0
+MFLOP per token and 98,304 · T for attention at 24 layers. A cell without a measurement has the
+reason. Texts and vocabulary are those of ../shared (or $JINA_JAX_SHARED).
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ SIZES: dict[str, tuple[Any, Any]] = {  # real, dry run
     "tokens": (32768, 256),
     "lengths": ([32, 64, 128, 256, 512, 1024, 2048, 4096, 8192], [32, 64]),
     "flag_lengths": ([512, 8192], [32]),
-    "budgets": ([8192, 16384, 32768, 65536], [128, 256, 512]),  # of mixed lengths
+    "budgets": ([8192, 16384, 32768, 65536], [128, 256, 512]),  # for mixed lengths
     "texts": (8192, 12),
     "matmul": (8192, 256),
     "seconds": (1.0, 0.02),
     "rounds": (3, 1),
-    "threads": (4, 2),  # that compile, in jina_jax
+    "threads": (4, 2),  # for compiling, in jina_jax
 }
-TARGETS = {512: 850_000, 8192: 380_000}  # tokens a second on an H200
+TARGETS = {512: 850_000, 8192: 380_000}  # tokens per second on an H200
 RATIO_TARGET, MIXED_TARGET = 1.3, 0.85
 TORCH = ("torch", "torch compiled")
 OTHERS = (*TORCH, "onnxruntime")
@@ -63,7 +63,7 @@ XLA_FLAGS = (
     *(f"xla_gpu_cudnn_gemm_fusion_level={level}" for level in (1, 2, 3)),
     *(f"xla_gpu_autotune_level={level}" for level in (0, 2)),
 )
-BASE, SCAN = "as it is", "scan over layers"
+BASE, SCAN = "default", "scan over layers"
 VARIANTS = (BASE, SCAN, *XLA_FLAGS, f"{BASE}, again")
 
 
@@ -79,12 +79,12 @@ def main() -> None:
     found = introduce(device, args)
     for section in args.sections:
         found[section] = globals()[section](args, found)
-        if args.json:  # after every section: a long run may be cut off
+        if args.json:  # after every section: a long run may be interrupted
             args.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line; sizes not given are the real ones, or tiny for a dry run."""
+    """Read the command line; sizes default to the real ones, or to small ones for a dry run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--peers", nargs="*", choices=OTHERS, default=list(OTHERS))
@@ -92,10 +92,10 @@ def arguments() -> argparse.Namespace:
     for name, (value, _) in SIZES.items():
         several = {"nargs": "+", "type": int} if isinstance(value, list) else {"type": type(value)}
         parser.add_argument(f"--{name.replace('_', '-')}", **several, help=f"default: {value}")
-    parser.add_argument("--compile-mode", default="default", help="of torch.compile")
-    parser.add_argument("--memory-fraction", default="0.45", help="of the GPU, for jina_jax")
-    parser.add_argument("--dry-run", action="store_true", help="run on a CPU what can run there")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--compile-mode", default="default", help="mode of torch.compile")
+    parser.add_argument("--memory-fraction", default="0.45", help="memory share of jina_jax")
+    parser.add_argument("--dry-run", action="store_true", help="run all paths that a CPU has")
+    parser.add_argument("--json", type=Path, help="write results to this file")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -106,7 +106,7 @@ def arguments() -> argparse.Namespace:
 
 
 def probe(args: argparse.Namespace) -> dict[str, str]:
-    """Ask jax in a process of its own what it runs on."""
+    """Return the device of jax, from a process of its own."""
     with open_peer("jina_jax", args) as peer:
         device = peer.ask("device")
     return {"platform": "none", "kind": device} if isinstance(device, str) else device
@@ -115,7 +115,7 @@ def probe(args: argparse.Namespace) -> dict[str, str]:
 def open_peer(
     name: str, args: argparse.Namespace, env: dict[str, str] | None = None, **settings: Any
 ) -> Peer:
-    """Start a worker; on a GPU jax takes its part of the memory at once."""
+    """Start a worker; on a GPU jax allocates its part of the memory at once."""
     settings |= {
         key: getattr(args, key) for key in ("layers", "threads", "compile_mode", "dry_run")
     }
@@ -127,7 +127,7 @@ def open_peer(
 
 
 def lacking(device: dict[str, str]) -> list[str]:
-    """Say what a measurement would need here."""
+    """Return what this machine lacks for a measurement."""
     gpus = common.nvidia_gpus()
     seen = "" if gpus else "an NVIDIA GPU with its driver: nvidia-smi lists none"
     version = importlib.metadata.version("jax")
@@ -136,13 +136,13 @@ def lacking(device: dict[str, str]) -> list[str]:
 
 
 def introduce(device: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """Print what runs where; return it as the head of the results."""
+    """Print versions and devices; return them as the header of the results."""
     packages = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax")
     packages += ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
     packages += ("torch", "triton", "transformers", "onnxruntime", "onnxruntime-gpu")
     print(common.header(*packages))
     sizes = {name: getattr(args, name) for name in SIZES}
-    told = f"{args.layers} layers, bfloat16, {args.tokens} tokens a step, "
+    told = f"{args.layers} layers, bfloat16, {args.tokens} tokens per step, "
     told += f"medians of {args.rounds} alternating rounds of {args.seconds} s"
     print(f"{device['kind']}: {told}" + (" (dry run)" if args.dry_run else ""), flush=True)
     date = time.strftime("%Y-%m-%d")
@@ -171,7 +171,7 @@ def dense(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     told = ", ".join(f"{name} {common.cell(value)}" for name, value in matmul.items())
     print(f"\n## Dense\n\nbf16 matmul {args.matmul}³, TFLOP/s: {told}\n")
     print(common.table(heads, rows))
-    tell_dense_targets(measured, args)
+    print_dense_targets(measured, args)
     return {"matmul TFLOP/s": matmul, "tokens/s": measured}
 
 
@@ -187,7 +187,7 @@ def matmul_rates(routes: dict[str, Peer], args: argparse.Namespace) -> dict[str,
 def dense_calls(
     routes: dict[str, Peer], length: int, args: argparse.Namespace
 ) -> dict[str, Callable[[], Reply]]:
-    """Return what measures each route once at a length."""
+    """Return functions that measure each route once at a length."""
     sizes = {"length": length, "tokens": args.tokens, "seconds": args.seconds}
     calls = {name: lambda r=route: r.ask("rate", **sizes) for name, route in routes.items()}
     ours = routes["jina_jax"]
@@ -204,14 +204,14 @@ def dense_row(row: dict[str, Any], matmul: float, args: argparse.Namespace) -> l
 
 
 def ratio_to_best(row: dict[str, Any], names: Sequence[str]) -> float | None:
-    """Return our rate over the best of other routes', if both were measured."""
+    """Return our rate over the best other one, if both were measured."""
     theirs = [row[name] for name in names if not isinstance(row[name], str)]
     return (
         row["jina_jax"] / max(theirs) if theirs and not isinstance(row["jina_jax"], str) else None
     )
 
 
-def tell_dense_targets(measured: list[dict[str, Any]], args: argparse.Namespace) -> None:
+def print_dense_targets(measured: list[dict[str, Any]], args: argparse.Namespace) -> None:
     lines = [
         f"T = {row['T']}: {common.cell(row['jina_jax'])} tok/s, "
         f"target on an H200 at least {TARGETS[row['T']]:,}"
@@ -228,7 +228,7 @@ def tell_dense_targets(measured: list[dict[str, Any]], args: argparse.Namespace)
 
 
 def mixed(args: argparse.Namespace, found: dict[str, Any]) -> Reply:
-    """Encode real texts of log-normal lengths, in several ways to make batches."""
+    """Encode real texts of log-normal lengths with several kinds of batches."""
     sizes = {"tokens": args.tokens, "seconds": args.seconds, "adapted": True}
     with open_peer("jina_jax", args) as peer:
         known = {
@@ -246,7 +246,7 @@ def mixed(args: argparse.Namespace, found: dict[str, Any]) -> Reply:
         }
         results = alternate(calls, args.rounds)
     print(f"\n## Mixed lengths\n\n{args.texts} texts, {TASK}, through encode; real tokens only.")
-    print("Dense is what the dense rates would give for the same lengths: target ", end="")
+    print("Dense: the same lengths at the dense rates; target: ", end="")
     print(f"at least {MIXED_TARGET:.0%} of it.\n")
     print(common.table(["batches", *MIXED_COLUMNS], [mixed_row(*pair) for pair in results.items()]))
     print(end="", flush=True)
@@ -269,7 +269,7 @@ def mixed_row(name: str, result: Reply) -> list[common.Cell]:
 
 
 def batchings(budgets: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return ways to make batches, as arguments of ``Batching``."""
+    """Return kinds of batches, as arguments of ``Batching``."""
     row = min(PACKED_ROW, max(budgets))
     padded = {f"padded, {b}": {"token_budget": b} for b in budgets}
     packed = {
@@ -334,7 +334,7 @@ def attention_cells(result: Reply) -> list[common.Cell]:
 
 
 class Jax:
-    """jina_jax with random weights, and what is measured of jax."""
+    """jina_jax with random weights, and the measurements in jax."""
 
     def __init__(self, settings: SimpleNamespace):
         import jax
@@ -385,7 +385,7 @@ class Jax:
         return 2 * size**3 / per_call(run, seconds) / 1e12
 
     def compile(self, lengths: list[int], tokens: int, cases: list[bool]) -> int:
-        """Compile what ``rate`` will need, several programs at once."""
+        """Compile the programs for ``rate``, several at once."""
         from jina_jax.runtime.engine import Program
 
         shapes = [(max(1, tokens // length), length, 1, None) for length in lengths]
@@ -394,7 +394,7 @@ class Jax:
         return self.engine.compiled
 
     def rate(self, length: int, tokens: int, seconds: float, adapted: bool = False) -> float:
-        """Return tokens a second of full rows, from ids on the host to vectors on the host."""
+        """Return tokens per second of full rows, from ids on the host to vectors on the host."""
         from jina_jax.runtime.batching import Batch
         from jina_jax.runtime.engine import Step
 
@@ -415,7 +415,7 @@ class Jax:
     def mixed(
         self, count: int, batching: dict[str, Any], dense_rates: list[tuple[int, float]]
     ) -> dict[str, Any]:
-        """Encode texts of mixed lengths, and time the parts of that alone."""
+        """Encode texts of mixed lengths, and time each part of that alone."""
         from jina_jax.runtime.batching import Batching
 
         made = Batching(**{**batching, "row_lengths": tuple(batching.get("row_lengths", ()))})
@@ -437,23 +437,23 @@ class Jax:
         values += [expected.sum() / computing, tokens / tokenising, self._kernel(made)]
         return dict(zip(MIXED_COLUMNS, values, strict=True))
 
-    @functools.cache  # noqa: B019 (one worker a process)
+    @functools.cache  # noqa: B019 (one worker per process)
     def _texts(self, count: int) -> tuple[list[str], list[list[int]]]:
         """Return texts and their ids."""
         texts = common.log_normal_texts(count, median=128)
         return texts, fresh_tokenizer().encode(texts)
 
     def _model(self, batching):
-        """Return a model with these batches, whose tokenizer has seen no text yet."""
+        """Return a model with these batches, whose tokenizer has no cached words."""
         from jina_jax import JinaEmbeddings
 
         options = {"batching": batching, "scan_layers": self._scan}
         model = JinaEmbeddings(self.config, self.engine.state, fresh_tokenizer(), **options)
-        model.engine = self.engine  # with the programs that are compiled already
+        model.engine = self.engine  # with the programs already compiled
         return model
 
     def _compute(self, batching, texts: list[str], ids: list[list[int]]) -> float:
-        """Compile what the batches need, several programs at once; time ids to vectors."""
+        """Compile the programs of the batches, several at once; time ids to vectors."""
         from jina_jax.runtime.batching import make_batches
         from jina_jax.runtime.engine import Program
         from jina_jax.runtime.pipeline import Item, Pipeline
@@ -474,7 +474,7 @@ class Jax:
         return time.perf_counter() - start
 
     def _kernel(self, batching) -> str:
-        """Name the attention kernel of the most usual rows."""
+        """Return the name of the attention kernel of the most frequent rows."""
         from jina_jax.runtime.batching import places
         from jina_jax.runtime.engine import Program
 
@@ -530,7 +530,7 @@ class Jax:
 
 
 def fresh_tokenizer():
-    """Load the tokenizer, which remembers no word yet if no other one is in use."""
+    """Load the tokenizer, whose cache of words is empty unless another one is in use."""
     from jina_jax.text.tokenizer import Tokenizer
 
     gc.collect()
@@ -569,7 +569,7 @@ class Torch:
         return 2 * size**3 / per_call(run, seconds) / 1e12
 
     def rate(self, length: int, tokens: int, seconds: float) -> float:
-        """Return tokens a second of full rows."""
+        """Return tokens per second of full rows."""
         torch = self._torch
         rows = max(1, tokens // length)
         ids = torch.randint(4, self.model.config.vocab_size, (rows, length), device=self._device)
@@ -607,7 +607,7 @@ class CompiledTorch(Torch):
 
 
 class Onnx(Torch):
-    """The graph that torch exports, in float16 (float32 on a CPU), in ONNX Runtime."""
+    """The graph exported by torch, in float16 (float32 on a CPU), in ONNX Runtime."""
 
     @functools.cached_property
     def session(self):
@@ -625,7 +625,7 @@ class Onnx(Torch):
         return session
 
     def rate(self, length: int, tokens: int, seconds: float) -> float:
-        """Return tokens a second of full rows; the hidden states stay on the device."""
+        """Return tokens per second of full rows; the hidden states remain on the device."""
         rows = max(1, tokens // length)
         ids = np.random.default_rng(0).integers(4, 250002, (rows, length))
         binding = self.session.io_binding()

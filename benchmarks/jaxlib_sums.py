@@ -1,11 +1,11 @@
-"""Which sums the installed jaxlib gets wrong on CPU, and what avoiding that costs.
+"""Wrong sums of the installed jaxlib on CPU, and the cost of avoiding them.
 
-    python benchmarks/jaxlib_sums.py            # right or wrong: patterns by route
-    python benchmarks/jaxlib_sums.py --speed    # batches a second, 6 of 24 layers, by route
+    python benchmarks/jaxlib_sums.py            # wrong results: patterns by route
+    python benchmarks/jaxlib_sums.py --speed    # milliseconds per batch, 6 of 24 layers, by route
 
-Routes: "plain", ``jax.jit`` as it comes; "ours", with ``jina_jax.compiler_options``; for speed also
-"off", without YNNPACK. A cell counts the wrong results of all reductions (sum, mean, max, sum of
-squares, over rows, columns and both) at 256 to 4,096 rows, against NumPy in float64.
+Routes: "plain", ``jax.jit`` without options; "ours", with ``jina_jax.compiler_options``; for speed
+also "off", without YNNPACK. A cell counts the wrong results of all reductions (sum, mean, max, sum
+of squares, over rows, columns and both) at 256 to 4,096 rows, against NumPy in float64.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def print_wrong(routes: dict[str, dict[str, str]]) -> None:
-    """Print a line for each kind of right operand and dtype: wrong results of each route."""
+    """Print one line per kind of right operand and dtype: wrong results of each route."""
     print("| right operand | dtype | " + " | ".join(routes) + " |")
     print("|---|---|" + "---|" * len(routes))
     for name, dtype in itertools.product(OPERANDS, (jnp.float32, jnp.bfloat16)):
@@ -72,7 +72,7 @@ def print_wrong(routes: dict[str, dict[str, str]]) -> None:
 
 
 def wrong(operand, dtype, options: dict[str, str]) -> tuple[int, int]:
-    """Return how many results are wrong, and of how many."""
+    """Return the number of wrong results and the number of all results."""
     bad = total = 0
     random = np.random.default_rng(0)
     for rows in ROWS:
@@ -94,7 +94,7 @@ def wrong(operand, dtype, options: dict[str, str]) -> tuple[int, int]:
 
 
 def print_speed(routes: dict[str, dict[str, str]], layers: int, rounds: int) -> None:
-    """Print the median seconds of a batch by each route, taking turns, and ratios to plain."""
+    """Print median milliseconds per batch and route, measured in turns, and ratios to plain."""
     from flax import nnx
     from published import FULL, published_config
 

@@ -1,9 +1,9 @@
-"""What takes the time in one layer: each part alone, against the layer as a whole.
+"""Time of one layer's parts: each part alone, compared with the whole layer.
 
     python benchmarks/layer.py --dtype bfloat16 --rows 8 --tokens 128
 
 Parts run as programs of their own on random data of the full-size network, so their sum is an
-estimate; "before" names the plain form that a part replaced.
+estimate; "before" marks the plain form that a part replaced.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def parts(config, args) -> dict[str, tuple]:
-    """Return a jitted function and its arguments for each part."""
+    """Return a jitted function and its arguments per part."""
     dtype, width = jnp.dtype(args.dtype), config.hidden_size
     rows, tokens = args.rows, args.tokens
     random = np.random.default_rng(0)
@@ -104,13 +104,13 @@ def parts(config, args) -> dict[str, tuple]:
 
 
 def time_all(programs: dict[str, tuple], rounds: int) -> dict[str, float]:
-    """Return each program's median milliseconds; they take turns."""
+    """Return each program's median milliseconds, measured in turns."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(rounds + 1):
         for name, (run, *arguments) in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(run(*arguments))
-            if turn:  # the first compiles
+            if turn:  # the first call compiles
                 times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(found) for name, found in times.items()}
 

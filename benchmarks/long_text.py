@@ -1,11 +1,11 @@
-"""One long text: memory and time of encoding it whole, how both grow, and late chunking.
+"""One long text: memory and time of encoding it whole, their growth, and late chunking.
 
     python benchmarks/long_text.py             # 1,024 … 8,192 tokens, 24 layers, bfloat16
     python benchmarks/long_text.py --layers 2 --lengths 1024 2048
 
 Every length is a process of its own. "first" compiles (there is no compilation cache), "again" does
-not. Peaks are the resident memory that Linux counts (VmHWM), of the whole process and from after
-the load; the checkpoint's mapped pages count until they are dropped.
+not. Peaks are the resident memory that Linux counts (VmHWM), of the whole process and since the
+load; the checkpoint's mapped pages count until they are dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import common
 
 LENGTHS = (1024, 2048, 4096, 8192)
-LIMIT_TOKENS, LIMIT_GB = 8192, 3.5  # of a whole process, at full size in bfloat16
+LIMIT_TOKENS, LIMIT_GB = 8192, 3.5  # for a whole process, at full size in bfloat16
 CHUNK = 256
 TASK = "retrieval.passage"
 LANGUAGE = 1  # English
@@ -33,8 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--layers", type=int, default=common.FULL["layers"])
-    parser.add_argument("--directory", type=Path, help="keep the checkpoint here")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--directory", type=Path, help="where to keep the checkpoint")
+    parser.add_argument("--json", type=Path, help="write results to this file")
     parser.add_argument("--worker", choices=JOBS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -58,7 +58,7 @@ def measure(job: str, directory: Path, length: int) -> Run:
 
 
 def work(job: str, directory: Path, length: int) -> Run:
-    """Load, make a text of exactly so many tokens, and embed it twice."""
+    """Load, make a text of exactly the given number of tokens, and embed it twice."""
     from jina_jax import JinaEmbeddings
 
     model = JinaEmbeddings.from_pretrained(directory / "published", compilation_cache=False)
@@ -86,7 +86,7 @@ def text_of(tokenizer, length: int) -> str:
     english = common.corpus()[LANGUAGE]
     text = common.passage(english, 1.5 * length, random.Random(0))
     _, offsets = tokenizer.encode_with_offsets(text)
-    # Cut after a token; what was the middle of a word may then be split otherwise.
+    # Cut after a token; the middle of a word may then be split in another way.
     for last in range(length - 2, 0, -1):
         shorter = text[: offsets[last][1]]
         if len(tokenizer.encode([shorter])[0]) == length:

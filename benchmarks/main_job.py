@@ -1,13 +1,13 @@
 """The main job at full size: load the published layout, encode multilingual text with all tasks.
 
 Writes a random checkpoint of the published size (572,310,396 parameters, bfloat16, 1.14 GB) with
-the real vocabulary, then lets jina_jax and transformers (+ PEFT, bfloat16) do the same work in
-alternating processes, and the command line do it once. Prints a table of medians.
+the real vocabulary, then runs the same work in jina_jax and transformers (+ PEFT, bfloat16), in
+alternating processes, and once in the command line. Prints a table of medians.
 
     python benchmarks/main_job.py                       # needs the parity extra for transformers
     python benchmarks/main_job.py --peers jina_jax      # without
 
-Text and vocabulary come from the public data in ../shared (or $JINA_JAX_SHARED).
+Text and vocabulary are those of the public data in ../shared (or $JINA_JAX_SHARED).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ BATCH_SIZE = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--texts", type=int, default=440, help="texts to encode")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each peer, alternating")
+    parser.add_argument("--texts", type=int, default=440, help="number of texts to encode")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating runs per peer")
     parser.add_argument("--layers", type=int, default=FULL["layers"])
-    parser.add_argument("--directory", type=Path, help="keep the checkpoints here")
+    parser.add_argument("--directory", type=Path, help="where to keep checkpoints")
     parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -78,7 +78,7 @@ def prepare(directory: Path, count: int, layers: int, for_transformers: bool) ->
 
 
 def sentences(count: int) -> list[str]:
-    """Take the same number of sentences from the STS-b development set of every language."""
+    """Return the same number of sentences of the STS-b development set in every language."""
     files = sorted((SHARED / "eval").glob("stsb-*-dev.csv"))
     if not files:
         sys.exit(f"needs stsb-*-dev.csv in {SHARED / 'eval'} (or set JINA_JAX_SHARED)")
@@ -164,7 +164,7 @@ def work_transformers(directory: Path) -> dict[str, float]:
 
 
 def timings(start, imported, loaded, first, middle, end, count) -> dict[str, float]:
-    """Name the seconds between the marks, and add this process's peak memory."""
+    """Return the seconds between the marks by name, and this process's peak memory."""
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     return {

@@ -1,11 +1,11 @@
-"""The routes that people take today to run this network on a CPU, behind one interface.
+"""Common ways to run this network on a CPU, behind one interface.
 
 ``PEERS[name](directory)`` loads a checkpoint in transformers' layout (the base model, without
-adapters) and returns a ``Peer``; ``Missing`` says why a route cannot be taken here. Packages are
-imported by the factories alone, and all routes can live in one process. Every route is given all
-cores. What has to be converted first (ONNX, OpenVINO) is kept in folders beside the checkpoint.
+adapters) and returns a ``Peer``; ``Missing`` has the reason why a route is unavailable. Packages
+are imported only by the factories, and all routes can share one process. Every route uses all
+cores. Converted graphs (ONNX, OpenVINO) are kept in folders beside the checkpoint.
 
-Compilers and kernel libraries prepare themselves at the first call of a new shape: time the second.
+Compilers and kernel libraries initialise at the first call of a new shape: time the second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Encode = Callable[[list[str], int], np.ndarray]
 
 
 class Missing(Exception):  # noqa: N818  (a reason to skip, not an error)
-    """Say what a route lacks on this machine."""
+    """A route is unavailable; the message is what this machine lacks."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def versions() -> dict[str, str]:
 
 
 def from_transformers(name: str, dtype: str, compiled: bool, directory: Path) -> Peer:
-    """Load JinaEmbeddingsV3Model; ``compiled`` asks for torch.compile with its defaults.
+    """Load JinaEmbeddingsV3Model; ``compiled`` applies torch.compile with its defaults.
 
-    The compiled route compiles four times before shapes stop mattering: at the first call, at the
+    The compiled route compiles four times until all shapes are covered: at the first call, at the
     first other length, at the first other number of texts, and for a single text.
     """
     torch = needs("torch")
@@ -119,7 +119,7 @@ def from_onnxruntime(name: str, int8: bool, directory: Path) -> Peer:
     path = (quantized_onnx if int8 else exported_onnx)(directory)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count()
-    # Its threads spin for a while after a run otherwise, which slows whoever is timed next.
+    # Otherwise its threads spin for a while after a run, which slows the next measurement.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -191,14 +191,14 @@ def encoder(forward: Forward, directory: Path) -> Encode:
 def mean_pool(hidden: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
     """Average the hidden states, (B, T, D), of the real tokens."""
     mask = attention_mask.astype(np.float32)
-    # Not a matmul: NumPy's BLAS threads would spin into the next peer's time.
+    # Not a matmul: NumPy's BLAS threads would spin during the next peer's time.
     return np.einsum("bt,btd->bd", mask, hidden) / mask.sum(1, keepdims=True)
 
 
 def exported_onnx(directory: Path) -> Path:
     """Export float32 ONNX whose attention, rotary embedding and GELU are single nodes.
 
-    That takes opset 23; older ones spell attention out, which is slower for long texts.
+    That needs opset 23; older ones expand attention, which is slower for long texts.
     """
 
     def write(folder: Path) -> None:
@@ -232,7 +232,7 @@ def quantized_onnx(directory: Path) -> Path:
 
 
 def converted_openvino(directory: Path) -> Path:
-    """Convert the PyTorch module, which keeps attention one node, to a float32 graph."""
+    """Convert the PyTorch module, with attention as one node, to a float32 graph."""
     openvino = needs("openvino")
 
     def write(folder: Path) -> None:
@@ -244,7 +244,7 @@ def converted_openvino(directory: Path) -> Path:
 
 
 def cached(directory: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a folder unless one is there that is newer than the checkpoint."""
+    """Fill a folder by ``write`` unless it is newer than the checkpoint."""
     folder = directory / name
     newest = max(file.stat().st_mtime for file in directory.glob("*.safetensors"))
     if folder.exists() and folder.stat().st_mtime >= newest:
@@ -268,7 +268,7 @@ def load_model(directory: Path, dtype: str) -> Any:
 def traced(directory: Path) -> Any:
     """Return the float32 network as a module from two tensors to one, for exporters.
 
-    Position ids have a row for each text: ONNX Runtime's RotaryEmbedding does not broadcast them.
+    Position ids have one row per text: ONNX Runtime's RotaryEmbedding does not broadcast them.
     """
     torch = needs("torch")
 
@@ -282,7 +282,7 @@ def traced(directory: Path) -> Any:
             positions = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
             return self.model(**inputs, position_ids=positions).last_hidden_state
 
-    # A new module is in training mode, which exporters carry to the network inside: dropout.
+    # A new module is in training mode, which exporters apply to the inner network: dropout.
     return Hidden(load_model(directory, "float32")).eval()
 
 
@@ -303,7 +303,7 @@ def needs_jina() -> Any:
 
 
 def needs(module: str) -> Any:
-    """Import a module, or say that it is missing."""
+    """Import a module, or raise ``Missing``."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
@@ -312,7 +312,7 @@ def needs(module: str) -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Hide what exporters warn and log about tracing."""
+    """Hide warnings and logs of exporters about tracing."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -1,13 +1,13 @@
-"""From the start of a process to the first vector, without and with what is kept between runs.
+"""Time from the start of a process to the first vector, without and with caches.
 
     python benchmarks/startup.py                           # full size: 24 layers, bfloat16
     python benchmarks/startup.py --layers 2 --vocab 2000   # the small model
 
 jina_jax loads the published layout, transformers its own (``+peft`` with the five adapters). Cold
-means that jina_jax finds no compiled programs and no tokenizer of its own under $JINA_JAX_CACHE;
-warm is the next process. The checkpoints are in the page cache for all. Every run is a process of
-its own; peers alternate. "total" is from before the process to the vector, by the clock outside;
-what is not in the other rows is the interpreter. Memory is the peak at the first vector.
+means that $JINA_JAX_CACHE has no compiled programs and no tokenizer; warm is the next process. The
+checkpoints are in the page cache for all. Every run is a process of its own; peers alternate.
+"total" is from before the process to the vector, by the clock outside; the part that is not in the
+other rows is the interpreter. Memory is the peak at the first vector.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pathlib import Path
 
 TEXT = "Der Himmel über dem Hafen hatte die Farbe eines Fernsehers."
 TASK = "text-matching"
-SMALL_LIMIT, SMALL_LAYERS = 3.0, 2  # seconds to the first vector of a model of so many layers
-STATES = {"jina_jax": ("cold", "warm")}  # of the others nothing is kept
+SMALL_LIMIT, SMALL_LAYERS = 3.0, 2  # seconds to the first vector, by number of layers
+STATES = {"jina_jax": ("cold", "warm")}  # the others have no cache
 Mark = Callable[[str], None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", nargs="+", choices=WORKERS, default=list(WORKERS))
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each peer, alternating")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating runs per peer")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--vocab", type=int, default=250002)
-    parser.add_argument("--directory", type=Path, help="keep the checkpoints here")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--directory", type=Path, help="where to keep checkpoints")
+    parser.add_argument("--json", type=Path, help="write results to this file")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def work(peer: str, directory: Path) -> dict[str, float]:
-    """Run one peer; return when it began and had its vector, and seconds between the marks."""
+    """Run one peer; return the times of its start and its vector, and seconds between the marks."""
     begun = time.time()
     steps: dict[str, float] = {}
     last = time.perf_counter()
@@ -60,7 +60,7 @@ def work(peer: str, directory: Path) -> dict[str, float]:
 
     WORKERS[peer](directory, mark)
     ended = time.time()
-    from common import peak_gb  # not before the marks: it imports NumPy
+    from common import peak_gb  # after the marks: it imports NumPy
 
     return {"begun": begun, "ended": ended, **steps, "peak GB": peak_gb()}
 
@@ -116,7 +116,7 @@ def compare(args: argparse.Namespace, directory: Path) -> dict[str, dict[str, fl
     runs: dict[str, list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as cache:
-            # Peers between the cold and the warm run: what one leaves in memory serves the next.
+            # Peers between the cold and the warm run: files in memory are used by the next.
             for turn in range(2):
                 for peer in args.peers:
                     state = STATES.get(peer, ("", ""))[turn]
@@ -130,7 +130,7 @@ def compare(args: argparse.Namespace, directory: Path) -> dict[str, dict[str, fl
 
 
 def measure(peer: str, directory: Path, cache: str) -> dict[str, float]:
-    """Run a worker that keeps things in ``cache``, and add the seconds from outside."""
+    """Run a worker with the given cache, and add the seconds measured outside."""
     import common
 
     kept = {"JINA_JAX_CACHE": cache, "JAX_COMPILATION_CACHE_DIR": ""}

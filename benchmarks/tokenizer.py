@@ -1,12 +1,13 @@
-"""Tokenisation, one thread: `jina_jax` against `tokenizers`, ids only, on real text.
+"""Tokenisation in one thread: ``jina_jax`` compared with ``tokenizers``, ids only, on real text.
 
-For every file of the public data: texts per second of `Tokenizer.encode(list)` over those of
-`tokenizers`, whose ways to encode a list are all timed. Cold is the first pass of a new tokenizer,
-whose memory of words is empty on both sides; warm is the pass after it. Then the time to load.
+For every file of the public data: texts per second of ``Tokenizer.encode(list)`` over those of
+``tokenizers``, whose ways to encode a list are all timed. Cold is the first pass of a new
+tokenizer, with an empty cache of words on both sides; warm is the pass after it. Then the time to
+load.
 
     python benchmarks/tokenizer.py                  # needs the test extra for tokenizers
 
-Text and vocabulary come from the public data in ../shared (or $JINA_JAX_SHARED).
+Text and vocabulary are those of the public data in ../shared (or $JINA_JAX_SHARED).
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ WAYS: dict[str, Callable[[Any, list[str]], list[list[int]]]] = {
     "_fast": lambda tokenizer, texts: [e.ids for e in tokenizer.encode_batch_fast(texts)],
     "encode": lambda tokenizer, texts: [tokenizer.encode(text).ids for text in texts],
 }
-Row = dict[str, list[float]]  # way → seconds cold, warm
+Row = dict[str, list[float]]  # seconds cold and warm, by way to encode
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dialect", choices=("older", "newer"), default="older")
-    parser.add_argument("--only", default="", help="files whose name contains this")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements, alternating")
+    parser.add_argument("--only", default="", help="part of the names of the files to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="number of alternating measurements")
     args = parser.parse_args()
     files = find_texts()
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,7 +83,7 @@ def find_texts() -> dict[str, list[str]]:
 
 
 def write_dialect(path: Path, dialect: str) -> Path:
-    """Write tokenizer.json as older exports have it, or as newer ones do."""
+    """Write tokenizer.json in the form of older or newer exports."""
     source = (SHARED / "xlm-roberta" / "tokenizer.json").read_text(encoding="utf-8")
     if dialect == "newer":
         fields = json.loads(source)
@@ -96,12 +97,12 @@ def write_dialect(path: Path, dialect: str) -> Path:
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """Load the file with `tokenizers`."""
+    """Load the file with ``tokenizers``."""
     return tokenizers.Tokenizer.from_file(str(path))
 
 
 def compare(path: Path, texts: list[str], rounds: int) -> Row:
-    """Return the median seconds (cold, warm) of each way to encode, after a check of the ids."""
+    """Check the ids, then return the median seconds (cold, warm) of each way to encode."""
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         results = []
@@ -109,7 +110,7 @@ def compare(path: Path, texts: list[str], rounds: int) -> Row:
             tokenizer = Tokenizer.from_file(path) if way == "jina_jax" else read_tokenizer(path)
             times[way].append(tuple(timed(encode, tokenizer, texts) for _ in range(2)))
             results.append(encode(tokenizer, texts))
-            del tokenizer  # or the next round would get the same one
+            del tokenizer  # otherwise the next round would use the same one
         if any(result != results[0] for result in results):
             sys.exit("the ids differ")
     return {
@@ -118,7 +119,7 @@ def compare(path: Path, texts: list[str], rounds: int) -> Row:
 
 
 def timed(work: Callable[..., object], *args: Any) -> float:
-    """Return the seconds of processor time that a call takes, whatever else the machine does."""
+    """Return the seconds of processor time of a call, independent of other processes."""
     gc.collect()
     start = time.process_time()
     work(*args)

@@ -1,4 +1,4 @@
-"""Compile the programs of every bucket for TPUs that this machine does not have.
+"""Compile the programs of every bucket for TPUs, without one.
 
     pip install "jina-jax[tpu]"
     python benchmarks/tpu_programs.py                      # v5e and v6e, one chip, 24 layers
@@ -6,16 +6,16 @@
     python benchmarks/tpu_programs.py --data 1 --model 4   # tensor parallel
 
 libtpu compiles ahead of time on any machine. A row is a program: batch B x T x S (rows, tokens,
-texts a row), its attention kernel, memory a chip (arguments, results, temporaries), bytes that its
-operations access, layout copies and transposes, the bytes that these write, float32 matmuls and
-collectives. What is in the scanned layer, or in another loop, counts once. Of each length the full
-height is compiled, which takes the most memory; ``--all-heights`` compiles the others too.
+slots per row), its attention kernel, memory per chip (arguments, results, temporaries), bytes that
+its operations access, layout copies and transposes, the bytes that these write, float32 matmuls and
+collectives. Operations of the scanned layer, or of another loop, count once. Each length is
+compiled at full height, which needs the most memory; ``--all-heights`` compiles the others too.
 
 A float32 matmul is one with a float32 operand in StableHLO: bfloat16 operands with a float32 result
 are right. Those within attention kernels do not count.
 
-The exit status is 1 where a program does not compile, does not fit, multiplies float32 or has
-other collectives than the mesh calls for: none along data; along model two sums a layer.
+The exit status is 1 if a program does not compile, does not fit, multiplies float32 or has other
+collectives than the mesh requires: none along data; along model two sums per layer.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-CHIPS = {"v5e": 16e9, "v6e": 32e9}  # bytes of memory of a chip
+CHIPS = {"v5e": 16e9, "v6e": 32e9}  # bytes of memory per chip
 TOPOLOGY = "2x2"
 MAX_LENGTH = 8192
-# libtpu would look for a TPU's machine, and for the only process that may use it.
+# Otherwise libtpu looks for a TPU's machine, and for the only process that may use it.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -47,7 +47,7 @@ ENVIRONMENT = {
 
 _DOT = re.compile(r"stablehlo\.(?:dot_general|dot|convolution)\b.*: \(([^)]*)\) ->")
 # Bits of the type, dimensions, and their order in a transpose. Prefetches, copy-start, keep the
-# layout and are not looked for.
+# layout and are ignored.
 _COPY = re.compile(
     r" = [a-z]+(\d*)\w*\[([\d,]*)\]\S* (?:copy\(|transpose\(.*dimensions=\{([\d,]*)\})"
 )
@@ -55,20 +55,20 @@ _COLLECTIVE = re.compile(
     r" (all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast|send|recv)(?:-start)?\("
 )
-# Of tensor parallelism: after the second matmul of each pair.
+# Tensor parallelism: after the second matmul of each pair.
 _SUMS_PER_LAYER = 2
 
 
 class Report(NamedTuple):
-    """What compiling a program told.
+    """The report of one compiled program.
 
     Attributes:
-      chip, shape, kernel: what was compiled.
-      seconds: to compile.
-      memory_gb, accessed_gb: of one chip.
+      chip, shape, kernel: the program.
+      seconds: time to compile.
+      memory_gb, accessed_gb: gigabytes per chip.
       copies, copied_gb: layout copies and transposes, and the bytes that they write.
-      float32_matmuls, collectives: how many operations; collectives by name.
-      problem: why the program will not do; "" if it will.
+      float32_matmuls, collectives: numbers of operations; collectives by name.
+      problem: the reason why the program is unusable, or "".
     """
 
     chip: str
@@ -89,12 +89,12 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", choices=list(CHIPS), default=list(CHIPS))
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--lengths", type=int, nargs="+", help="of these lengths alone")
+    parser.add_argument("--lengths", type=int, nargs="+", help="default: all")
     parser.add_argument("--all-heights", action="store_true")
-    parser.add_argument("--data", type=int, default=1, help="chips that share a batch")
-    parser.add_argument("--model", type=int, default=1, help="chips that share the weights")
+    parser.add_argument("--data", type=int, default=1, help="number of chips per batch")
+    parser.add_argument("--model", type=int, default=1, help="number of chips per model")
     parser.add_argument("--no-tasks", dest="tasks", action="store_false")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--json", type=Path, help="write results to this file")
     args = parser.parse_args()
     if importlib.util.find_spec("libtpu") is None:
         sys.exit('needs libtpu: pip install "jina-jax[tpu]"')
@@ -111,7 +111,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps([row._asdict() for row in reports], indent=1) + "\n")
     failed = [row for row in reports if row.problem]
-    print(f"\n{len(reports) - len(failed)} of {len(reports)} programs will do")
+    print(f"\n{len(reports) - len(failed)} of {len(reports)} programs are without problems")
     sys.exit(bool(failed or not reports))
 
 
@@ -150,12 +150,12 @@ def make_engine(chip: str, args) -> Any:
 
 
 def compile_one(chip: str, engine: Any, program: Any) -> Report:
-    """Compile one program and look at what came out."""
+    """Compile one program and report on it."""
     start = time.perf_counter()
     try:
         lowered = engine.lower(program)
         compiled = lowered.compile()
-    except Exception as error:  # whatever the compiler refuses is the result
+    except Exception as error:  # the compiler's refusal is the result
         reason = f"does not compile: {str(error).splitlines()[0][:200]}"
         seconds, kernel = time.perf_counter() - start, engine.route(program).name
         return Report(chip, shape(program), kernel, seconds, 0, 0, 0, 0, 0, {}, reason)
@@ -164,7 +164,7 @@ def compile_one(chip: str, engine: Any, program: Any) -> Report:
 
 
 def report(chip: str, engine: Any, program: Any, lowered: Any, compiled: Any) -> Report:
-    """Read a report off a program, lowered and compiled."""
+    """Return the report of a program, lowered and compiled."""
     memory = compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     accessed = compiled.cost_analysis().get("bytes accessed", 0.0)
@@ -172,7 +172,7 @@ def report(chip: str, engine: Any, program: Any, lowered: Any, compiled: Any) ->
     copies, copied = count_copies(text)
     matmuls, collectives = float32_matmuls(lowered.as_text()), count_collectives(text)
     problems = [f"{matmuls} float32 matmuls"] if matmuls else []
-    problems += [f"takes {size / 1e9:.1f} GB"] if size > CHIPS[chip] else []
+    problems += [f"needs {size / 1e9:.1f} GB"] if size > CHIPS[chip] else []
     problems += unwanted(collectives, engine.mesh.shape["model"])
     return Report(
         *(chip, shape(program), engine.route(program).name, 0.0, size / 1e9, accessed / 1e9),
@@ -181,7 +181,7 @@ def report(chip: str, engine: Any, program: Any, lowered: Any, compiled: Any) ->
 
 
 def shape(program: Any) -> str:
-    """Write B x T x S."""
+    """Format B x T x S."""
     return f"{program.rows} x {program.tokens} x {program.places}"
 
 
@@ -214,7 +214,7 @@ def count_collectives(hlo: str) -> dict[str, int]:
 
 
 def unwanted(collectives: dict[str, int], model: int) -> list[str]:
-    """Say how collectives differ from those that ``model`` chips need, which share the weights."""
+    """Describe differences from the collectives that ``model`` chips with shared weights need."""
     wanted = {"all-reduce": _SUMS_PER_LAYER} if model > 1 else {}
     return [
         f"{collectives.get(name, 0)} {name}, expected {wanted.get(name, 0)}"
@@ -224,7 +224,7 @@ def unwanted(collectives: dict[str, int], model: int) -> list[str]:
 
 
 def line(row: Report, *, first: bool) -> str:
-    """Return a row of the table, with its head above the first."""
+    """Return a row of the table, after the header if it is the first."""
     heads = ["chip", "B x T x S", "attention", "compile s", "memory GB", "accessed GB"]
     heads += ["copies", "copied GB", "float32 matmuls", "collectives", "problem"]
     collectives = ", ".join(f"{n} {name}" for name, n in row.collectives.items()) or "none"

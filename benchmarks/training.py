@@ -1,16 +1,16 @@
-"""Training: what an adapter step takes beside transformers + PEFT, and what memory it needs.
+"""Training: time of an adapter step compared with transformers + PEFT, and its memory.
 
     python benchmarks/training.py speed --layers 6
     python benchmarks/training.py memory [--tpu v5e]
 
-``speed``: the same step on both sides in turns, each in a process of its own with all cores: the
-retrieval pair on queries and longer documents with hard negatives (triplet InfoNCE), or
-text-matching on pairs of sentences (CoSENT); forward, backward, AdamW, from token ids on. The other
-side pads queries and documents each to the longest of them, as sentence-transformers does, and
-computes gradients of the adapters alone.
+``speed``: the same step on both sides in turns, one process per side with all cores: the retrieval
+pair on queries and longer documents with hard negatives (triplet InfoNCE), or text-matching on
+pairs of sentences (CoSENT); forward, backward, AdamW, starting with token ids. The other side pads
+queries and documents each to the longest of them, as sentence-transformers does, and computes
+gradients of the adapters only.
 
 ``memory``: compiles a step of the retrieval pair at the paper's batch, 128 rows of 9 texts of 512
-tokens, at full size with a bfloat16 base; nothing is run. With --tpu for that chip, by libtpu.
+tokens, at full size with a bfloat16 base; nothing is run. --tpu compiles for that chip by libtpu.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any
 import common
 from common import FULL, Peer, alternate, header, serve, table, write_checkpoints
 
-WORKLOADS = {  # rows, texts a row, median tokens of queries and of documents, loss
+WORKLOADS = {  # rows, texts per row, median tokens of queries and of documents, loss
     "retrieval": (8, 4, 16, 96, "triplet"),
     "sentences": (32, 2, 20, 20, "cosent"),
 }
 TASKS = {"retrieval": ("retrieval.query", "retrieval.passage"), "sentences": ("text-matching",)}
-VOCAB = 32_000  # of the 250,002: its adapters' rows cost both sides the same
+VOCAB = 32_000  # of 250,002: the adapters' rows of the table cost both sides the same
 SIDES = ("jina_jax", "transformers + PEFT")
 LEARNING_RATE, TAU = 5e-4, 0.05
 PAPER = {"rows": 128, "texts": 9, "tokens": 512}
@@ -122,7 +122,7 @@ def _scores(workload: str) -> list[float]:
 
 
 class Ours:
-    """A step of this library."""
+    """The step in this library."""
 
     def __init__(self, directory: Path, dtype: str, workload: str):
         import jax
@@ -166,7 +166,7 @@ class Ours:
 
 
 class Theirs:
-    """The same step by transformers and PEFT."""
+    """The same step in transformers and PEFT."""
 
     def __init__(self, directory: Path, dtype: str, workload: str):
         import torch
@@ -212,7 +212,7 @@ class Theirs:
 
         self._model.set_adapter(task)
         for parameter in self._trained:
-            parameter.requires_grad_(True)  # set_adapter turns those of the other task off
+            parameter.requires_grad_(True)  # set_adapter disables those of the other task
         longest = max(map(len, ids))
         tokens = torch.tensor([row + [1] * (longest - len(row)) for row in ids])
         mask = (tokens != 1).long()
@@ -264,8 +264,8 @@ def measure_memory(args: argparse.Namespace) -> None:
     print(table(["part", "GB"], rows))
     trained = sum(leaf.size for leaf in jax.tree.leaves(arguments[0])) / 2
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 2
-    print(f"\na task: {trained:,.0f} parameters trained, optimizer state {size / 1e6:.1f} MB")
-    print(f"{texts * PAPER['tokens']:,} tokens a step")
+    print(f"\nper task: {trained:,.0f} parameters trained, optimizer state {size / 1e6:.1f} MB")
+    print(f"{texts * PAPER['tokens']:,} tokens per step")
 
 
 def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:

@@ -1,11 +1,11 @@
-"""Every constant of the network, read from ``config.json`` and checked."""
+"""The constants of a network, read from ``config.json`` and checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +25,45 @@ _UNSUPPORTED_UNLESS: dict[str, tuple[Any, ...]] = {
     "prenorm": (None, False),
     "window_size": (None, [-1, -1]),
 }
-# The head dimension under other names, in which both may ask for another one.
+# Fields of both that may ask for another head dimension than hidden_size / num_attention_heads.
 _HEAD_DIMS = ("head_dim", "rotary_emb_dim")
 
 
 class ConfigError(ValueError):
-    """A ``config.json`` that cannot be used; the message lists every field at fault."""
+    """An unusable ``config.json``; the message lists every field at fault."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The architecture and the habits of one checkpoint.
+    """Architecture, tasks, prompts and dimensions of one checkpoint.
 
-    Field names are those of the published ``config.json``. Nothing has a default: what a file does
-    not say is an error, or is spelled out by the reader of that file's format.
+    Field names are those of the published ``config.json``. No field has a default: a missing one is
+    an error, unless the reader of a file's format fills it in.
 
     Attributes:
-      vocab_size: rows V of the word embedding table.
+      vocab_size: number V of rows in the word embedding table.
       hidden_size: width D.
       num_hidden_layers: layers L.
       num_attention_heads: heads N; the head dimension is ``hidden_size // num_attention_heads``.
       intermediate_size: width F of the feed-forward network.
-      hidden_act: activation, "gelu" (the exact one, by the error function).
+      hidden_act: activation, "gelu" (exact, with the error function).
       layer_norm_eps: epsilon added to the variance in every LayerNorm.
-      max_position_embeddings: positions, counting the ``pad_token_id + 1`` that XLM-R never uses.
-      type_vocab_size: rows of the token type table; row 0 is added to every token.
+      max_position_embeddings: number of positions, including the ``pad_token_id + 1`` that XLM-R
+        never uses.
+      type_vocab_size: number of rows in the token type table; row 0 is added to every token.
       pad_token_id: id of ``<pad>``; absolute positions start at ``pad_token_id + 1``.
-      initializer_range: standard deviation of freshly drawn weights.
+      initializer_range: standard deviation of new weights.
       hidden_dropout_prob, attention_probs_dropout_prob: used in training only.
       position_embedding_type: "rotary" or "absolute".
       rotary_emb_base: base of the rotary angles; None with absolute positions.
       add_pooling_layer: whether the checkpoint has the tanh pooler (not used for embeddings).
-      emb_pooler: how token vectors become a text's vector, "mean" or "cls".
+      emb_pooler: pooling of token vectors into a text's vector, "mean" or "cls".
       lora_adaptations: task names, in the order of the adapters' task axis; empty for none.
       lora_rank, lora_alpha: rank R, and alpha of ``lora_alpha / lora_rank``; None without tasks.
-      task_instructions: for each task, the prompt put in front of a text.
-      default_prompt: the prompt of a text that is encoded without a task.
+      task_instructions: pairs of a task and the prompt that is prepended to its texts.
+      default_prompt: the prompt of texts that are encoded without a task.
       matryoshka_dimensions: allowed ``truncate_dim``, ascending; empty allows 1 … ``hidden_size``.
-      truncate_dim: dimension when a call names none; None for all of ``hidden_size``.
+      truncate_dim: dimension of embeddings by default; None for ``hidden_size``.
     """
 
     vocab_size: int
@@ -92,9 +93,8 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}={getattr(self, name)!r}: expected {rule}"
-            for name, rule, holds in self._rules()
-            if not holds
+            f"{name}={getattr(self, name)!r}: expected {expected.format(c=self)}"
+            for name, expected in self._broken_rules()
         ]
         if problems:
             raise ConfigError("config: " + "; ".join(problems))
@@ -104,7 +104,7 @@ class Config:
         """Build a config from the fields of a native ``config.json``.
 
         Args:
-          values: every field of this class, plus any that change nothing here.
+          values: every field of this class; others are ignored unless they change the function.
 
         Raises:
           ConfigError: naming every missing, mistyped or unsupported field.
@@ -136,7 +136,7 @@ class Config:
         return cls.from_dict(read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; ``from_dict`` gives back an equal config."""
+        """Return the fields as JSON values; ``from_dict`` turns them into an equal config."""
         values = dataclasses.asdict(self)
         values["lora_adaptations"] = list(self.lora_adaptations)
         values["matryoshka_dimensions"] = list(self.matryoshka_dimensions)
@@ -150,17 +150,17 @@ class Config:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text may have, ``<s>`` and ``</s>`` included."""
+        """Most tokens of a text, ``<s>`` and ``</s>`` included."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
     def num_tasks(self) -> int:
-        """Adapters K on the task axis."""
+        """Number K of adapters on the task axis."""
         return len(self.lora_adaptations)
 
     @property
     def lora_scale(self) -> float:
-        """Factor of the low-rank update, ``lora_alpha / lora_rank`` (1.0 without adapters)."""
+        """Scale of the low-rank update, ``lora_alpha / lora_rank`` (1.0 without adapters)."""
         if self.lora_alpha is None or self.lora_rank is None:
             return 1.0
         return self.lora_alpha / self.lora_rank
@@ -179,27 +179,33 @@ class Config:
         return self.lora_adaptations.index(task)
 
     def prompt(self, task: str | None) -> str:
-        """Return the prompt of ``task``, or the default prompt for None."""
-        return self.default_prompt if task is None else dict(self.task_instructions)[task]
+        """Return the prompt of ``task``, or the default prompt for None.
+
+        Raises:
+          ValueError: for an unknown task; the message lists the known ones.
+        """
+        if task is None:
+            return self.default_prompt
+        self.task_id(task)
+        return dict(self.task_instructions)[task]
 
     def only(self, tasks: Sequence[str]) -> Config:
-        """Return the config of an encoder with these adapters alone, in this order.
+        """Return the config of an encoder with only these adapters, in this order.
 
         Raises:
           ValueError: for an unknown task.
         """
-        for task in tasks:
-            self.task_id(task)
+        prompts = tuple((task, self.prompt(task)) for task in tasks)
         return dataclasses.replace(
             self,
             lora_adaptations=tuple(tasks),
             lora_rank=self.lora_rank if tasks else None,
             lora_alpha=self.lora_alpha if tasks else None,
-            task_instructions=tuple((task, self.prompt(task)) for task in tasks),
+            task_instructions=prompts,
         )
 
     def merged(self, task: str) -> Config:
-        """Return the config of plain weights into which ``task`` was merged; keeps its prompt.
+        """Return the config of plain weights with ``task`` merged in; it keeps the task's prompt.
 
         Raises:
           ValueError: for an unknown task, or for None.
@@ -216,10 +222,10 @@ class Config:
         )
 
     def embedding_dim(self, truncate_dim: int | None) -> int:
-        """Return the dimension of an embedding cut to ``truncate_dim`` (None or 0: the default).
+        """Return the dimension of embeddings for ``truncate_dim`` (None or 0: the default).
 
         Raises:
-          ValueError: for a dimension that the checkpoint was not made for.
+          ValueError: for a dimension outside ``matryoshka_dimensions``.
         """
         dim = truncate_dim or self.truncate_dim or self.hidden_size
         allowed = self.matryoshka_dimensions or range(1, self.hidden_size + 1)
@@ -228,120 +234,140 @@ class Config:
             raise ValueError(f"truncate_dim={truncate_dim!r}: expected one of {wanted}")
         return dim
 
-    def _rules(self) -> list[tuple[str, str, bool]]:
-        """List (field, what it must be, whether it is)."""
-        positive = [
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "type_vocab_size",
-        ]
-        rules = [(name, "a positive integer", _is_int(getattr(self, name), 1)) for name in positive]
-        ok_heads = all(_is_int(n, 1) for n in (self.hidden_size, self.num_attention_heads))
-        ok_pad = _is_int(self.pad_token_id, 0)
-        heads = ok_heads and self.hidden_size % self.num_attention_heads == 0
-        rotary = self.position_embedding_type == "rotary"
-        even = not rotary or (heads and self.head_dim % 2 == 0)
-        tasks = self.lora_adaptations
-        named = _is_tuple(tasks, lambda t: isinstance(t, str)) and len(set(tasks)) == len(tasks)
-        adapted = named and bool(tasks)
-        prompts = self.task_instructions
-        has_prompts = _is_tuple(prompts, lambda p: isinstance(p[1], str))
-        dims = self.matryoshka_dimensions
-        ascending = _is_tuple(dims, lambda d: _is_int(d, 1)) and list(dims) == sorted(set(dims))
-        ok_dims = ascending and (not dims or not ok_heads or dims[-1] <= self.hidden_size)
-        rules += [
-            ("num_attention_heads", f"a divisor of hidden_size={self.hidden_size!r}", heads),
-            ("num_attention_heads", "an even head dimension with rotary positions", even),
-            ("hidden_act", _one_of(ACTIVATIONS), self.hidden_act in ACTIVATIONS),
-            ("layer_norm_eps", "a positive number", _is_number(self.layer_norm_eps, above=0.0)),
-            ("pad_token_id", "a token id", ok_pad),
-            (
-                "max_position_embeddings",
-                "an integer of at least pad_token_id + 3",
-                ok_pad and _is_int(self.max_position_embeddings, self.pad_token_id + 3),
-            ),
-            ("initializer_range", "a number ≥ 0", _is_number(self.initializer_range)),
-            ("hidden_dropout_prob", "a number in 0 … 1", _is_share(self.hidden_dropout_prob)),
-            (
-                "attention_probs_dropout_prob",
-                "a number in 0 … 1",
-                _is_share(self.attention_probs_dropout_prob),
-            ),
-            (
-                "position_embedding_type",
-                _one_of(POSITION_EMBEDDING_TYPES),
-                self.position_embedding_type in POSITION_EMBEDDING_TYPES,
-            ),
-            (
-                "rotary_emb_base",
-                "a positive number with rotary positions, null otherwise",
-                _is_number(self.rotary_emb_base, above=0.0)
-                if rotary
-                else self.rotary_emb_base is None,
-            ),
-            ("add_pooling_layer", "true or false", isinstance(self.add_pooling_layer, bool)),
-            ("emb_pooler", _one_of(POOLERS), self.emb_pooler in POOLERS),
-            ("lora_adaptations", "a list of distinct task names", named),
-            (
-                "lora_rank",
-                "a positive integer with adapters, null without",
-                _is_int(self.lora_rank, 1) if adapted else self.lora_rank is None,
-            ),
-            (
-                "lora_alpha",
-                "a positive number with adapters, null without",
-                _is_number(self.lora_alpha, above=0.0) if adapted else self.lora_alpha is None,
-            ),
-            (
-                "task_instructions",
-                "one prompt for each of lora_adaptations",
-                has_prompts and named and sorted(dict(prompts)) == sorted(tasks),
-            ),
-            ("default_prompt", "a string", isinstance(self.default_prompt, str)),
-            ("matryoshka_dimensions", "ascending integers up to hidden_size", ok_dims),
-        ]
-        allowed = dims or range(1, self.hidden_size + 1) if ok_dims and ok_heads else ()
-        rules.append(
-            (
-                "truncate_dim",
-                "null or one of matryoshka_dimensions",
-                self.truncate_dim is None
-                or (_is_int(self.truncate_dim, 1) and self.truncate_dim in allowed),
-            )
-        )
-        return rules
+    def _broken_rules(self) -> Iterator[tuple[str, str]]:
+        """Yield (field, expected value) of each rule that the config breaks."""
+        for name, expected, is_value in _VALUE_RULES:
+            if not is_value(getattr(self, name)):
+                yield name, expected
+        for name, expected, is_config in _CONFIG_RULES:
+            if not is_config(self):
+                yield name, expected
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises ``ConfigError`` naming the file if it is not one."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested without end
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested too deeply
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values
 
 
-def _one_of(names: tuple[str, ...]) -> str:
-    return "one of " + ", ".join(map(repr, names))
-
-
-def _is_int(value: Any, at_least: int) -> bool:
+def _is_int(value: Any, at_least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
-def _is_number(value: Any, above: float = -math.ulp(0.0)) -> bool:
+def _is_number(value: Any) -> bool:
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value) and value > above
+    return is_real and math.isfinite(value) and value >= 0
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
 
 def _is_share(value: Any) -> bool:
     return _is_number(value) and value <= 1
 
 
-def _is_tuple(value: Any, holds: Any) -> bool:
-    return isinstance(value, tuple) and all(holds(item) for item in value)
+def _is_tuple(value: Any, is_item: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and all(map(is_item, value))
+
+
+def _has_positions(c: Config) -> bool:
+    return _is_int(c.pad_token_id, 0) and _is_int(c.max_position_embeddings, c.pad_token_id + 3)
+
+
+def _is_rotary(c: Config) -> bool:
+    return c.position_embedding_type == "rotary"
+
+
+def _has_heads(c: Config) -> bool:
+    sizes = (c.hidden_size, c.num_attention_heads)
+    return all(map(_is_int, sizes)) and c.hidden_size % c.num_attention_heads == 0
+
+
+def _has_tasks(c: Config) -> bool:
+    tasks = c.lora_adaptations
+    return _is_tuple(tasks, lambda task: isinstance(task, str)) and len(set(tasks)) == len(tasks)
+
+
+def _is_adapted(c: Config) -> bool:
+    return _has_tasks(c) and bool(c.lora_adaptations)
+
+
+def _has_prompts(c: Config) -> bool:
+    prompts = c.task_instructions
+    has_texts = _is_tuple(prompts, lambda pair: isinstance(pair[1], str))
+    return has_texts and _has_tasks(c) and sorted(dict(prompts)) == sorted(c.lora_adaptations)
+
+
+def _has_dimensions(c: Config) -> bool:
+    dims = c.matryoshka_dimensions
+    if not _is_tuple(dims, _is_int) or list(dims) != sorted(set(dims)):
+        return False
+    return not dims or not _is_int(c.hidden_size) or dims[-1] <= c.hidden_size
+
+
+def _has_truncate_dim(c: Config) -> bool:
+    if c.truncate_dim is None:
+        return True
+    if not (_is_int(c.truncate_dim) and _is_int(c.hidden_size) and _has_dimensions(c)):
+        return False
+    return c.truncate_dim in (c.matryoshka_dimensions or range(1, c.hidden_size + 1))
+
+
+def _one_of(names: tuple[str, ...]) -> tuple[str, Callable[[Any], bool]]:
+    return "one of " + ", ".join(map(repr, names)), lambda value: value in names
+
+
+# Each rule: a field, the expected value, and whether a value or a config has it. Rules do not build
+# on one another, so that a message can list every field at fault.
+_VALUE_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("vocab_size", "a positive integer", _is_int),
+    ("hidden_size", "a positive integer", _is_int),
+    ("num_hidden_layers", "a positive integer", _is_int),
+    ("num_attention_heads", "a positive integer", _is_int),
+    ("intermediate_size", "a positive integer", _is_int),
+    ("type_vocab_size", "a positive integer", _is_int),
+    ("hidden_act", *_one_of(ACTIVATIONS)),
+    ("layer_norm_eps", "a positive number", _is_positive),
+    ("pad_token_id", "a token id", lambda value: _is_int(value, 0)),
+    ("initializer_range", "a number ≥ 0", _is_number),
+    ("hidden_dropout_prob", "a number in 0 … 1", _is_share),
+    ("attention_probs_dropout_prob", "a number in 0 … 1", _is_share),
+    ("position_embedding_type", *_one_of(POSITION_EMBEDDING_TYPES)),
+    ("add_pooling_layer", "true or false", lambda value: isinstance(value, bool)),
+    ("emb_pooler", *_one_of(POOLERS)),
+    ("default_prompt", "a string", lambda value: isinstance(value, str)),
+)
+_CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
+    ("num_attention_heads", "a divisor of hidden_size={c.hidden_size!r}", _has_heads),
+    (
+        "num_attention_heads",
+        "an even head dimension with rotary positions",
+        lambda c: not _is_rotary(c) or (_has_heads(c) and c.head_dim % 2 == 0),
+    ),
+    ("max_position_embeddings", "an integer of at least pad_token_id + 3", _has_positions),
+    (
+        "rotary_emb_base",
+        "a positive number with rotary positions, null otherwise",
+        lambda c: _is_positive(c.rotary_emb_base) if _is_rotary(c) else c.rotary_emb_base is None,
+    ),
+    ("lora_adaptations", "a list of distinct task names", _has_tasks),
+    (
+        "lora_rank",
+        "a positive integer with adapters, null without",
+        lambda c: _is_int(c.lora_rank) if _is_adapted(c) else c.lora_rank is None,
+    ),
+    (
+        "lora_alpha",
+        "a positive number with adapters, null without",
+        lambda c: _is_positive(c.lora_alpha) if _is_adapted(c) else c.lora_alpha is None,
+    ),
+    ("task_instructions", "one prompt for each of lora_adaptations", _has_prompts),
+    ("matryoshka_dimensions", "ascending integers up to hidden_size", _has_dimensions),
+    ("truncate_dim", "null or one of matryoshka_dimensions", _has_truncate_dim),
+)

@@ -1,16 +1,25 @@
-"""What is kept on disk between runs."""
+"""The folder of cached files, and JAX's cache of compiled programs in it."""
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
-from jina_jax.cache import cache_folder, programs_folder, set_compilation_cache
+from jina_jax.cache import (
+    cache_folder,
+    compilation_cache,
+    programs_folder,
+    programs_in_use,
+    set_compilation_cache,
+)
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -21,11 +30,12 @@ SETTINGS = (
 
 @pytest.fixture
 def settings():
-    """Read jax's settings; afterwards they are what they were."""
+    """A function that reads JAX's settings; they are restored after the test."""
     before = [getattr(jax.config, name) for name in SETTINGS]
     yield lambda: [getattr(jax.config, name) for name in SETTINGS]
     for name, value in zip(SETTINGS, before, strict=True):
         jax.config.update(name, value)
+    reset_cache()
 
 
 @pytest.mark.parametrize(
@@ -39,20 +49,134 @@ def test_folders(monkeypatch, chosen, folder):
     assert programs_folder() == Path(folder, "programs")
 
 
+@pytest.fixture
+def compile_new():
+    """A function that compiles a program which is in memory nowhere: the number makes its text."""
+    return lambda number: jax.jit(lambda x: x * number).lower(jnp.ones(3)).compile()
+
+
+def programs(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*-cache")}
+
+
+@pytest.mark.parametrize("own", [None, "", "/process's own"])
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_directory_is_told_to_jax_with_every_program(settings, kind):
+def test_options_are_set_within_the_block_only(settings, own, kind):
+    jax.config.update(SETTINGS[0], own)
+    before = settings()
+    with compilation_cache(kind("/chosen")):
+        assert settings() == ["/chosen", 0.0, -1]
+        assert programs_in_use() == (own or None)
+    assert settings() == before
+    with pytest.raises(ZeroDivisionError), compilation_cache("/chosen"):
+        _ = 1 / 0
+    assert settings() == before
+
+
+@pytest.mark.parametrize("own", [None, ""])
+def test_true_is_our_folder_unless_the_process_has_one(settings, monkeypatch, own):
+    monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
+    jax.config.update(SETTINGS[0], own)
+    with compilation_cache(True):
+        assert settings() == ["/ours/programs", 0.0, -1]
+    jax.config.update(SETTINGS[0], "/process's own")
+    before = settings()
+    with compilation_cache(True):
+        assert settings() == before
+    assert settings() == before
+
+
+def test_false_changes_nothing(settings):
+    before = settings()
+    with compilation_cache(False):
+        assert settings() == before
+
+
+def test_blocks_that_overlap_share_the_first_folder(settings, monkeypatch):
+    monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
+    jax.config.update(SETTINGS[0], None)
+    before = settings()
+    first, second, third = (compilation_cache(name) for name in ("/first", "/second", True))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    third.__enter__()
+    second.__exit__(None, None, None)
+    assert settings() == ["/first", 0.0, -1]
+    third.__exit__(None, None, None)
+    assert settings() == before
+
+
+def test_only_programs_of_the_block_are_kept(settings, compile_new, tmp_path):
+    for name, value in zip(SETTINGS, (None, 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    compile_new(3)
+    with compilation_cache(tmp_path):
+        compile_new(5)
+    kept = programs(tmp_path)
+    assert kept
+    compile_new(7)
+    assert programs(tmp_path) == kept
+
+
+def test_the_cache_of_the_process_is_used_as_before(settings, compile_new, tmp_path):
+    own, ours = tmp_path / "own", tmp_path / "ours"
+    for name, value in zip(SETTINGS, (str(own), 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    reset_cache()
+    compile_new(3)
+    before = programs(own)
+    assert before
+    with compilation_cache(ours):
+        compile_new(5)
+    assert programs(ours)
+    assert programs(own) == before
+    compile_new(7)
+    assert programs(own) > before
+    with compilation_cache(True):
+        compile_new(9)
+    assert len(programs(own)) > len(before) + 1
+
+
+def test_several_threads_compile_at_once(settings, compile_new, tmp_path):
+    jax.config.update(SETTINGS[0], None)
+    before = settings()
+
+    def work(number):
+        with compilation_cache(tmp_path):
+            compile_new(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(10, 30)))
+    assert settings() == before
+    assert programs(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, 0, 1, b"/bytes", ["/a"]])
+def test_another_type_is_refused(settings, wrong):
+    before = settings()
+    message = r"compilation_cache=.*: expected a directory, True or"
+    with pytest.raises(ValueError, match=message), compilation_cache(wrong):
+        pass
+    with pytest.raises(ValueError, match=message):
+        set_compilation_cache(wrong)
+    assert settings() == before
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_directory_is_set_for_the_process_with_every_program(settings, kind):
     set_compilation_cache(kind("/chosen"))
     assert settings() == ["/chosen", 0.0, -1]
 
 
-def test_false_leaves_jax_as_it_is(settings):
+def test_false_sets_nothing(settings):
     jax.config.update("jax_compilation_cache_dir", "/jax's own")
     before = settings()
     set_compilation_cache(False)
     assert settings() == before
 
 
-def test_true_takes_what_jax_was_told_of(settings):
+def test_true_leaves_the_folder_of_the_process(settings):
     jax.config.update("jax_compilation_cache_dir", "/jax's own")
     before = settings()
     set_compilation_cache(True)
@@ -60,19 +184,11 @@ def test_true_takes_what_jax_was_told_of(settings):
 
 
 @pytest.mark.parametrize("none", [None, ""])  # "" is what an empty variable gives
-def test_true_is_our_folder_where_jax_was_told_of_none(settings, monkeypatch, none):
+def test_true_sets_our_folder_where_the_process_has_none(settings, monkeypatch, none):
     jax.config.update("jax_compilation_cache_dir", none)
     monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
     set_compilation_cache(True)
     assert settings() == ["/ours/programs", 0.0, -1]
-
-
-@pytest.mark.parametrize("wrong", [None, 3, 0, 1, b"/bytes", ["/a"]])
-def test_another_type_is_refused(settings, wrong, tmp_path):
-    before = settings()
-    with pytest.raises(ValueError, match=r"compilation_cache=.*: expected a directory, True or"):
-        set_compilation_cache(wrong)
-    assert settings() == before
 
 
 def test_a_model_with_a_wrong_setting_is_refused(settings, tmp_path):
@@ -80,7 +196,31 @@ def test_a_model_with_a_wrong_setting_is_refused(settings, tmp_path):
         JinaEmbeddings.from_pretrained(write_tiny(tmp_path), compilation_cache=3)
 
 
-# In a process of its own: jax opens its cache once.
+# In a process of its own, whose memory has no program.
+CACHED = """
+import sys
+import jax
+import jax.numpy as jnp
+from jina_jax.cache import compilation_cache
+
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+with compilation_cache(sys.argv[1]):
+    jax.jit(lambda x: x * 2)(jnp.ones(3))
+print(hits.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def test_programs_of_a_block_are_found_by_the_next_process(tmp_path):
+    found = []
+    for _ in range(2):
+        command = [sys.executable, "-c", CACHED, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(int(done.stdout))
+    assert found[0] == 0 < found[1]
+
+
 ENCODE = """
 import sys
 import jax
@@ -96,7 +236,7 @@ print(hits.count("/jax/compilation_cache/cache_hits"))
 
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory):
-    """Encode a text in a new process: (setting, folder of ours) → programs found in the cache."""
+    """Encode a text in a new process: (setting, our folder) → programs found in the cache."""
     directory = write_tiny(tmp_path_factory.mktemp("model"))
 
     def run(setting, folder):

@@ -1,4 +1,4 @@
-"""Config: what it reads, derives and refuses."""
+"""Config: fields, derived values and refusals."""
 
 import dataclasses
 import json
@@ -43,8 +43,9 @@ def test_tasks_and_prompts(config):
     assert config.task_id(None) == -1
     assert config.prompt("retrieval.passage") == "Represent the document for retrieval: "
     assert config.prompt(None) == ""
-    with pytest.raises(ValueError, match=r"task='search': this checkpoint has 'retrieval\.query'"):
-        config.task_id("search")
+    for refusing in (config.task_id, config.prompt):
+        with pytest.raises(ValueError, match=r"task='search': this checkpoint has 'retrieval\."):
+            refusing("search")
 
 
 def test_merged_config_keeps_the_prompt(config):
@@ -118,7 +119,7 @@ INVALID = {
     "vocab_size": [0, -5, 3.0, "300", True, None],
     "hidden_size": [0, 65, None],
     "num_hidden_layers": [0],
-    "num_attention_heads": [0, 3, 64],  # 64 heads: one value a head cannot be rotated
+    "num_attention_heads": [0, 3, 64],  # 64 heads: one value per head cannot be rotated
     "intermediate_size": [0],
     "hidden_act": ["gelu_new", "gelu_pytorch_tanh", "relu", None, 3],
     "layer_norm_eps": [0, -1e-5, "1e-5", float("nan"), None],

@@ -12,7 +12,7 @@ from reference import Reference
 from tiny import TINY, write_tiny
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
-from jina_jax.text.spans import chunk_by_sentences
+from jina_jax.text.sentences import chunk_by_sentences
 
 LONG = "Rain fell. All night, all day? It fell!"  # 8 words, 42 tokens
 TEXTS = [LONG, "", "one two six", "x" * 27]  # 42, 2, 14 and 30 tokens

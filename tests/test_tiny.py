@@ -1,4 +1,4 @@
-"""The model in the package, from end to end: what anybody has who names no model."""
+"""The packaged model, which is used when no model is named, from end to end."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def stored():
-    """The model in its own dtype, as anybody has it."""
+    """The model in its own dtype, the default."""
     return JinaEmbeddings.from_pretrained(PACKAGED)
 
 
@@ -95,13 +95,13 @@ def test_it_loads_without_a_name_and_without_a_network(monkeypatch):
     with pytest.warns(UserWarning, match="no model named"):
         model = JinaEmbeddings.from_pretrained()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it was told
+        warnings.simplefilter("error")  # the warning is raised once
         JinaEmbeddings.from_pretrained()
     vector = model.encode("hello", task="text-matching")
     assert (vector.shape, vector.dtype) == ((model.config.hidden_size,), np.float32)
 
 
-def test_the_command_line_says_so_once_and_on_stderr(tmp_path):
+def test_the_command_line_warns_once_on_stderr(tmp_path):
     code = "from jina_jax.cli.main import main; main(prog_name='jina-jax')"
     command = [sys.executable, "-c", code, "search", "-", "a ferry", "--json"]
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": True}
@@ -121,7 +121,7 @@ class TestPackage:
         }
         assert sum(sizes.values()) <= MOST_BYTES
 
-    def test_the_wheel_has_them(self):
+    def test_they_are_in_the_wheel(self):
         project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
         assert "tiny/*" in project["tool"]["setuptools"]["package-data"]["jina_jax"]
 
@@ -131,7 +131,7 @@ class TestPackage:
         assert model.config.prompt("retrieval.passage").startswith("Represent the document")
 
     @pytest.mark.parametrize("language", SENTENCES)
-    def test_the_vocabulary_covers(self, model, language):
+    def test_the_vocabulary_covers_the_language(self, model, language):
         (ids,) = model.tokenize([SENTENCES[language]])
         assert model.tokenizer.unk_id not in ids
 
@@ -190,11 +190,11 @@ def changed(model, path, change):
 
 
 class TestGold:
-    """Values that were written once: anything that changes the vectors must fail here."""
+    """Stored values: any change of the vectors must fail here."""
 
     @pytest.mark.parametrize("name", FILES)
     def test_files(self, name):
-        """The six texts of gold.json have few of the pieces: the others are pinned by this."""
+        """The six texts of gold.json cover few of the pieces; the hashes cover the others."""
         assert hashlib.sha256((PACKAGED / name).read_bytes()).hexdigest() == FILES[name]
 
     def test_vectors(self, vectors):
@@ -241,7 +241,7 @@ class TestGold:
 
 
 class TestQuality:
-    """Development data: a little below what the model card says."""
+    """Development data: thresholds a little below the scores of the model card."""
 
     def test_similarity(self, shared, stored):
         scores = []
@@ -257,7 +257,7 @@ class TestQuality:
         assert bitext.run(stored)["bitext/x/accuracy"] > 0.76  # 0.78
 
     def test_search_across_languages(self, model):
-        """Every sentence that asks for France's capital is nearer than one about the weather."""
+        """Questions about France's capital are nearer to the English one than to the weather."""
         options = {"task": "text-matching"}
         asked = model.encode([*SENTENCES.values()], **options)
         right, wrong = model.encode(

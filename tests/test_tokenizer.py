@@ -1,4 +1,4 @@
-"""The tokenizer against `tokenizers`, token for token and offset for offset."""
+"""The tokenizer compared with ``tokenizers``, token for token and offset for offset."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ DIALECTS = (
     *("words", "spaces", "stripped", "first", "first word", "whole", "bytes", "added"),
     *("real words", "real spaces"),
 )
-EXAMPLES = 100  # a dialect; the slow run takes 200 times as many
+EXAMPLES = 100  # per dialect; the slow run has 200 times as many
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 ADVERSARIAL = (
@@ -96,7 +96,7 @@ ADVERSARIAL = (
     *("\x01\x07a\x7f\x9fb", "\x00a\x00", "\U000e0001\U000f0000\U0010ffff", "\U0001d400\U0002f800"),
 )
 
-# Characters that bring the steps into each other's way; some are short texts.
+# Characters on which the steps interfere with one another; some are short texts.
 ALPHABETS = (
     list("  \t\n\r▁\u00a0\u3000\u2003\u2028\u0085\u1680\x1c\x1f"),
     list("=-.*xn<"),
@@ -121,7 +121,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory):
-    """Keep what the tests cache out of the user's home."""
+    """A cache folder outside the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("JINA_JAX_CACHE", str(folder))
@@ -137,7 +137,7 @@ def real(request):
 
 @pytest.fixture(scope="session")
 def make_pair(request, tmp_path_factory):
-    """Name of a dialect → our tokenizer and the library's."""
+    """A function from the name of a dialect to our tokenizer and that of the library."""
     folder = tmp_path_factory.mktemp("dialects")
 
     @cache
@@ -168,7 +168,7 @@ def assert_same(both, text):
 
 
 def texts():
-    """Any text, and texts of characters that get into each other's way.
+    """Any text, and texts of characters on which the steps interfere with one another.
 
     Without unassigned characters: the next version of Unicode, which `regex` may know before
     `tokenizers`, can make letters and marks of them.
@@ -236,11 +236,11 @@ def test_grapheme_clusters_agree_for_every_code_point(small, make_pair, around):
                 if charsmap.apply(text) != theirs.normalizer.normalize_str(text)
             ]
     unassigned = [text for text in different if "Cn" in map(unicodedata.category, text)]
-    assert different == unassigned  # in Python; `regex` and `tokenizers` may know newer marks
+    assert different == unassigned  # in Python; ``regex`` and ``tokenizers`` may have newer marks
 
 
 def test_scores_are_those_that_the_library_reads():
-    """Its JSON reader rounds twice; with Python's floats ties come out differently."""
+    """Its JSON reader rounds twice; with Python's floats ties are decided differently."""
     spelt = [
         "-10.123456789012345",
         "-3.4635426998138428",
@@ -322,7 +322,7 @@ def test_special_tokens_in_a_text_can_be_split(real_tokenizer):
     split = real_tokenizer.encode(["a <s></s> <mask>", "＜s＞"], split_special_tokens=True)
     pieces = [_pieces(real_tokenizer, ids[1:-1]) for ids in split]
     assert ["".join(each) for each in pieces] == ["▁a▁<s></s>▁<mask>", "▁<s>"]
-    assert real_tokenizer.encode(["＜s＞"]) == [[0, 6, 0, 2]]  # as the library has it
+    assert real_tokenizer.encode(["＜s＞"]) == [[0, 6, 0, 2]]  # as in the library
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -355,7 +355,7 @@ def test_ties_go_to_the_exact_search(real_tokenizer):
     assert segmenter._certain_ids("▁==========") is None
 
 
-def test_cut_is_where_no_piece_reaches_across():
+def test_words_are_cut_between_neighbours_of_no_piece():
     vocabulary = unigram.compile_vocabulary(["<unk>", "ab", "b", "c", "cd"], [0, -1, -2, -3, -4])
     segmenter = unigram.Unigram(vocabulary, 0, False)
     assert segmenter._cut("abcdxab") == ["ab", "cd", "x", "ab"]
@@ -368,14 +368,14 @@ def test_unknown_characters_fuse_across_cuts():
     assert segmenter.segment("axyza") == [(1, 0, 1), (0, 1, 4), (1, 4, 5)]
 
 
-def test_of_equal_segmentations_the_one_whose_last_piece_starts_first_wins():
+def test_among_equal_segmentations_the_last_piece_that_starts_first_wins():
     vocabulary = unigram.compile_vocabulary(["<unk>", "x", "xx"], [0, -1, -1])
     segmenter = unigram.Unigram(vocabulary, 0, False)
     assert segmenter.ids["xxx"] == (1, 2)
 
 
-def test_scores_are_added_up_in_float64():
-    """In float32 both ways to write abab weigh the same."""
+def test_scores_are_added_in_float64():
+    """In float32 both segmentations of aba have the same score."""
     pieces, scores = ["<unk>", "a", "b", "ba"], [0, -4096.0, -4096.0, -8192.0002]
     segmenter = unigram.Unigram(unigram.compile_vocabulary(pieces, scores), 0, False)
     assert np.float32(-8192.0002) == np.float32(-8192)
@@ -423,7 +423,7 @@ def test_cache_is_bounded_and_safe_among_threads(make_pair, monkeypatch):
         (["abc\udfff"], r"texts\[0\]: .*lone surrogate U\+DFFF at character 3"),
     ],
 )
-def test_refuses_what_is_no_text(make_pair, texts, message):
+def test_refuses_other_types_and_surrogates(make_pair, texts, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         make_pair("words")[0].encode(texts)
 
@@ -432,7 +432,7 @@ def test_checked_texts_are_a_list():
     assert check_texts(text for text in ("a", "é")) == ["a", "é"]
 
 
-def test_offsets_refuse_what_is_no_text(make_pair):
+def test_offsets_refuse_other_types(make_pair):
     with pytest.raises(ValueError, match=r"^texts\[0\]: expected str, got list$"):
         make_pair("words")[0].encode_with_offsets(["a"])
 
@@ -519,7 +519,7 @@ def test_refuses_a_file(small, tmp_path, changed, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe{}"])
-def test_refuses_what_is_no_tokenizer_json(tmp_path, content):
+def test_refuses_other_files(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=str(path)):
@@ -553,13 +553,13 @@ def fresh(small, tmp_path, monkeypatch):
     return write(tmp_path / "tokenizer.json", {**small, "version": str(tmp_path)})
 
 
-def test_second_load_takes_the_vocabulary_from_the_cache(fresh, monkeypatch):
+def test_second_load_reads_the_vocabulary_from_the_cache(fresh, monkeypatch):
     ids = Tokenizer.from_file(fresh).encode(ADVERSARIAL)
     monkeypatch.setattr(tokenizer_json, "_vocabulary", None)
     assert Tokenizer.from_file(fresh).encode(ADVERSARIAL) == ids
 
 
-def test_same_content_gives_the_same_tokenizer(fresh):
+def test_equal_files_share_a_tokenizer(fresh):
     first = Tokenizer.from_file(fresh)
     assert Tokenizer.from_file(fresh) is first
 
@@ -578,7 +578,7 @@ def change_compression(entry):
     [lambda entry: b"", lambda entry: b"PK\x03\x04", flip_a_bit, change_compression],
     ids=["empty", "cut", "flipped", "compression"],
 )
-def test_damaged_entry_is_made_anew(fresh, tmp_path, damage):
+def test_a_damaged_entry_is_written_again(fresh, tmp_path, damage):
     ids = Tokenizer.from_file(fresh).encode(ADVERSARIAL)
     (entry,) = (tmp_path / "cache").iterdir()
     whole = entry.read_bytes()
@@ -588,7 +588,7 @@ def test_damaged_entry_is_made_anew(fresh, tmp_path, damage):
     assert len(entry.read_bytes()) == len(whole)
 
 
-def test_unwritable_cache_is_no_error(fresh, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_not_an_error(fresh, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("JINA_JAX_CACHE", str(tmp_path / "file" / "cache"))
     assert Tokenizer.from_file(fresh).encode(["a"])[0][0] == 0

@@ -11,7 +11,8 @@ import numpy as np
 from jina_jax.config import Config
 from jina_jax.runtime.requests import Chunking, Request
 from jina_jax.runtime.results import LONG_TEXT, OUTPUT_VALUES
-from jina_jax.text.spans import chunk_by_sentences, chunk_by_tokens
+from jina_jax.text.sentences import chunk_by_sentences
+from jina_jax.text.spans import chunk_by_tokens
 from jina_jax.text.tokenizer import check_texts
 
 PASSAGE = "retrieval.passage"  # the adapter that late chunking was published with

@@ -1,1 +1,1 @@
-"""Text: strings in, token ids and spans out. No JAX."""
+"""Text processing: strings to token ids and spans, without JAX."""

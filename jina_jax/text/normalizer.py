@@ -1,7 +1,7 @@
-"""Text normalisation, edit for edit as the `tokenizers` library does it.
+"""Text normalisation, edit for edit as in the ``tokenizers`` library.
 
-A step rewrites a text (`apply`) and, where offsets are asked for, carries along for every character
-of the text the span of the original text that it stands for (`align`).
+A normalizer rewrites a text (``apply``) and, if offsets are needed, keeps for every character of
+the result the span of the original text that it represents (``align``).
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import numpy as np
 import regex
 
 Span = tuple[int, int]
-Edit = tuple[str, int]  # a character, and how it came: see `_realign`
+Edit = tuple[str, int]  # a character and its kind: see ``_realign``
 
-# Unicode White_Space. Python's str.split and \s take U+001C..U+001F for spaces too.
+# Unicode White_Space. Python's str.split and \s also treat U+001C..U+001F as spaces.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
-_MAX_CLUSTER_BYTES = 5  # a longer grapheme cluster is normalised character by character; so longer
-# keys, which are nine in ten, never match
+# Longer grapheme clusters are normalised character by character, so that longer keys, which are
+# nine in ten, never match.
+_MAX_CLUSTER_BYTES = 5
 
 
-class Step(Protocol):
-    """One normalisation step."""
+class Normalizer(Protocol):
+    """A rewriting of texts."""
 
     def apply(self, text: str) -> str:
         """Return the normalised text."""
@@ -42,32 +43,32 @@ class Step(Protocol):
 class Charsmap:
     """SentencePiece's precompiled rewriting rules, applied grapheme cluster by grapheme cluster.
 
-    A cluster of at most five UTF-8 bytes that begins with a key becomes what the *shortest* such
-    key maps to, and the rest of it is dropped; any other is rewritten character by character.
+    A cluster of at most five UTF-8 bytes that begins with a key is replaced by the value of the
+    *shortest* such key, and the rest of it is dropped; others are rewritten character by character.
 
-    Clusters are those of UAX #29 with the character properties of the `regex` package. Its Unicode
-    version can be newer than that of `tokenizers`: the two can disagree about code points that the
-    older one leaves unassigned.
+    Clusters are those of UAX #29 with the character properties of the ``regex`` package. Its
+    Unicode version can be newer than that of ``tokenizers``: the two can disagree about code points
+    that the older one leaves unassigned.
 
     Args:
-        rules: key → replacement, keys of one or more characters.
+      rules: replacements by key; keys have one or more characters.
     """
 
     def __init__(self, rules: Mapping[str, str]):
         self._rules = dict(rules)
         mapped = {key for key in self._rules if len(key) == 1 and key <= "\uffff"}
-        # `re` looks a BMP character up in a table but walks the ranges above it one by one:
-        # beyond the BMP every character counts as a candidate.
+        # ``re`` has a table of BMP characters but tries ranges above them one by one: beyond the
+        # BMP every character is a candidate.
         self._candidate = re.compile(f"[{_char_class(mapped)}\U00010000-\U0010ffff]")
         suspects = mapped | _cluster_makers()
         self._suspect = re.compile(f"[{_char_class(suspects)}\U00010000-\U0010ffff]")
 
     @classmethod
     def from_base64(cls, blob: str) -> Charsmap:
-        """Decode `precompiled_charsmap`.
+        """Decode ``precompiled_charsmap``.
 
         Raises:
-            ValueError: the blob is no base64, is truncated or holds text that is not UTF-8.
+          ValueError: if the blob is not base64, is truncated or has text that is not UTF-8.
         """
         try:
             return cls(_decode_charsmap(base64.b64decode(blob, validate=True)))
@@ -75,7 +76,7 @@ class Charsmap:
             raise ValueError(f"not a SentencePiece charsmap in base64: {error}") from error
 
     def apply(self, text: str) -> str:
-        """Return the normalised text; one that no rule can touch costs a single scan."""
+        """Return the normalised text; one that no rule can change costs a single scan."""
         if not self._suspect.search(text):
             return text
         if not _short_cluster().search(text):
@@ -94,7 +95,7 @@ class Charsmap:
         return "".join(char for char, _ in edits), _realign(spans, edits)
 
     def _rewrites(self, text: str) -> Iterator[tuple[str, str]]:
-        """Yield (old, new), in order; the old parts make up the text."""
+        """Yield pairs (old, new) in order; joined, the old parts are the text."""
         clusters: list[str] = _cluster().findall(text)
         for cluster in clusters:
             if len(cluster) > 1 and len(cluster.encode()) <= _MAX_CLUSTER_BYTES:
@@ -122,7 +123,7 @@ class Replace:
         return self._pattern.sub(lambda _: self._content, text)
 
     def align(self, text: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
-        """Return the normalised text; what replaces a match stands for its last character."""
+        """Return the normalised text; a replacement has the span of the match's last character."""
         aligned: list[Span] = []
         done = 0
         for match in self._pattern.finditer(text):
@@ -145,17 +146,17 @@ class Strip:
         return text.rstrip(WHITE_SPACE) if self._right else text
 
     def align(self, text: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
-        """Return the normalised text and the spans of what is kept."""
+        """Return the normalised text and the spans of its characters."""
         start = len(text) - len(text.lstrip(WHITE_SPACE)) if self._left else 0
         kept = self.apply(text)
         return kept, list(spans[start : start + len(kept)])
 
 
 def _realign(spans: Sequence[Span], edits: Iterable[Edit]) -> list[Span]:
-    """Return the span of each edited character, as `NormalizedString::transform` assigns them.
+    """Return the span of each edited character, as ``NormalizedString::transform`` assigns them.
 
     An edit's number is 1 for a character added after the previous one (it shares that one's span),
-    0 for one that takes the place of the next old character, -n for one that also swallows n more.
+    0 for one that replaces the next old character, -n for one that replaces n more as well.
     """
     aligned: list[Span] = []
     at = 0
@@ -166,7 +167,7 @@ def _realign(spans: Sequence[Span], edits: Iterable[Edit]) -> list[Span]:
 
 
 def _decode_charsmap(blob: bytes) -> dict[str, str]:
-    """List the rules of a charsmap: trie size, double-array trie (Darts-clone), NUL-ended texts."""
+    """Decode the rules: trie size, double-array trie (Darts-clone), NUL-ended texts."""
     size = int.from_bytes(blob[:4], "little")
     if len(blob) < 4 or size % 4 or not 4 <= size <= len(blob) - 4:
         raise ValueError(f"not a SentencePiece charsmap: {len(blob)} bytes, trie of {size}")
@@ -179,7 +180,7 @@ def _decode_charsmap(blob: bytes) -> dict[str, str]:
 
 
 def _trie_items(units: np.ndarray) -> Iterator[tuple[bytes, int]]:
-    """Yield (key, value) of a double-array trie, breadth first, as far as keys can match."""
+    """Yield (key, value) of a double-array trie, breadth first, up to the longest usable key."""
     labels = np.arange(1, 256)
     offsets = (units >> 10) << ((units & 512) >> 6)
     nodes, keys = offsets[:1], [b""]
@@ -198,7 +199,7 @@ def _trie_items(units: np.ndarray) -> Iterator[tuple[bytes, int]]:
 
 
 def _char_class(chars: Iterable[str]) -> str:
-    """Write characters as the inside of a regex class, as few ranges as possible."""
+    """Return characters as the inside of a regex class, in as few ranges as possible."""
     ranges: list[list[int]] = []
     for code in sorted(map(ord, chars)):
         if ranges and ranges[-1][1] == code - 1:
@@ -215,9 +216,9 @@ _JOINERS = r"\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}"
 
 @functools.cache
 def _cluster() -> regex.Pattern[str]:
-    """An extended grapheme cluster: UAX #29, table 1c.
+    """Return the pattern of an extended grapheme cluster: UAX #29, table 1c.
 
-    Not \\X, which in the `regex` package (2026.11.15) joins an Indic linker and consonant to any
+    Not \\X, which in the ``regex`` package (2026.11.15) joins an Indic linker and consonant to any
     character in front of them.
     """
     linked = r"[\p{InCB=Extend}\p{InCB=Linker}]*"
@@ -237,9 +238,10 @@ def _cluster() -> regex.Pattern[str]:
 
 @functools.cache
 def _cluster_makers() -> frozenset[str]:
-    """BMP characters without which no cluster below U+10000 has two characters (save Hangul).
+    """Return BMP characters of which every cluster of several BMP characters has one.
 
-    Syllables of conjoining jamo have six bytes or more: too long to be rewritten as a whole.
+    Hangul is excepted: syllables of conjoining jamo have six bytes or more, too long to be
+    rewritten as a whole.
     """
     bmp = "".join(map(chr, range(0x10000)))
     return frozenset(regex.findall(rf"[\r{_JOINERS}{_PREPEND}]", bmp))
@@ -247,7 +249,7 @@ def _cluster_makers() -> frozenset[str]:
 
 @functools.cache
 def _short_cluster() -> regex.Pattern[str]:
-    """A pattern found in every text with a cluster of several characters and at most five bytes."""
+    """Return a pattern that is in every text with a cluster of several characters in ≤ 5 bytes."""
     return regex.compile(
         rf"\r\n|{_PREPEND}|[\0-\u07ff](?=[{_JOINERS}])"
         rf"|[\u0800-\uffff](?=[{_JOINERS}])[\0-\u07ff]"

@@ -1,7 +1,7 @@
-"""Text → token ids, as tokenizer.json says: token for token what the `tokenizers` library gives.
+"""The tokenizer of a tokenizer.json: token for token equal to the ``tokenizers`` library.
 
-The steps are those of that library: added tokens are cut out of the text; what lies between them is
-normalised, split into words, and each word is segmented on its own. A word's ids are remembered.
+The steps are those of that library: added tokens are cut out of the text; the text between them is
+normalised and split into words, and each word is segmented on its own. A word's ids are cached.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import regex
 
 from jina_jax.text import tokenizer_json
 from jina_jax.text.normalizer import WHITE_SPACE, Span
-from jina_jax.text.tokenizer_json import AddedToken, Settings
+from jina_jax.text.tokenizer_json import AddedToken, TokenizerSpec
 from jina_jax.text.unigram import Unigram, Vocabulary
 
 _NOT_WHITE_SPACE = re.compile(f"[^{WHITE_SPACE}]+")
-# What Rust's regex takes for a word character.
+# The word characters of Rust's regex.
 _WORD_CHARACTER = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
 
 Part = tuple[int | None, int, int]  # token id or None for plain text, start, end
@@ -32,41 +32,40 @@ _loaded: weakref.WeakValueDictionary[str, Tokenizer] = weakref.WeakValueDictiona
 class Tokenizer:
     """A Unigram tokenizer read from tokenizer.json.
 
-    The file's `truncation` and `padding` are ignored: a text is never cut and never padded. Threads
+    The file's ``truncation`` and ``padding`` are ignored: texts are never cut or padded. Threads
     may share one tokenizer.
 
     Attributes:
-        vocab_size: number of ids, added tokens included.
-        bos_id, eos_id, pad_id, mask_id: ids of the added tokens <s>, </s>, <pad> and <mask>; a file
-            may lack the last, which is None then.
-        unk_id: id of the unknown token.
+      vocab_size: number of ids, added tokens included.
+      bos_id, eos_id, pad_id, mask_id: ids of the added tokens <s>, </s>, <pad> and <mask>;
+        mask_id is None if the file has no <mask>.
+      unk_id: id of the unknown token.
     """
 
-    def __init__(self, settings: Settings, vocabulary: Vocabulary):
-        """Put the parts together; `from_file` is the usual way."""
-        ids = {token.content: token.id for token in settings.added}
+    def __init__(self, spec: TokenizerSpec, vocabulary: Vocabulary):
+        """Build a tokenizer from the parts of a file; ``from_file`` reads them."""
+        ids = {token.content: token.id for token in spec.added}
         self.vocab_size = max(len(vocabulary.scores), *(i + 1 for i in ids.values()))
         self.bos_id, self.eos_id, self.pad_id = ids["<s>"], ids["</s>"], ids["<pad>"]
         self.mask_id = ids.get("<mask>")
-        self.unk_id = settings.unk_id
-        self._settings = settings
-        self._metaspace = settings.metaspace
-        self._unigram = Unigram(vocabulary, settings.unk_id, settings.byte_fallback)
-        self._special_ids = frozenset(token.id for token in settings.added if token.special)
-        self._special = _alternatives(token.content for token in settings.added if token.special)
-        self._raw = _Matcher([(t.content, t) for t in settings.added if not t.normalized])
+        self.unk_id = spec.unk_id
+        self._spec = spec
+        self._metaspace = spec.metaspace
+        self._unigram = Unigram(vocabulary, spec.unk_id, spec.byte_fallback)
+        self._special_ids = frozenset(token.id for token in spec.added if token.special)
+        self._special = _alternatives(token.content for token in spec.added if token.special)
+        self._raw = _Matcher([(t.content, t) for t in spec.added if not t.normalized])
         self._normalized = _Matcher(
-            [(self._normalize(t.content), t) for t in settings.added if t.normalized]
+            [(self._normalize(t.content), t) for t in spec.added if t.normalized]
         )
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load tokenizer.json; the same content gives the same object while that one is in use.
+        """Load tokenizer.json; equal files share one object while it is in use.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: it is malformed, or asks for something that is not supported here; the
-                message names the file and the field.
+          OSError: if the file cannot be read.
+          ValueError: if it is malformed or unsupported; the message names the file and the field.
         """
         content = Path(path).read_bytes()
         key = tokenizer_json.digest(content)
@@ -81,16 +80,16 @@ class Tokenizer:
         """Return the ids of each text, with the template's tokens around them, never truncated.
 
         Args:
-            texts: a sequence of texts. One text alone is an error.
-            split_special_tokens: segment special tokens (<s>, </s>, <mask>, …) found in a text like
-                any other text, so that no text can yield the id of one. (`tokenizers` under its
-                `encode_special_tokens` still gives it through the vocabulary.) The unknown token
-                remains what unknown characters become.
+          texts: a sequence of texts; a single str is an error.
+          split_special_tokens: whether special tokens (<s>, </s>, <mask>, …) in a text are
+            segmented like other text, so that no text can have the id of one. (``tokenizers``
+            with ``encode_special_tokens`` still finds it in the vocabulary.) Unknown characters
+            are encoded as the unknown token all the same.
 
         Raises:
-            ValueError: as `check_texts`.
+          ValueError: as in ``check_texts``.
         """
-        prefix, suffix = self._settings.prefix, self._settings.suffix
+        prefix, suffix = self._spec.prefix, self._spec.suffix
         return [
             [*prefix, *self._ids(text, split_special_tokens), *suffix]
             for text in check_texts(texts)
@@ -99,30 +98,30 @@ class Tokenizer:
     def encode_with_offsets(
         self, text: str, *, split_special_tokens: bool = False
     ) -> tuple[list[int], list[Span]]:
-        """Return the ids of one text and, for each, the characters of the text it stands for.
+        """Return the ids of one text and, for each, the span of its characters in the text.
 
-        The offsets are those of `tokenizers`: the template's tokens have (0, 0); a word's mark has
-        those of its first character; where normalisation adds a character, it has the one before
-        it, and where it removes one, the character kept before it takes its place in the count.
-        Offsets never decrease; several tokens can share a span.
+        The offsets are those of ``tokenizers``: the template's tokens have (0, 0); a word's mark
+        has those of its first character; a character that normalisation adds has those of the
+        previous one, and a removed character is counted with the last one kept before it. Offsets
+        never decrease; several tokens can share a span.
 
         Args:
-            text: one text.
-            split_special_tokens: as for `encode`, whose ids these are.
+          text: one text.
+          split_special_tokens: as in ``encode``, whose ids these are.
 
         Raises:
-            ValueError: the text is not a str, or holds a lone surrogate.
+          ValueError: if the text is not a str, or has a lone surrogate.
         """
         check_texts([text])
-        template = self._settings
-        tokens = [(token_id, (0, 0)) for token_id in template.prefix]
+        spec = self._spec
+        tokens = [(token_id, (0, 0)) for token_id in spec.prefix]
         tokens += self._tokens(text, split_special_tokens)
-        tokens += [(token_id, (0, 0)) for token_id in template.suffix]
+        tokens += [(token_id, (0, 0)) for token_id in spec.suffix]
         return [token_id for token_id, _ in tokens], [span for _, span in tokens]
 
     def _ids(self, text: str, split_special: bool) -> list[int]:
-        """Return the ids of a text, without the template's."""
-        if self._metaspace.prepend == "first":  # which word is the first, only its offset tells
+        """Return the ids of a text without the template's tokens."""
+        if self._metaspace.prepend == "first":  # only offsets show which word is the first
             return [token_id for token_id, _ in self._tokens(text, split_special)]
         ids: list[int] = []
         for raw_id, start, end in self._raw.split(text, split_special):
@@ -145,9 +144,9 @@ class Tokenizer:
         return itertools.chain.from_iterable(map(self._unigram.ids.__getitem__, words))
 
     def _words(self, text: str) -> list[str]:
-        """Split a normalised text into words; for `prepend` other than first."""
+        """Split a normalised text into words, unless ``prepend`` is first."""
         mark = self._metaspace.replacement
-        if not self._settings.split_white_space:
+        if not self._spec.split_white_space:
             return self._mark(text, False)
         chunks = _NOT_WHITE_SPACE.findall(text)
         if self._metaspace.prepend == "always" and mark not in text:
@@ -155,7 +154,7 @@ class Tokenizer:
         return [word for chunk in chunks for word in self._mark(chunk, False)]
 
     def _mark(self, chunk: str, is_first: bool) -> list[str]:
-        """Replace spaces by marks, put one in front if due, and split in front of each mark."""
+        """Replace spaces by marks, prepend one if required, and split in front of each mark."""
         mark, prepend = self._metaspace.replacement, self._metaspace.prepend
         chunk = chunk.replace(" ", mark)
         if not chunk.startswith(mark) and (
@@ -166,8 +165,8 @@ class Tokenizer:
         return [word for word in words if word]
 
     def _normalize(self, text: str) -> str:
-        for step in self._settings.normalizer:
-            text = step.apply(text)
+        for normalizer in self._spec.normalizers:
+            text = normalizer.apply(text)
         return text
 
     def _segment(self, word: str, split_special: bool) -> list[tuple[int, int, int]]:
@@ -176,14 +175,14 @@ class Tokenizer:
         return self._unigram.segment(word, banned)
 
     def _tokens(self, text: str, split_special: bool) -> Iterator[tuple[int, Span]]:
-        """Yield the id and the offsets of each token of a text, without the template's."""
+        """Yield the id and the offsets of each token of a text, without the template's tokens."""
         for raw_id, start, end in self._raw.split(text, split_special):
             if raw_id is not None:
                 yield raw_id, (start, end)
                 continue
             plain, spans = text[start:end], [(at, at + 1) for at in range(start, end)]
-            for step in self._settings.normalizer:
-                plain, spans = step.align(plain, spans)
+            for normalizer in self._spec.normalizers:
+                plain, spans = normalizer.align(plain, spans)
             for token_id, start, end in self._normalized.split(plain, split_special):
                 if token_id is not None:
                     yield token_id, (spans[start][0], spans[end - 1][1])
@@ -195,25 +194,25 @@ class Tokenizer:
     def _aligned_words(self, text: str, spans: list[Span]) -> Iterator[tuple[str, list[Span]]]:
         """Yield the words of a normalised text with a span for each of their characters."""
         chunks = [(0, len(text))] if text else []
-        if self._settings.split_white_space:
+        if self._spec.split_white_space:
             chunks = [match.span() for match in _NOT_WHITE_SPACE.finditer(text)]
         for start, end in chunks:
             words = self._mark(text[start:end], spans[start][0] == 0)
             at = start - (sum(map(len, words)) - (end - start))
-            for word in words:  # a mark put in front shares the span of the first character
+            for word in words:  # a prepended mark shares the span of the first character
                 yield word, [spans[max(i, start)] for i in range(at, at + len(word))]
                 at += len(word)
 
 
 class _Matcher:
-    """Find added tokens in a text: leftmost first, the longest of those that begin there."""
+    """Find added tokens in a text: the leftmost, and the longest of those that begin there."""
 
     def __init__(self, tokens: Sequence[tuple[str, AddedToken]]):
         self._tokens = dict(tokens)
         self._pattern = _alternatives(content for content, _ in tokens)
 
     def split(self, text: str, split_special: bool) -> list[Part]:
-        """Cut a text into tokens and what lies between them, leaving out empty parts."""
+        """Cut a text into tokens and the text between them, without empty parts."""
         if not self._pattern.search(text):
             return [(None, 0, len(text))] if text else []
         parts: list[Part] = []
@@ -230,13 +229,13 @@ class _Matcher:
 
 
 def _alternatives(contents: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches the longest of some texts, or never where there is none."""
+    """Return a pattern that matches the longest of some texts, or never without any."""
     longest_first = sorted(filter(None, contents), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _stands_alone(token: AddedToken, text: str, span: Span) -> bool:
-    """Tell whether a `single_word` token touches no word character."""
+    """Return whether no word character is next to a ``single_word`` token."""
     if not token.single_word:
         return True
     around = text[max(span[0] - 1, 0) : span[0]] + text[span[1] : span[1] + 1]
@@ -244,7 +243,7 @@ def _stands_alone(token: AddedToken, text: str, span: Span) -> bool:
 
 
 def _with_white_space(token: AddedToken, text: str, span: Span, done: int) -> Span:
-    """Widen a match by the white space that `lstrip` and `rstrip` tokens swallow."""
+    """Extend a match by the white space that ``lstrip`` and ``rstrip`` tokens include."""
     start, end = span
     if token.lstrip:
         start = max(len(text[:start].rstrip(WHITE_SPACE)), done)
@@ -254,11 +253,11 @@ def _with_white_space(token: AddedToken, text: str, span: Span, done: int) -> Sp
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return some texts as a list.
+    """Return texts as a list.
 
     Raises:
-        ValueError: `texts` is one text, no collection or one without an order, or an element is not
-            a str or holds a lone surrogate; the message names the position.
+      ValueError: if ``texts`` is a single text, not a collection or one without an order, or an
+        element is not a str or has a lone surrogate; the message names its index.
     """
     if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Iterable):
         raise _refusal("texts", "a sequence of str", type(texts).__name__)

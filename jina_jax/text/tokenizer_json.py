@@ -1,8 +1,9 @@
-"""Read and check tokenizer.json; keep what is slow to make of it in a cache on disk.
+"""Read and check tokenizer.json; cache the compiled vocabulary on disk.
 
 Reading the 250,002 pieces of XLM-R's vocabulary and building a sentencepiece model from them takes
-longer than everything else, so the result is kept under `$JINA_JAX_CACHE` (or ~/.cache/jina_jax),
-named after the SHA-256 of the file. The folder may be deleted, or not be writable, at any time.
+longer than everything else, so the result is cached under ``$JINA_JAX_CACHE`` (or
+~/.cache/jina_jax) by the SHA-256 of the file. The folder may be deleted, or not be writable, at any
+time.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jina_jax.cache import cache_folder
-from jina_jax.text.normalizer import Charsmap, Replace, Step, Strip
+from jina_jax.text.normalizer import Charsmap, Normalizer, Replace, Strip
 from jina_jax.text.unigram import Vocabulary, compile_vocabulary
 
 _T = TypeVar("_T")
 _POWERS_OF_TEN = tuple(float(f"1e{n}") for n in range(309))
 
-_CACHE_FORMAT = 2  # raise it when the meaning of a cached array changes
-_REPEATED_SPACES = {" {2,}", " +"}  # mean the same to Oniguruma and to Python
+_CACHE_FORMAT = 2  # increase when the meaning of a cached array changes
+_REPEATED_SPACES = {" {2,}", " +"}  # equal in Oniguruma and Python
 
 
 class _Number(str):
-    """A number with a fraction or an exponent, as the file spells it."""
+    """A number with a fraction or an exponent, in the spelling of the file."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is looked for in the text itself, before any segmentation."""
+    """A token that is searched in the text itself, before any segmentation."""
 
     id: int
     content: str
@@ -51,18 +52,18 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Metaspace:
-    """How words are marked: by a `replacement` for the space in front of them."""
+    """The marking of words: a ``replacement`` for the space in front of them."""
 
     replacement: str
-    prepend: str  # always, first, never: which chunks get a mark that do not begin with one
+    prepend: str  # always, first, never: chunks without a mark to which one is prepended
     split: bool
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What tokenizer.json says, apart from the vocabulary."""
+class TokenizerSpec:
+    """The content of tokenizer.json without the vocabulary."""
 
-    normalizer: tuple[Step, ...]
+    normalizers: tuple[Normalizer, ...]
     split_white_space: bool
     metaspace: Metaspace
     prefix: tuple[int, ...]
@@ -73,48 +74,48 @@ class Settings:
 
 
 def digest(content: bytes) -> str:
-    """Return the name under which what is made of a file is kept."""
+    """Return the name of a file's content in caches."""
     return hashlib.sha256(content).hexdigest()
 
 
-def read(path: Path, content: bytes) -> tuple[Settings, Vocabulary]:
-    """Read tokenizer.json, from the cache where it is there.
+def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
+    """Read tokenizer.json, with the vocabulary from the cache if it has one.
 
     Args:
-        path: where the file lies; for messages.
-        content: its bytes.
+      path: the file's path, for messages.
+      content: its bytes.
 
     Raises:
-        ValueError: the file is malformed, or asks for something that is not supported here; the
-            message names the file and the field.
+      ValueError: if the file is malformed or unsupported; the message names the file and the
+        field.
     """
     entry = cache_folder() / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
     try:
         cached = _load_entry(entry)
         if cached is not None:
-            return _settings(cached[0]), cached[1]
+            return _spec(cached[0]), cached[1]
         fields = _object(json.loads(content, parse_float=_Number), "the file")
-        settings = _settings(fields)
-        vocabulary = _vocabulary(fields, settings)
+        spec = _spec(fields)
+        vocabulary = _vocabulary(fields, spec)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
         raise ValueError(f"{path}: {error}") from error
     _save_entry(entry, fields, vocabulary)
-    return settings, vocabulary
+    return spec, vocabulary
 
 
-def _settings(fields: dict[str, Any]) -> Settings:
+def _spec(fields: dict[str, Any]) -> TokenizerSpec:
     model = _object(fields.get("model"), "model")
     _expect(model.get("type", "Unigram") == "Unigram", "model.type", model.get("type"), "'Unigram'")
     unk_id = _typed(model, "unk_id", int, "model")
     white_space, metaspace = _pre_tokenizer(fields.get("pre_tokenizer"))
     prefix, suffix = _template(fields.get("post_processor"))
-    specs = _typed(fields, "added_tokens", list)
-    added = tuple(_added_token(spec, f"added_tokens[{i}]") for i, spec in enumerate(specs))
+    tokens = _typed(fields, "added_tokens", list)
+    added = tuple(_added_token(token, f"added_tokens[{i}]") for i, token in enumerate(tokens))
     for name in ("<s>", "</s>", "<pad>"):
         contents = [token.content for token in added]
         _expect(name in contents, "added_tokens", contents, f"{name!r} among them")
-    return Settings(
-        normalizer=tuple(_normalizer(fields.get("normalizer"), "normalizer")),
+    return TokenizerSpec(
+        normalizers=tuple(_normalizers(fields.get("normalizer"), "normalizer")),
         split_white_space=white_space,
         metaspace=metaspace,
         prefix=prefix,
@@ -125,14 +126,14 @@ def _settings(fields: dict[str, Any]) -> Settings:
     )
 
 
-def _normalizer(spec: Any, where: str) -> list[Step]:
+def _normalizers(spec: Any, where: str) -> list[Normalizer]:
     if spec is None:
         return []
     kind = _object(spec, where).get("type")
     if kind == "Sequence":
         steps = _typed(spec, "normalizers", list, where)
-        parts = [_normalizer(s, f"{where}.normalizers[{i}]") for i, s in enumerate(steps)]
-        return [step for part in parts for step in part]
+        parts = [_normalizers(s, f"{where}.normalizers[{i}]") for i, s in enumerate(steps)]
+        return [normalizer for part in parts for normalizer in part]
     if kind == "Precompiled":
         blob = _typed(spec, "precompiled_charsmap", str, where)
         return [_named(f"{where}.precompiled_charsmap", Charsmap.from_base64, blob)]
@@ -156,7 +157,7 @@ def _pattern(spec: Any, where: str) -> re.Pattern[str]:
 
 
 def _pre_tokenizer(spec: Any) -> tuple[bool, Metaspace]:
-    """Return whether to split at white space first, and the Metaspace that follows."""
+    """Return whether to split at white space first, and the Metaspace step."""
     where = "pre_tokenizer"
     steps = [_object(spec, where)]
     if steps[0].get("type") == "Sequence":
@@ -174,7 +175,7 @@ def _metaspace(spec: dict[str, Any], where: str) -> Metaspace:
     replacement = _typed(spec, "replacement", str, where)
     is_mark = len(replacement) == 1 and replacement != " "
     _expect(is_mark, f"{where}.replacement", replacement, "one character other than a space")
-    # Files from before prepend_scheme say add_prefix_space.
+    # Older files have add_prefix_space in place of prepend_scheme.
     prefixed = _typed(spec, "add_prefix_space", bool, where, default=True)
     prepend = spec.get("prepend_scheme", "always" if prefixed else "never")
     allowed = ("always", "first", "never") if prefixed else ("never",)
@@ -183,7 +184,7 @@ def _metaspace(spec: dict[str, Any], where: str) -> Metaspace:
 
 
 def _template(spec: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids in front of a text and those behind it."""
+    """Return the ids in front of a text and the ids behind it."""
     where = "post_processor"
     if spec is None:
         return (), ()
@@ -232,7 +233,7 @@ def _added_token(spec: Any, where: str) -> AddedToken:
     )
 
 
-def _vocabulary(fields: dict[str, Any], settings: Settings) -> Vocabulary:
+def _vocabulary(fields: dict[str, Any], spec: TokenizerSpec) -> Vocabulary:
     entries = _typed(fields["model"], "vocab", list, "model")
     for i, entry in enumerate(entries):
         if not (type(entry) is list and len(entry) == 2 and type(entry[0]) is str):
@@ -243,18 +244,18 @@ def _vocabulary(fields: dict[str, Any], settings: Settings) -> Vocabulary:
     scores = [_parsed(entry[1]) for entry in entries]
     vocabulary = _named("model.vocab", lambda: compile_vocabulary(pieces, scores))
     known = range(len(pieces))
-    _expect(settings.unk_id in known, "model.unk_id", settings.unk_id, f"an id below {len(pieces)}")
-    _check_added_ids(settings, pieces)
+    _expect(spec.unk_id in known, "model.unk_id", spec.unk_id, f"an id below {len(pieces)}")
+    _check_added_ids(spec, pieces)
     return vocabulary
 
 
 def _parsed(number: str | int) -> float:
-    """Return the value that `tokenizers` reads, whose last bit is not always right.
+    """Return the value that ``tokenizers`` reads, whose last bit is not always right.
 
-    Its JSON reader (serde_json without `float_roundtrip`) takes the digits for one whole number and
-    then multiplies or divides by a power of ten: two roundings, where Python's has one. Between
-    segmentations of equal score, which the last bits decide, that makes a difference. (Longer
-    numbers than 19 digits, which no writer of doubles produces, are read the usual way.)
+    Its JSON reader (serde_json without ``float_roundtrip``) reads the digits as one whole number
+    and then multiplies or divides by a power of ten: two roundings, one more than Python. The last
+    bits decide between segmentations of otherwise equal score. (Numbers of more than 19 digits,
+    which no writer of doubles produces, are read as in Python.)
     """
     mantissa, _, power = str(number).lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
@@ -267,13 +268,13 @@ def _parsed(number: str | int) -> float:
     return value / _POWERS_OF_TEN[-exponent] if exponent < 0 else value * _POWERS_OF_TEN[exponent]
 
 
-def _check_added_ids(settings: Settings, pieces: Sequence[str]) -> None:
-    """Check that added tokens carry the ids of their pieces, or the next ones after the last."""
+def _check_added_ids(spec: TokenizerSpec, pieces: Sequence[str]) -> None:
+    """Check that added tokens have the ids of their pieces, or the next free ones."""
     ids = {piece: i for i, piece in enumerate(pieces)}
-    for i, token in enumerate(settings.added):
+    for i, token in enumerate(spec.added):
         expected = ids.setdefault(token.content, len(ids))
         _expect(token.id == expected, f"added_tokens[{i}].id", token.id, str(expected))
-    for token_id in (*settings.prefix, *settings.suffix):
+    for token_id in (*spec.prefix, *spec.suffix):
         known = 0 <= token_id < len(ids)
         _expect(known, "post_processor", f"token id {token_id}", f"an id below {len(ids)}")
 
@@ -293,8 +294,8 @@ def _typed(
     return value
 
 
-def _expect(holds: bool, where: str, got: Any, expected: str) -> None:
-    if not holds:
+def _expect(is_met: bool, where: str, got: Any, expected: str) -> None:
+    if not is_met:
         raise _unexpected(where, got, expected)
 
 
@@ -311,7 +312,7 @@ def _named(where: str, make: Callable[..., _T], *args: Any) -> _T:
 
 
 def _load_entry(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:
-    """Return the fields of a file (without vocabulary) and its vocabulary; None if not cached."""
+    """Return a file's fields without the vocabulary, and the vocabulary; None if not cached."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # checks CRCs
             fields = json.loads(arrays["fields"].tobytes())
@@ -323,7 +324,7 @@ def _load_entry(path: Path) -> tuple[dict[str, Any], Vocabulary] | None:
 
 
 def _save_entry(path: Path, fields: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Write a cache entry in one step; that it cannot be written is no error."""
+    """Write a cache entry in one step; failing to write it is not an error."""
     kept = {**fields, "model": {**fields["model"], "vocab": None}}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""A Unigram vocabulary: segmentation by `sentencepiece`, made exact where its float32 falls short.
+"""Segmentation with a Unigram vocabulary: ``sentencepiece``, corrected to float64.
 
-`tokenizers` adds scores up in float64, `sentencepiece` in float32, so ties and near-ties come out
-differently. Here `sentencepiece` proposes its two best segmentations; unless the first one leads by
-more than any rounding could explain, a float64 Viterbi search in plain Python decides.
+``tokenizers`` adds scores in float64, ``sentencepiece`` in float32, so ties and near-ties differ.
+Here ``sentencepiece`` proposes its two best segmentations; unless the first one leads by more than
+any rounding error, a float64 Viterbi search in plain Python decides.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Piece = tuple[int, int, int]  # id, start, end
 _Value = TypeVar("_Value")
 
 _UNKNOWN_PENALTY = 10.0  # below the lowest score: kUnkPenalty of sentencepiece and tokenizers
-_MAX_UNIT = 64  # nbest prunes its agenda on texts of a thousand characters; stay far below
-_MAX_SOLE = 12  # 2**12 paths are too few to prune: if nbest finds but one, there is but one
+_MAX_UNIT = 64  # nbest prunes its agenda on texts of a thousand characters; this is far below
+_MAX_SOLE = 12  # 2**12 paths are too few to prune: a single result of nbest is the only path
 _MAX_CACHED_WORD = 64
 _MAX_CACHED_WORDS = 1 << 16
 
 
 class Vocabulary(NamedTuple):
-    """A vocabulary in the form that loads fast."""
+    """A vocabulary in a form that loads quickly."""
 
     model: bytes  # sentencepiece ModelProto: the pieces by id, then one of type UNKNOWN
     scores: np.ndarray  # (V,) float64
-    pairs: str  # every two characters that stand side by side in some piece, one pair after another
-    longest: int  # characters of the longest piece
+    pairs: str  # every two neighbouring characters of any piece, one pair after another
+    longest: int  # number of characters in the longest piece
 
 
 class Memo(dict[str, _Value]):
-    """A bounded cache `memo[text]` of a function of a text; when full it starts afresh.
+    """A bounded cache ``memo[text]`` of a function of a text; it is emptied when full.
 
     Threads may share one: each operation on the dict is atomic, and a race costs a recomputation.
     """
@@ -60,9 +60,9 @@ class Unigram:
     """Segment words with a Unigram vocabulary.
 
     Args:
-        vocabulary: pieces and scores, from `compile_vocabulary`.
-        unk_id: id of the unknown token; runs of unknown characters are one token.
-        byte_fallback: spell a run of unknown characters with the pieces <0x00>..<0xFF>.
+      vocabulary: pieces and scores, from ``compile_vocabulary``.
+      unk_id: id of the unknown token; a run of unknown characters is one token.
+      byte_fallback: whether a run of unknown characters is spelt with the pieces <0x00>..<0xFF>.
     """
 
     def __init__(self, vocabulary: Vocabulary, unk_id: int, byte_fallback: bool):
@@ -76,19 +76,19 @@ class Unigram:
         self._longest = vocabulary.longest
         self._unk_id = unk_id
         self._byte_fallback = byte_fallback
-        # Ids that do not tell how many unknown characters were fused, hence not the score: the one
-        # of type UNKNOWN; and a literal <unk>, which is fused with its neighbours of that id.
+        # Ids whose score depends on the number of fused unknown characters: the one of type
+        # UNKNOWN; and a literal <unk>, which is fused with its neighbours of that id.
         self._undecided = frozenset([len(self._scores), unk_id])
         self._piece_id = Memo(self._find_piece)
         self._unit_ids = Memo(self._certain_ids)
         self.ids = Memo(self._word_ids)
 
     def segment(self, word: str, banned: Collection[int] = ()) -> list[Piece]:
-        """Return the pieces of a word, by a float64 search over the whole word.
+        """Return the pieces of a word by a float64 search over the whole word.
 
         Args:
-            word: a pre-tokenised word, not empty.
-            banned: ids of pieces that must not be used.
+          word: a pre-tokenised word, not empty.
+          banned: ids of pieces to avoid.
         """
         pieces: list[Piece] = []
         for is_unknown, group in itertools.groupby(
@@ -99,7 +99,7 @@ class Unigram:
         return pieces
 
     def _word_ids(self, word: str) -> tuple[int, ...]:
-        """Return the ids of a word; `ids` is the cached form of this."""
+        """Return the ids of a word; ``ids`` caches this function."""
         known = self._certain_ids(word)
         if known is not None:
             return known
@@ -111,12 +111,12 @@ class Unigram:
         return tuple(self._fuse(ids)) if self._unk_id in ids else tuple(ids)
 
     def _fuse(self, ids: list[int]) -> list[int]:
-        """Make one unknown token of several in a row."""
+        """Fuse consecutive unknown tokens into one."""
         pairs = itertools.pairwise(ids)
         return [ids[0], *(b for a, b in pairs if not a == b == self._unk_id)]
 
     def _cut(self, word: str) -> list[str]:
-        """Cut a word wherever no piece can reach across."""
+        """Cut a word between neighbours that no piece contains."""
         units: list[str] = []
         done = 0
         for at, pair in enumerate(map(operator.add, word, word[1:]), 1):
@@ -126,7 +126,7 @@ class Unigram:
         return [*units, word[done:]]
 
     def _certain_ids(self, unit: str) -> tuple[int, ...] | None:
-        """Return the ids of a word or of a part cut from it; None where only `segment` can tell."""
+        """Return the ids of a word or a part of one; None if only ``segment`` can decide."""
         if len(unit) == 1 and not self._byte_fallback:
             piece_id = self._processor.piece_to_id(unit)
             return (self._unk_id if piece_id in self._undecided else piece_id,)
@@ -145,8 +145,8 @@ class Unigram:
     def _best_path(self, word: str, banned: Collection[int]) -> list[Piece]:
         """Return the best segmentation, unknown characters one by one.
 
-        The order of the additions and of the comparisons is that of `tokenizers`: among equal
-        scores the piece that starts first wins.
+        Additions and comparisons are in the order of ``tokenizers``: among equal scores the piece
+        that starts first wins.
         """
         piece_ids, scores = self._piece_id, self._scores
         size = len(word)
@@ -171,7 +171,7 @@ class Unigram:
         return _trace_back(last)
 
     def _fused(self, word: str, start: int, end: int) -> list[Piece]:
-        """Return the token or, with byte fallback, the tokens of a run of unknown characters."""
+        """Return the token, or the tokens with byte fallback, of a run of unknown characters."""
         run = word[start:end]
         if self._byte_fallback and self._piece_id[run] != self._unk_id:
             spelt = [self._piece_id[f"<0x{byte:02X}>"] for byte in run.encode()]
@@ -181,20 +181,20 @@ class Unigram:
         return [(self._unk_id, start, end)]
 
     def _find_piece(self, text: str) -> int | None:
-        """Return the id of a piece; None for any other text."""
+        """Return the id of a piece; None for another text."""
         piece_id: int = self._processor.piece_to_id(text)
         return None if piece_id == len(self._scores) else piece_id
 
 
 def compile_vocabulary(pieces: Sequence[str], scores: Sequence[float]) -> Vocabulary:
-    """Bring a vocabulary, ordered by id, into the form that `Unigram` loads.
+    """Compile a vocabulary, ordered by id, into the form that ``Unigram`` loads.
 
-    Every piece is of type NORMAL, <s> and its like included: `tokenizers` matches them in a text as
-    it does any other piece. Unknown characters get the id behind the last piece.
+    Every piece is of type NORMAL, also <s> and the other special ones: ``tokenizers`` matches them
+    in a text like any other piece. Unknown characters have the id behind the last piece.
 
     Raises:
-        ValueError: an empty vocabulary; a score that is no finite number of at most 0; an empty
-            or a repeated piece.
+      ValueError: for an empty vocabulary, a score that is not a finite number of at most 0, or an
+        empty or repeated piece.
     """
     values = np.asarray(scores, np.float64)
     if not len(pieces):
@@ -211,17 +211,17 @@ def compile_vocabulary(pieces: Sequence[str], scores: Sequence[float]) -> Vocabu
 
 
 def _slack(characters: int, score: float) -> float:
-    """Return a lead over the second-best `score` that float32 rounding cannot feign.
+    """Return a lead over the second-best ``score`` that is beyond float32 rounding.
 
-    A sum of k ≤ `characters` scores is off by at most k * 2**-24 * |score|, and a search adds each
-    path up in two parts: 4 (k + 1) such errors in a comparison, rounded up to 16 k. The constant
-    covers float64 sums over a whole word, of which this may be but a part.
+    The error of a sum of k ≤ ``characters`` scores is at most k * 2**-24 * |score|, and a search
+    adds each path in two parts: 4 (k + 1) such errors per comparison, rounded up to 16 k. The
+    constant covers float64 sums over a whole word, of which this may be a part.
     """
     return 16 * characters * 2.0**-24 * -score + 1e-4
 
 
 def _trace_back(last: Sequence[Piece]) -> list[Piece]:
-    """Collect a path from the last piece that ends at each position."""
+    """Return the path to the end, given the last piece that ends at each position."""
     path: list[Piece] = []
     end = len(last) - 1
     while end > 0:
@@ -231,7 +231,7 @@ def _trace_back(last: Sequence[Piece]) -> list[Piece]:
 
 
 def _model_proto(pieces: Sequence[str], scores: np.ndarray) -> bytes:
-    """Serialise a sentencepiece ModelProto with no normalisation of its own.
+    """Serialise a sentencepiece ModelProto without normalisation.
 
     Wire format of sentencepiece_model.proto: ModelProto.pieces = 1, .normalizer_spec = 3;
     SentencePiece.piece = 1, .score = 2, .type = 3 (UNKNOWN is 2); NormalizerSpec's
@@ -249,13 +249,13 @@ def _model_proto(pieces: Sequence[str], scores: np.ndarray) -> bytes:
 
 
 def _unused_name(pieces: Iterable[str]) -> str:
-    """Return a text that is no piece."""
+    """Return a text that is not a piece."""
     return "?" * (1 + max(map(len, pieces)))
 
 
 @functools.cache
 def _piece_header(size: int) -> bytes:
-    """Everything in front of the text of a piece of `size` bytes."""
+    """Return the bytes in front of the text of a piece of ``size`` bytes."""
     return b"\x0a" + _varint(len(_varint(size)) + size + 6) + b"\x0a" + _varint(size)
 
 
@@ -265,7 +265,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Serialise an unsigned number, seven bits a byte."""
+    """Serialise an unsigned number, seven bits per byte."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -275,12 +275,12 @@ def _varint(value: int) -> bytes:
 
 
 def _adjacent_pairs(pieces: Sequence[str]) -> str:
-    """List the different pairs of neighbouring characters, as one text."""
+    """Return the distinct pairs of neighbouring characters, as one text."""
     text = "\n".join(pieces).encode("utf-32-le")
     codes = np.frombuffer(text, "<u4").astype(np.int64)
     sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
     inside = np.ones(max(len(codes) - 1, 0), bool)
-    joints = np.cumsum(sizes + 1)[:-1] - 1  # where a line feed stands between two pieces
+    joints = np.cumsum(sizes + 1)[:-1] - 1  # line feeds between pieces
     inside[joints] = False
     inside[joints - 1] = False
     pairs = np.unique((codes[:-1] << 21 | codes[1:])[inside])

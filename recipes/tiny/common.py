@@ -1,4 +1,4 @@
-"""What several scripts of the recipe share: where data are, and rows of JSON."""
+"""Shared parts of the recipe: folders of data, and JSON lines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 # The public data beside the repository.
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[3] / "shared"))
 STS_LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
-FOLDS = 5  # of Banking77
-# As in jinaai/jina-embeddings-v3, where the size does not say otherwise.
+FOLDS = 5  # folds of Banking77
+# As in jinaai/jina-embeddings-v3, except for the sizes.
 TASKS = {
     "retrieval.query": "Represent the query for retrieving evidence documents: ",
     "retrieval.passage": "Represent the document for retrieval: ",
@@ -33,7 +33,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_searches(work: Path) -> set[str]:
-    """Return the texts of the held-out searches, which no training file may have."""
+    """Return the texts of the held-out searches, which are excluded from training files."""
     return {
         row["text"]
         for search in ("search", "search-en")

@@ -1,10 +1,10 @@
-"""Let the teacher read texts.
+"""Encode texts with the teacher.
 
     python recipes/tiny/encode.py TEACHER texts.jsonl vectors.npy
 
-writes float16 (texts, 384), unit length, in the order of the lines. "query: " is the prompt that
-multilingual-e5 asks for where two texts are alike in kind. Where a row has its text in lower case
-as well, the teacher reads that.
+writes float16 (texts, 384), unit length, in the order of the lines. "query: " is the prompt of
+multilingual-e5 for two texts of the same kind. If a row also has its text in lower case, that is
+encoded.
 """
 
 from __future__ import annotations

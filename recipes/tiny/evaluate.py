@@ -23,13 +23,13 @@ from jina_jax.evaluation.files import read_beir
 
 TATOEBA = ("ben", "ell", "fin", "fra", "jpn", "kor", "nld", "spa", "ukr", "vie")
 DIMS = (32, 64, 128)
-SEEDS = 20  # of k-means
+SEEDS = 20  # starts of k-means
 
 Scores = dict[str, Any]
 
 
 class Prompted:
-    """A model that puts one prompt, or none, in front of every text, whatever the task's own is."""
+    """A model with one prompt, or none, for every text in place of the task's own."""
 
     def __init__(self, model: JinaEmbeddings, prompt: str | None):
         self._model, self._prompt, self.config = model, prompt, model.config
@@ -125,7 +125,7 @@ def tatoeba(model: Any, task: str) -> Scores:
 def banking(model: Any, task: str, work: Path) -> Scores:
     """Accuracy of the nearest neighbour on Banking77 (train) in five folds.
 
-    The adapter of a fold has not seen it: ``folds/K`` was trained on the other four.
+    The adapter of a fold is trained without it: ``folds/K`` was trained on the other four.
     """
     results = {}
     for fold in range(FOLDS):
@@ -138,7 +138,7 @@ def banking(model: Any, task: str, work: Path) -> Scores:
 
 
 def clusters(model: JinaEmbeddings, task: str, path: Path) -> Scores:
-    """V-measure of k-means, mean of SEEDS starts: one alone is off by as much as an adapter."""
+    """V-measure of k-means, mean of SEEDS starts: one varies as much as an adapter changes it."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score
 
@@ -162,7 +162,7 @@ def clusters(model: JinaEmbeddings, task: str, path: Path) -> Scores:
 
 
 def bm25(directory: Path) -> float:
-    """nDCG@10 of BM25 on words, which shares no code with the model."""
+    """nDCG@10 of BM25 on words, without code of the model."""
     import bm25s
     import pytrec_eval
 

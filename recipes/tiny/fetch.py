@@ -2,10 +2,10 @@
 
     python recipes/tiny/fetch.py debs files
 
-``debs`` gets the packages, by ``apt-get download`` from the mirror that apt is set up for (Debian
-12, after ``apt-get update``), and ``files`` a directory for each with its text. What is there is
-not fetched again; a package of another SHA-256 is an error. None is installed, and nothing of them
-is run.
+``apt-get download`` writes the packages to ``debs`` from the configured mirror (Debian 12, after
+``apt-get update``), and their text is unpacked to one directory per package in ``files``. Existing
+files are not fetched again; a package of another SHA-256 is an error. No package is installed, and
+none of its programs is run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 PACKAGES = Path(__file__).with_name("packages.tsv")
 AT_ONCE = 60
-# Beginnings of package names with the files that are wanted of them; else catalogues.
+# Prefixes of package names and the files to unpack; for other packages, catalogues.
 WANTED = {
     "libreoffice-help-": ("*.html",),
     "dict-freedict-": ("*.dict.dz",),
@@ -33,7 +33,7 @@ CATALOGUES = ("*.mo",)
 
 
 class Package(NamedTuple):
-    """A line of packages.tsv; licences are those that its copyright file names."""
+    """A line of packages.tsv; the licences are those of the package's copyright file."""
 
     name: str
     version: str
@@ -73,7 +73,7 @@ def unpack(package: Package, debs: Path, files: Path) -> None:
     )
     with tempfile.TemporaryDirectory(dir=files) as partial:
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as tar:
-            # tar's status is 2 for a package without such a file.
+            # tar exits with 2 for a package without such a file.
             subprocess.run(
                 ["tar", "-x", "-C", partial, "--wildcards", "--no-anchored", *wanted],
                 stdin=tar.stdout,
@@ -81,7 +81,7 @@ def unpack(package: Package, debs: Path, files: Path) -> None:
                 check=False,
             )
         Path(partial).rename(target)
-        Path(partial).mkdir()  # for the context manager to remove
+        Path(partial).mkdir()  # removed by the context manager
 
 
 if __name__ == "__main__":

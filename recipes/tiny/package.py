@@ -1,9 +1,10 @@
-"""Put the finished model into the package: native layout, with what it should give.
+"""Write the finished model into the package: native layout, with reference values.
 
     python recipes/tiny/package.py MODEL jina_jax/tiny
 
-MODEL is the last export; the directory keeps its README.md, which is written by hand. The table of
-pieces and its adapters, nine tenths of the model, are stored in float8, all else in bfloat16.
+MODEL is the last converted run; the directory keeps its README.md, which is written by hand. The
+table of pieces and its adapters, nine tenths of the model, are stored in float8, all else in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.gold import write_gold
 
 MOST_BYTES = 32_000_000
-LARGEST = 256  # of an adapter's values; float8 goes up to 448, and is coarse below 2**-6
+LARGEST = 256  # largest value of an adapter; float8 reaches 448, and is coarse below 2**-6
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def small_tensors(state: nnx.State) -> dict[str, LazyTensor]:
     tensors = state_tensors(state)
     names = [f"word_embeddings.{name}" for name in ("embedding", "lora_a", "lora_b")]
     table, lora_a, lora_b = (tensors[name].read().astype(np.float32) for name in names)
-    # A goes up and B down by one power of two a task: exact, and clear of float8's coarse end.
+    # One power of two per task scales A up and B down: exact, and above float8's coarse end.
     largest = np.abs(lora_a).max(axis=(1, 2), keepdims=True).clip(1e-6)
     power = np.exp2(np.floor(np.log2(LARGEST / largest)))
     stored = (

@@ -1,4 +1,4 @@
-"""Make the data of the adapters, and the search that measures the retrieval pair.
+"""Make the adapters' data, and the search evaluation of the retrieval pair.
 
 python recipes/tiny/pairs.py work
 
@@ -7,7 +7,7 @@ retrieval.jsonl       a heading, in any language, and the section below it, in t
 labelled-*.jsonl      Banking77 (train); WordNet glosses by field; help by program
 banking-*.jsonl       Banking77 (train): fifty of its intents (seen), and the others (unseen)
 banking/              five folds of Banking77 (train): train-K.jsonl, test-K.jsonl
-glosses-test.jsonl    glosses that no training file of an adapter has
+glosses-test.jsonl    glosses excluded from the adapters' training files
 search/               BEIR's form: headings of held-out help pages in nineteen languages, and
                       the English sections below them
 search-en/            the same with English headings
@@ -25,7 +25,7 @@ from common import FOLDS, SHARED, read_rows, read_searches, write_rows
 from texts import digest
 
 SECTION = (80, 600)  # characters
-UNSEEN = 27  # of Banking77's 77 intents
+UNSEEN = 27  # of 77 intents of Banking77
 MOST = {"help": 24_000, "glosses": 12_000, "translations": 8_000}
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def sections(version: dict | None) -> dict[str, tuple[str, str]]:
-    """Return sections by the name of their heading, which is the same in all languages."""
+    """Return sections by the name of their heading, which all languages share."""
     found = {}
     if version is None:
         return found
@@ -70,7 +70,7 @@ def write_retrieval(work, pages, generic, glosses, held_out, rng) -> None:
         english = {k: v for k, v in english.items() if v[0] not in generic}
         for version in page["texts"].values():
             own = sections(version)
-            for key in english:  # not a set's order, which changes from process to process
+            for key in english:  # not in a set's order, which differs between processes
                 if key in own:
                     rows["help"].append((own[key][0], rng.choice((own, english))[key][1]))
     for gloss in glosses[len(glosses) // 10 :]:
@@ -121,7 +121,7 @@ def write_labelled(work, pages, glosses, rng) -> None:
     with (SHARED / "eval" / "banking77-train.csv").open(encoding="utf-8", newline="") as file:
         banking = [{"text": r["text"], "label": r["category"]} for r in csv.DictReader(file)]
     write_rows(work / "labelled-banking.jsonl", banking)
-    # Separation is measured on intents that it has not seen.
+    # Separation is measured on intents outside its training data.
     intents = sorted({row["label"] for row in banking})
     unseen = set(rng.sample(intents, UNSEEN))
     for name, wanted in (("seen", set(intents) - unseen), ("unseen", unseen)):

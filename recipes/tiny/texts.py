@@ -1,15 +1,15 @@
-"""Read parallel text out of unpacked Debian packages.
+"""Read parallel text from unpacked Debian packages.
 
     python recipes/tiny/texts.py files work
 
-``files`` has a directory for each package (``fetch.py``). Writes into ``work``:
+``files`` has one directory per package (``fetch.py``). Writes into ``work``:
 
     parallel.jsonl  {"en": …, "source": …, "de": …, …}: an English text and its translations
     pages.jsonl     {"page": …, "held_out": …, "texts": {"de": {"title", "headings", "paragraphs"}}}
     glosses.jsonl   {"anchor": words, "positive": gloss, "examples": […], "label": …} from WordNet
 
-A twelfth of the help pages is held out for the search evaluation: parallel.jsonl has no text of
-theirs of more than 20 characters, also where another page or a catalogue repeats it.
+A twelfth of the help pages is held out for the search evaluation: parallel.jsonl has none of their
+texts of more than 20 characters, even if another page or a catalogue repeats it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xml.etree import ElementTree
 
 from common import write_rows
 
-# The languages jina-embeddings-v3 was tuned for, as ISO 639-1 beside the names that packages use.
+# The languages of jina-embeddings-v3 by ISO 639-1, with the names that packages use.
 LANGUAGES = {
     "ar": ("ar", "ara"),
     "bn": ("bn", "bn_BD", "bn_IN", "ben"),
@@ -62,8 +62,8 @@ LANGUAGES = {
     "zh": ("zh_CN", "zh", "zh-CN", "zh_Hans", "zho"),
 }
 CODES = {name: code for code, names in LANGUAGES.items() for name in names}
-LONGEST = 400  # characters of a text
-HELD_OUT = 12  # one page of so many
+LONGEST = 400  # most characters of a text
+HELD_OUT = 12  # one page in so many
 
 _TAG = re.compile(r"<[^<>]{1,200}>")
 _PLACE = re.compile(r"%(?:\d+\$)?[-+ #0]*[\d.*]*(?:h|l|ll|z)?[a-zA-Z]|%\d|\{\w*\}|\$\{?\w+\}?")
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def digest(text: str) -> bytes:
-    """Order texts by chance, the same on every machine."""
+    """Order texts at random, in the same way on every machine."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
@@ -129,7 +129,7 @@ def language_of(path: Path) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Take markup, keyboard accelerators and line breaks out of a message."""
+    """Remove markup, keyboard accelerators and line breaks from a message."""
     text = html.unescape(_TAG.sub("", text))
     text = _ASIAN_ACCELERATOR.sub("", text).replace("\\n", " ")
     text = _ACCELERATOR.sub("", text)
@@ -147,7 +147,7 @@ def usable(text: str, shortest: int = 3) -> bool:
 
 
 def usable_pair(english: str, text: str, shortest: int = 3) -> bool:
-    """Leave out what is no translation: equal, or of a wildly different length."""
+    """Omit pairs that are not translations: equal ones, or of very different lengths."""
     return bool(
         usable(english, shortest)
         and 0 < len(text) <= LONGEST
@@ -199,7 +199,7 @@ def stamps(files: Path) -> Iterator[Pair]:
 
 
 def annotations(files: Path) -> Iterator[Pair]:
-    """Read CLDR: what emoji are called and bring to mind; names of languages and countries."""
+    """Read CLDR: names and keywords of emoji; names of languages and countries."""
     root = files / "unicode-cldr-core"
     english = cldr(root, "en")
     for code in LANGUAGES:
@@ -259,7 +259,7 @@ def dictionary(text: str) -> Iterator[tuple[str, str]]:
 
 
 def help_pages(files: Path) -> Iterator[dict]:
-    """Read LibreOffice's help, whose pages and paragraphs have one name in all languages."""
+    """Read LibreOffice's help, whose pages and paragraphs have the same name in all languages."""
     pages: dict[str, dict] = {}
     for root in sorted(files.glob("libreoffice-help-*/usr/share/libreoffice/help/*/text")):
         name = root.parent.name
@@ -318,7 +318,7 @@ def wordnet(files: Path) -> Iterator[dict]:
                     "anchor": ", ".join(words[:3]),
                     "positive": meaning,
                     "examples": examples,
-                    "label": int(fields[1]),  # of 45 lexicographers' files: animals, motion, …
+                    "label": int(fields[1]),  # one of 45 lexicographers' files: animals, motion, …
                 }
 
 

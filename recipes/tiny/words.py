@@ -1,14 +1,14 @@
-"""Everyday words in random order, for the teacher to read as they are: what catalogues lack.
+"""Everyday words in random order for the teacher, which catalogues lack.
 
     python recipes/tiny/words.py WORK
 
 words.jsonl     {"text": …, "lower": …, "language": …}: two to eight words of one language in
                 random order, as the student reads them, and in lower case for the teacher
 
-A row that one word fills teaches little; a row of several tells the pieces of each apart from the
-rest. Words are drawn by their frequency in films, books, news and the web (wordfreq), for Thai in
-the Thai National Corpus (pythainlp), and for Georgian, which neither has, in the catalogues. All
-are in lower case there: some get a capital, of one meaning for both.
+A row of one word teaches little; in rows of several, the pieces of each word are distinguished from
+the rest. Words are drawn by their frequency in films, books, news and the web (wordfreq), for Thai
+in the Thai National Corpus (pythainlp), and for Georgian, which neither has, in the catalogues. All
+are in lower case there: some are given a capital, with one meaning for both forms.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from common import read_rows, write_rows
 from pythainlp.corpus import tnc
 from texts import LANGUAGES
 
-ROWS = 16_000  # a language
+ROWS = 16_000  # per language
 ROWS_ENGLISH = 32_000  # the other side of every pair
 MOST_WORDS = 30_000
-POWER = 0.8  # of the frequency: 0.6 and 0.8 were compared
-LENGTHS = (2, 9)  # words, the last exclusive: 4 to 12 taught the same in half as much time again
-CAPITALS = 0.25  # of the words; German writes every noun with one
+POWER = 0.8  # exponent of the frequency: 0.6 and 0.8 were compared
+LENGTHS = (2, 9)  # words, the last exclusive: 4 to 12 taught the same in 1.5 times the time
+CAPITALS = 0.25  # share of words; German writes every noun with one
 CAPITALS_GERMAN = 0.5
 UNSPACED = {"ja", "th", "zh"}
 
