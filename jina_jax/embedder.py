@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jina_jax.cache import set_compilation_cache
+from jina_jax import cache
 from jina_jax.checkpoints.hub import HubOptions, fetch
 from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import open_checkpoint
@@ -20,7 +19,14 @@ from jina_jax.runtime import arguments
 from jina_jax.runtime.batching import Batching
 from jina_jax.runtime.model import Model
 from jina_jax.runtime.pipeline import Result
-from jina_jax.runtime.results import ChunkOptions, Chunks, EncodeInfo, EncodeOptions, finish
+from jina_jax.runtime.results import (
+    ChunkOptions,
+    Chunks,
+    EncodeInfo,
+    EncodeOptions,
+    finish,
+    warn_dropped,
+)
 from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
 from jina_jax.text.spans import Chunker
 from jina_jax.text.tokenizer import Tokenizer
@@ -73,7 +79,6 @@ class JinaEmbeddings(Model):
         """
         checkpoint = open_checkpoint(fetch(name_or_path, **hub))
         tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
-        set_compilation_cache(compilation_cache)
         if mesh is None and len(jax.devices()) > 1:
             mesh = make_mesh()
         if scan_layers is None:
@@ -82,15 +87,20 @@ class JinaEmbeddings(Model):
         if mesh is not None:
             check_mesh(mesh, config)
             place = placer(mesh, config, stacked=scan_layers)
+        with cache.compilation_cache(compilation_cache):
+            state = to_state(
+                config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers
+            )
         return cls(
             config,
-            to_state(config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers),
+            state,
             tokenizer,
             split_special_tokens=split_special_tokens,
             mesh=mesh,
             batching=batching,
             attn_implementation=attn_implementation,
             scan_layers=scan_layers,
+            compilation_cache=compilation_cache,
         )
 
     @overload
@@ -200,7 +210,7 @@ class JinaEmbeddings(Model):
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
         )
-        _warn_dropped(info.dropped, max_length)
+        warn_dropped(info.dropped, max_length)
         if not by_token:
             found = finish(found, self.engine.dtype, normalize=normalize_embeddings)
         embeddings = found[0] if isinstance(texts, str) else found
@@ -210,12 +220,12 @@ class JinaEmbeddings(Model):
 
     def encode_query(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:
         """Embed queries: ``encode`` with "retrieval.query" where the model has it."""
-        options.setdefault("task", self._own("retrieval.query"))
+        options.setdefault("task", arguments.own(self.config, "retrieval.query"))
         return self.encode(texts, **options)
 
     def encode_document(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:
         """Embed documents: ``encode`` with "retrieval.passage" where the model has it."""
-        options.setdefault("task", self._own(arguments.PASSAGE))
+        options.setdefault("task", arguments.own(self.config, arguments.PASSAGE))
         return self.encode(texts, **options)
 
     @overload
@@ -272,7 +282,7 @@ class JinaEmbeddings(Model):
             names it.
         """
         arguments.check_mean_pooler(self.config, "encode_chunks")
-        task = self._own(arguments.PASSAGE) if task == "auto" else task
+        task = arguments.own(self.config, arguments.PASSAGE) if task == "auto" else task
         requests = arguments.make_requests(self.config, texts, task, prompt, chunks)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)
@@ -295,16 +305,3 @@ class JinaEmbeddings(Model):
         )
         done = found[0] if isinstance(texts, str) else found
         return (done, info) if return_info else done
-
-    def _own(self, task: str) -> str | None:
-        """Return a task if the model has it, else None."""
-        return task if task in self.config.lora_adaptations else None
-
-
-def _warn_dropped(dropped: np.ndarray, max_length: int) -> None:
-    if dropped.any():
-        warnings.warn(
-            f"{np.count_nonzero(dropped)} of {len(dropped)} texts were longer than "
-            f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
-            stacklevel=3,
-        )

@@ -46,6 +46,11 @@ def make_requests(
     ]
 
 
+def own(config: Config, task: str) -> str | None:
+    """Return a task if the model has it, else None."""
+    return task if task in config.lora_adaptations else None
+
+
 def pick_max_length(max_length: int | None, default: int, limit: int) -> int:
     """Return the most tokens that the encoder sees at once, ``default`` for None."""
     max_length = default if max_length is None else max_length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jina_jax.cache import compilation_cache
 from jina_jax.config import Config
 from jina_jax.nn.attention import Kernel, Route, blocked_attention, choose
 from jina_jax.nn.dropout import Dropout
@@ -81,6 +83,7 @@ class Engine:
         mesh: Mesh | None = None,
         scan_layers: bool = False,
         attn_implementation: str | None = None,
+        cache: bool | str | os.PathLike[str] = False,
     ):
         self.config = config
         self.state = state
@@ -92,6 +95,7 @@ class Engine:
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
         self.graph, _ = abstract_encoder(config, qkv_groups=groups, scan_layers=scan_layers)
         self._implementation, self._scan_layers = attn_implementation, scan_layers
+        self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.route(Program(1, 128, 1, None, False, None))  # refuses what can never run
@@ -111,6 +115,7 @@ class Engine:
             "weights": {parameter_path(keys): np.asarray(v[...]) for keys, v in flat},
             "scan_layers": self._scan_layers,
             "attn_implementation": self._implementation,
+            "cache": self._cache,
             "mesh": None if self.mesh is None else (devices, self.mesh.shape["model"]),
         }
 
@@ -131,13 +136,9 @@ class Engine:
                 for path in [parameter_path(keys)]
             ]
         )
-        implementation = values["attn_implementation"]
+        options = {name: values[name] for name in ("attn_implementation", "cache")}
         self.__init__(  # type: ignore[misc]
-            config,
-            state,
-            mesh=mesh,
-            scan_layers=scan_layers,
-            attn_implementation=implementation,
+            config, state, mesh=mesh, scan_layers=scan_layers, **options
         )
 
     def put(self, values: Any) -> Any:
@@ -233,7 +234,8 @@ class Engine:
     def _program(self, program: Program) -> jax.stages.Compiled:
         found = self._programs.get(program)
         if found is None:
-            found = self.lower(program).compile()
+            with compilation_cache(self._cache):
+                found = self.lower(program).compile()
             with self._lock:
                 self._programs[program] = found
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Self, overload
 
@@ -32,7 +33,8 @@ class Model:
       config: architecture, tasks, prompts and dimensions.
       state: the encoder's weights, an ``nnx.State``, where they are to be used.
       tokenizer: text to ids.
-      split_special_tokens, batching, attn_implementation: see ``JinaEmbeddings.from_pretrained``.
+      split_special_tokens, batching, attn_implementation, compilation_cache: see
+        ``JinaEmbeddings.from_pretrained``.
       mesh: devices of the state (``jina_jax.runtime.sharding.placer``); None for one device.
       scan_layers: whether the state has its layers stacked (``Encoder``).
 
@@ -53,6 +55,7 @@ class Model:
         batching: Batching | None = None,
         attn_implementation: str | None = None,
         scan_layers: bool = False,
+        compilation_cache: bool | str | os.PathLike[str] = False,
     ):
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
@@ -67,6 +70,7 @@ class Model:
             mesh=mesh,
             scan_layers=scan_layers,
             attn_implementation=attn_implementation,
+            cache=compilation_cache,
         )
         self.batching = (batching or Batching()).on(self.engine.platform)
         self._max_seq_length = config.max_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -87,3 +88,13 @@ def unit(vectors: Any) -> np.ndarray:
     vectors = np.asarray(vectors, np.float32)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(norms, np.float32(1e-12))
+
+
+def warn_dropped(dropped: np.ndarray, max_length: int) -> None:
+    """Warn the caller's caller of texts that were cut, int (n,) tokens each."""
+    if dropped.any():
+        warnings.warn(
+            f"{np.count_nonzero(dropped)} of {len(dropped)} texts were longer than "
+            f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
+            stacklevel=3,
+        )
