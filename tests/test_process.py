@@ -1,0 +1,83 @@
+"""A library leaves the process alone: what it sets, it puts back."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from runs import PAIRS, ROWS, write_data
+
+CODE = """
+import csv, gc, json, locale, logging, os, signal, sys, warnings
+import jax
+
+names = sorted(name for name in jax.config.values if not name.startswith("jax_pgle"))
+
+def process():
+    return {
+        "jax": {name: repr(jax.config.values[name]) for name in names},
+        "csv": csv.field_size_limit(),
+        "gc": (gc.isenabled(), gc.get_threshold()),
+        "levels": {
+            name: logging.getLogger(name).level for name in ("", "absl", "jax", "orbax", "jina_jax")
+        },
+        "handlers": {name: len(logging.getLogger(name).handlers) for name in ("", "jina_jax")},
+        "hooks": [hook is own for hook, own in (
+            (sys.excepthook, sys.__excepthook__),
+            (sys.unraisablehook, sys.__unraisablehook__),
+        )],
+        "interrupt": repr(signal.getsignal(signal.SIGINT)),
+        "filters": len(warnings.filters),
+        "environment": sorted(os.environ.items()),
+        "directory": os.getcwd(),
+        "recursion": sys.getrecursionlimit(),
+        "locale": locale.setlocale(locale.LC_ALL),
+    }
+
+import absl.logging, numpy, optax, flax.nnx, orbax.checkpoint, tqdm, pydantic, pyarrow, sklearn
+import scipy.stats, regex, sentencepiece, huggingface_hub  # what others set is theirs
+before = process()
+
+import importlib, pkgutil
+import jina_jax, jina_jax.convert
+for module in pkgutil.walk_packages(jina_jax.__path__, "jina_jax."):
+    if not module.name.endswith(("mteb_model", "__main__")):
+        importlib.import_module(module.name)
+print(json.dumps([before, process()]))
+
+from jina_jax import JinaEmbeddings
+model = JinaEmbeddings.from_pretrained(sys.argv[1])
+model.encode(["a", "b" * 20], task="separation", long_text="windows", max_length=16)
+model.encode_chunks("a b. c", "sentences")
+print(json.dumps([before, process()]))
+
+from jina_jax.training import Settings, Trainer
+Trainer(Settings.from_dict(json.load(open(sys.argv[2])))).fit()
+print(json.dumps([before, process()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    """The process before and after importing, encoding and training."""
+    directory = write_data(tmp_path_factory.mktemp("process"))
+    settings = directory / "settings.json"
+    fields = {
+        "output": "run",
+        "model": {"name": "model", "tasks": ["text-matching"], "max_length": 128},
+        "optimizer": {"learning_rate": 1e-2, "steps": 2},
+        "batches": {"size": ROWS},
+        "data": [PAIRS],
+    }
+    settings.write_text(json.dumps(fields), encoding="utf-8")
+    command = [sys.executable, "-c", CODE, str(directory / "model"), str(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=directory)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[{")]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2], ids=["imported", "encoded", "trained"])
+def test_the_process_is_as_it_was(states, stage):
+    before, after = states[stage]
+    assert after == before
+
