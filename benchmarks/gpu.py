@@ -480,7 +480,7 @@ class Jax:
 
         length = max(batching.row_lengths, default=128)
         program = Program(1, length, places(length, batching), None, True, "mean")
-        return self.engine.route(program).name
+        return self.engine.choose_kernel(program).name
 
     def attention(self, name: str, length: int, tokens: int, seconds: float) -> dict[str, float]:
         """Time a kernel on full rows, and compare it with ``blocked``."""
@@ -513,7 +513,7 @@ class Jax:
 
     def _attention_kernel(self, name: str, tokens: int, packed: int):
         """Return a kernel as the library would call it for such rows."""
-        from jina_jax.nn.attention import choose
+        from jina_jax.nn.kernels import choose
         from jina_jax.runtime.batching import Batching, places
 
         batching = Batching(token_budget=max(8, tokens), row_lengths=(max(8, tokens),))
@@ -521,12 +521,12 @@ class Jax:
         platform = "gpu" if self._platform == "gpu" else "cpu"
         head_dim = self.config.head_dim
         try:
-            route = choose(platform, "bfloat16", tokens, segments, head_dim, None, name)
+            choice = choose(platform, "bfloat16", tokens, segments, head_dim, None, name)
         except ValueError as refusal:
             raise Missing(str(refusal).split(": ", 1)[-1]) from None
-        if route.name != name:
-            raise Missing(route.refusals[name])
-        return route.kernel
+        if choice.name != name:
+            raise Missing(choice.refusals[name])
+        return choice.kernel
 
 
 def fresh_tokenizer():

@@ -26,8 +26,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from published import FULL, published_config  # noqa: E402
 
 from jina_jax.config import Config  # noqa: E402
-from jina_jax.nn.attention import attention, choose  # noqa: E402
-from jina_jax.nn.encoder import Layer, LayerNorm, gelu  # noqa: E402
+from jina_jax.nn.attention import attention  # noqa: E402
+from jina_jax.nn.encoder import Layer  # noqa: E402
+from jina_jax.nn.kernels import choose  # noqa: E402
+from jina_jax.nn.layers import LayerNorm, gelu  # noqa: E402
 from jina_jax.nn.matmul import einsum  # noqa: E402
 from jina_jax.nn.rope import apply_rotary, rotary_angles  # noqa: E402
 

@@ -129,7 +129,7 @@ class Ours:
         import numpy as np
 
         from jina_jax.convert import open_checkpoint
-        from jina_jax.nn.attention import choose
+        from jina_jax.nn.kernels import choose
         from jina_jax.training import losses
         from jina_jax.training.micro_batches import Packing, pack
         from jina_jax.training.optimizer import optimizer
@@ -280,8 +280,8 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     from published import published_config
 
     from jina_jax.config import Config
-    from jina_jax.nn.attention import choose
     from jina_jax.nn.encoder import abstract_encoder, parameter_path
+    from jina_jax.nn.kernels import choose
     from jina_jax.training.losses import triplet_info_nce
     from jina_jax.training.micro_batches import Chunks
     from jina_jax.training.optimizer import optimizer

@@ -141,7 +141,7 @@ class JinaEmbeddings:
             the weights and a part of every batch.
           batching: how texts are put into batches; None for the platform's default.
           attn_implementation: kernel to insist on, one of
-            ``jina_jax.nn.attention.IMPLEMENTATIONS``; None for the best that can run
+            ``jina_jax.nn.kernels.IMPLEMENTATIONS``; None for the best that can run
             (``jina-jax info --devices`` tells).
           scan_layers: compile one layer for all, see ``Encoder``; None for TPU only.
           compilation_cache: directory in which compiled programs are kept; True for JAX's own

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jina_jax.nn import cudnn as attention_gpu
-from jina_jax.nn import splash as attention_tpu
-from jina_jax.nn.attention import _block_size, attention, blocked_attention, choose
+from jina_jax.nn import cudnn
+from jina_jax.nn.attention import _block_size, attention, blocked_attention
 from jina_jax.nn.cudnn import cudnn_attention, cudnn_packed_attention, packed_layout
+from jina_jax.nn.kernels import choose
+from jina_jax.nn.splash import splash_attention
 
 
 def numpy_attention(query, key, value, mask):
@@ -187,7 +188,7 @@ def test_memory_grows_with_the_length_and_not_its_square():
 def device(monkeypatch):
     """Set what the device refuses: name → reason."""
     refused: dict[str, str] = {}
-    monkeypatch.setattr(attention_gpu, "_device_refusal", refused.get)
+    monkeypatch.setattr(cudnn, "_device_refusal", refused.get)
     choose.cache_clear()
     yield refused
     choose.cache_clear()
@@ -216,8 +217,8 @@ def test_cpu_takes_blocks(dtype, segments):
     ],
 )
 def test_gpu(device, dtype, segments, name, refusals):
-    route = choose("gpu", dtype, 128, segments, 64)
-    assert (route.name, route.refusals) == (name, refusals)
+    choice = choose("gpu", dtype, 128, segments, 64)
+    assert (choice.name, choice.refusals) == (name, refusals)
 
 
 def test_gpu_kernels_are_those_of_their_names(device):
@@ -229,8 +230,8 @@ def test_gpu_kernels_are_those_of_their_names(device):
 def test_gpu_of_an_older_generation(device):
     device["cudnn_packed"] = "needs an NVIDIA GPU of compute capability 9.0"
     assert choose("gpu", "bfloat16", 128, PADDED, 64).name == "cudnn"
-    route = choose("gpu", "bfloat16", 128, PACKED, 64)
-    assert (route.name, route.refusals) == ("blocked", {"cudnn": ONE_TEXT, **device})
+    choice = choose("gpu", "bfloat16", 128, PACKED, 64)
+    assert (choice.name, choice.refusals) == ("blocked", {"cudnn": ONE_TEXT, **device})
 
 
 @pytest.mark.parametrize(("head_dim", "name"), [(8, "cudnn"), (128, "cudnn"), (136, "blocked")])
@@ -242,10 +243,10 @@ def test_head_sizes_of_cudnn(device, head_dim, name):
 @pytest.mark.parametrize("segments", [PADDED, PACKED])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tpu(dtype, segments):
-    route = choose("tpu", dtype, 512, segments, 64)
-    assert (route.name, route.refusals) == ("splash", {})
-    assert (route.kernel.func, route.kernel.keywords) == (
-        attention_tpu.splash_attention,
+    choice = choose("tpu", dtype, 512, segments, 64)
+    assert (choice.name, choice.refusals) == ("splash", {})
+    assert (choice.kernel.func, choice.kernel.keywords) == (
+        splash_attention,
         {"mesh": None},
     )
 
@@ -255,17 +256,17 @@ def test_tpu(dtype, segments):
     [(256, "512 tokens and more", "reference"), (1000, "of 128", "blocked")],
 )
 def test_tpu_rows_that_do_not_suit(tokens, reason, name):
-    route = choose("tpu", "bfloat16", tokens, PADDED, 64)
-    assert route.name == name
-    assert reason in route.refusals["splash"]
+    choice = choose("tpu", "bfloat16", tokens, PADDED, 64)
+    assert choice.name == name
+    assert reason in choice.refusals["splash"]
 
 
 def test_a_chosen_kernel_is_used_where_it_suits(device):
     assert choose("cpu", "float32", 128, PADDED, 64, implementation="reference").name == "reference"
     assert choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn").name == "cudnn"
-    route = choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn_packed")
+    choice = choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn_packed")
     reason = "takes packed rows, these have one text"
-    assert (route.name, route.refusals) == ("blocked", {"cudnn_packed": reason})
+    assert (choice.name, choice.refusals) == ("blocked", {"cudnn_packed": reason})
 
 
 @pytest.mark.parametrize(
@@ -285,12 +286,19 @@ def test_a_chosen_kernel_that_cannot_run_is_refused(device, platform, dtype, nam
         choose(platform, dtype, 128, PADDED, 64, implementation=name)
 
 
+def test_an_unknown_platform_is_refused():
+    with pytest.raises(
+        ValueError, match=r"platform='metal': expected one of \('cpu', 'gpu', 'tpu'"
+    ):
+        choose("metal", "float32", 128, PADDED, 64)
+
+
 @pytest.fixture
 def asked():
     """``_device_refusal`` without what it remembers."""
-    attention_gpu._device_refusal.cache_clear()
-    yield attention_gpu._device_refusal
-    attention_gpu._device_refusal.cache_clear()
+    cudnn._device_refusal.cache_clear()
+    yield cudnn._device_refusal
+    cudnn._device_refusal.cache_clear()
 
 
 def test_device_is_asked_for_its_generation(asked, monkeypatch):
@@ -338,7 +346,7 @@ def arguments_of(function, args, kwargs):
 
 
 @pytest.fixture
-def cudnn(monkeypatch):
+def padded_cudnn(monkeypatch):
     """jax's entry to cuDNN for padded rows, by NumPy."""
     real = jax.nn.dot_product_attention
 
@@ -357,7 +365,7 @@ def cudnn(monkeypatch):
 
 
 @pytest.fixture
-def cudnn_packed(monkeypatch):
+def packed_cudnn(monkeypatch):
     """jax's entry to cuDNN for packed rows, by NumPy."""
     real = fused.dot_product_attention
 
@@ -399,17 +407,17 @@ PADDED_MASK = np.arange(13) < np.array([[13], [6], [1], [0]])
 PACKED_MASK = np.array([[1] * 5 + [2] * 5 + [0] * 3, [1] * 3 + [2] + [3] * 7 + [4] * 2, [0] * 13])
 
 
-def test_cudnn_gets_lengths_and_gives_zeros_at_padding(cudnn):
-    assert_equals_where_kept(cudnn, PADDED_MASK)
-    assert_equals_where_kept(cudnn, PADDED_MASK.astype(np.int32))
+def test_cudnn_gets_lengths_and_gives_zeros_at_padding(padded_cudnn):
+    assert_equals_where_kept(padded_cudnn, PADDED_MASK)
+    assert_equals_where_kept(padded_cudnn, PADDED_MASK.astype(np.int32))
 
 
-def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(cudnn_packed):
-    assert_equals_where_kept(cudnn_packed, PACKED_MASK)
+def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(packed_cudnn):
+    assert_equals_where_kept(packed_cudnn, PACKED_MASK)
 
 
-def test_cudnn_packed_texts_do_not_see_each_other(cudnn_packed):
-    assert_no_leak(cudnn_packed)
+def test_cudnn_packed_texts_do_not_see_each_other(packed_cudnn):
+    assert_no_leak(packed_cudnn)
 
 
 @pytest.fixture
@@ -420,7 +428,7 @@ def gpu():
         pytest.skip(f"needs a GPU, jax runs on {jax.default_backend()}")
 
     def need(name):
-        if reason := attention_gpu.cannot_run(name, "bfloat16", 64):
+        if reason := cudnn.cannot_run(name, "bfloat16", 64):
             pytest.skip(f"{name}: {reason}")
 
     return need

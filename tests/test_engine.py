@@ -177,15 +177,15 @@ def test_an_error_in_the_steps_comes_through(engine):
 @pytest.mark.parametrize(("asked", "name"), [(None, "blocked"), ("reference", "reference")])
 def test_kernel_is_the_one_asked_for(checkpoint, state, asked, name, monkeypatch):
     engine = Engine(checkpoint.config, state, attn_implementation=asked)
-    route = engine.route(Program(1, 16, 1, None, False, None))
-    assert (route.name, route.refusals) == (name, {})
+    choice = engine.choose_kernel(Program(1, 16, 1, None, False, None))
+    assert (choice.name, choice.refusals) == (name, {})
     used = []
 
     def kernel(query, *others):
         used.append(query.shape)
-        return route.kernel(query, *others)
+        return choice.kernel(query, *others)
 
-    monkeypatch.setattr(Engine, "route", lambda *_: route._replace(kernel=kernel))
+    monkeypatch.setattr(Engine, "choose_kernel", lambda *_: choice._replace(kernel=kernel))
     engine.lower(Program(3, 16, 2, None, False, "mean"))
     assert used == [(3, 16, 2, 32)]
 

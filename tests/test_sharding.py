@@ -14,7 +14,8 @@ from tiny import TINY, write_tiny
 from jina_jax import Batching, CheckpointError, JinaEmbeddings, make_mesh
 from jina_jax.checkpoints.native import parameter_shapes, save_native, to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.attention import Route, blocked_attention
+from jina_jax.nn.attention import blocked_attention
+from jina_jax.nn.kernels import KernelChoice
 from jina_jax.runtime.sharding import (
     RULES,
     abstract_state,
@@ -199,7 +200,8 @@ def test_attention_in_blocks_on_a_mesh(directory, single, monkeypatch):
         traced.append(str(jax.make_jaxpr(blocked_attention)(*arrays)).count("scan["))
         return blocked_attention(*arrays)
 
-    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: Route("blocked", kernel, {}))
+    choice = KernelChoice("blocked", kernel, {})
+    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: choice)
     model = JinaEmbeddings.from_pretrained(directory, mesh=make_mesh(model=2), batching=PACKED)
     vectors = model.encode(TEXTS, task=MIXED, prompt=None)
     np.testing.assert_allclose(vectors, single, atol=1e-5)

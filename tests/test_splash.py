@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jina_jax.nn import splash as attention_tpu
+from jina_jax.nn import splash
 from jina_jax.nn.attention import attention
 from jina_jax.nn.splash import splash_attention
 
@@ -105,9 +105,9 @@ def test_refuses_rows_that_do_not_fill_the_lanes(tokens):
 
 
 def test_what_does_not_suit():
-    assert "multiple of 128" in attention_tpu.does_not_suit(1000)
-    assert "512 tokens and more" in attention_tpu.does_not_suit(384)
-    assert attention_tpu.does_not_suit(512) is None
+    assert "multiple of 128" in splash.does_not_suit(1000)
+    assert "512 tokens and more" in splash.does_not_suit(384)
+    assert splash.does_not_suit(512) is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_does_not_suit():
     [(128, 128, 128), (768, 768, 384), (1152, 384, 384), (1536, 768, 384), (8192, 1024, 512)],
 )
 def test_blocks_divide_the_row(tokens, block, compute):
-    sizes = attention_tpu._block_sizes(tokens)
+    sizes = splash._block_sizes(tokens)
     assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (block, block, compute)
 
 

@@ -1,24 +1,19 @@
-"""Bidirectional attention: what the mask means, and which kernel computes it.
+"""Bidirectional attention in plain XLA: the reference, and the same in blocks.
 
-Every kernel has one signature, ``(query, key, value, mask) -> mixed``; ``choose`` picks one for a
-program. ``attention`` is the reference that all others are tested against.
+``attention`` defines what the mask means; every kernel is tested against it.
+``jina_jax.nn.kernels`` chooses between kernels.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jina_jax.nn import cudnn as attention_gpu
-from jina_jax.nn import splash as attention_tpu
 from jina_jax.nn.matmul import einsum
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "splash")
 
 # Finite, so that a row with no key at all gives an even average and never NaN.
 _MASKED = -1e30
@@ -27,21 +22,6 @@ _MASKED = -1e30
 _WHOLE_BYTES = 8 << 20
 _BLOCK_BYTES = 4 << 20
 _SMALLEST_BLOCK = 64
-_LONGEST_WHOLE = 512  # tokens of a row for which the reference may be chosen
-
-
-class Route(NamedTuple):
-    """A kernel and why others were passed over.
-
-    Attributes:
-      name: one of ``IMPLEMENTATIONS``.
-      kernel: the function.
-      refusals: name → reason, for each kernel that was preferred to it.
-    """
-
-    name: str
-    kernel: Kernel
-    refusals: dict[str, str]
 
 
 def attention(
@@ -125,84 +105,3 @@ def _block_size(rows: int, tokens: int) -> int:
     fitting = max(_BLOCK_BYTES // (rows * tokens * 4), _SMALLEST_BLOCK)
     blocks = -(-tokens // fitting)
     return -(-tokens // blocks)
-
-
-@functools.lru_cache(maxsize=256)
-def choose(
-    platform: str,
-    dtype: str,
-    tokens: int,
-    segments: int,
-    head_dim: int,
-    mesh: jax.sharding.Mesh | None = None,
-    implementation: str | None = None,
-) -> Route:
-    """Pick the kernel of a program.
-
-    Args:
-      platform: "cpu", "gpu" or "tpu".
-      dtype: of query, key and value.
-      tokens: T.
-      segments: most texts in a row; 1 for rows of one text, padded on the right.
-      head_dim: H.
-      mesh: where the program runs, for kernels that XLA does not partition; None for one device.
-      implementation: one of ``IMPLEMENTATIONS`` to insist on, wherever it suits the rows; None for
-        the platform's first that can run.
-
-    Raises:
-      ValueError: for an unknown implementation, or one that cannot run on these devices; the
-        message says why.
-    """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"attn_implementation={implementation!r}: expected None or one of {IMPLEMENTATIONS}"
-        )
-    kernels: dict[str, Kernel] = {
-        "reference": attention,
-        "blocked": blocked_attention,
-        "cudnn": attention_gpu.cudnn_attention,
-        "cudnn_packed": functools.partial(attention_gpu.cudnn_packed_attention, segments=segments),
-        "splash": functools.partial(attention_tpu.splash_attention, mesh=mesh),
-    }
-    cannot = {name: _cannot_run(name, platform, dtype, head_dim) for name in kernels}
-    if implementation is not None and cannot[implementation] is not None:
-        raise ValueError(f"attn_implementation={implementation!r}: {cannot[implementation]}")
-    preferred = _PREFERRED[platform] if implementation is None else (implementation, "blocked")
-    refusals: dict[str, str] = {}
-    for name in preferred:
-        insisted = name == implementation == "reference"
-        reason = cannot[name] or (None if insisted else _does_not_suit(name, tokens, segments))
-        if reason is None:
-            return Route(name, kernels[name], refusals)
-        refusals[name] = reason
-    raise AssertionError("the last of the preferred kernels takes every program")
-
-
-_PREFERRED = {
-    "cpu": ("blocked",),
-    "gpu": ("cudnn", "cudnn_packed", "blocked"),
-    # Blocks are sized for a processor's cache: on short rows of a TPU they are many small steps.
-    "tpu": ("splash", "reference", "blocked"),
-}
-
-
-def _cannot_run(name: str, platform: str, dtype: str, head_dim: int) -> str | None:
-    """Say why a kernel cannot run on these devices, or None if it can."""
-    if name in ("cudnn", "cudnn_packed"):
-        if platform != "gpu":
-            return f"needs an NVIDIA GPU, the platform is {platform!r}"
-        return attention_gpu.cannot_run(name, dtype, head_dim)
-    if name == "splash" and platform != "tpu":
-        return f"needs a TPU, the platform is {platform!r}"
-    return None
-
-
-def _does_not_suit(name: str, tokens: int, segments: int) -> str | None:
-    """Say why a kernel is not for rows of this kind, or None if it is."""
-    if name == "cudnn" and segments > 1:
-        return f"takes rows of one text, these have up to {segments}"
-    if name == "cudnn_packed" and segments == 1:
-        return "takes packed rows, these have one text"
-    if name == "reference" and tokens > _LONGEST_WHOLE:
-        return f"takes memory by the square of the length, these rows have {tokens} tokens"
-    return attention_tpu.does_not_suit(tokens) if name == "splash" else None

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# What jax asks of a GPU for each of them.
+# The compute capability that jax requires of a GPU for each kernel.
 _CAPABILITIES = {"cudnn": "8.0", "cudnn_packed": "9.0"}
 
 
@@ -54,7 +54,7 @@ def cudnn_packed_attention(
     Args:
       query, key, value: bfloat16 or float16 (B, T, N, H).
       attention_mask: int (B, T), texts numbered 1, 2, … without gaps, then 0 for padding.
-      segments: S, most texts in a row.
+      segments: S, most texts per row.
 
     Returns:
       (B, T, N, H) in the dtype of ``value``, zero at padding.
@@ -81,7 +81,7 @@ def cudnn_packed_attention(
 
 
 def packed_layout(segment_ids: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
-    """Describe packed rows as cuDNN wants it.
+    """Describe packed rows by lengths and offsets, as cuDNN requires.
 
     Args:
       segment_ids: int (B, T), texts numbered 1, 2, … without gaps, then 0 for padding.
@@ -100,7 +100,7 @@ def packed_layout(segment_ids: jax.Array, segments: int) -> tuple[jax.Array, jax
 
 
 def cannot_run(name: str, dtype: str, head_dim: int) -> str | None:
-    """Say why a cuDNN kernel cannot run here, or None if it can."""
+    """Return why a cuDNN kernel cannot run here, or None if it can."""
     if dtype not in ("bfloat16", "float16"):
         return f"takes bfloat16 and float16, the weights are {dtype}"
     if head_dim % 8 or head_dim > 128:

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.nn import initializers
 
 from jina_jax.config import Config
 from jina_jax.nn.attention import Kernel, attention
 from jina_jax.nn.dropout import Dropout, drop
-from jina_jax.nn.lora import Embed, Linear, draw, task_mask
+from jina_jax.nn.layers import Embed, LayerNorm, Linear, gelu
+from jina_jax.nn.lora import task_mask
 from jina_jax.nn.rope import apply_rotary, rotary_angles
 
 
@@ -219,33 +218,6 @@ class Mlp(nnx.Module):
 
     def __call__(self, x, mask):
         return self.fc2(gelu(self.fc1(x, mask)).astype(x.dtype), mask)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """Compute the exact GELU, ``x / 2 · (1 + erf(x / √2))``, in float32.
-
-    PyTorch's form. ``jax.nn.gelu(approximate=False)`` goes through erfc, which takes twice as long
-    on CPU.
-    """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
-
-
-class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis with float32 statistics; returns the dtype of its weights."""
-
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
-        shape = (config.hidden_size,)
-        self.epsilon = config.layer_norm_eps
-        self.scale = nnx.Param(draw(rngs, initializers.ones, shape, dtype))
-        self.bias = nnx.Param(draw(rngs, initializers.zeros, shape, dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        x = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = (leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias))
-        return (x * scale + bias).astype(self.scale.dtype)
 
 
 def parameter_path(keys: tuple) -> str:

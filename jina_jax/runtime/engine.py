@@ -16,9 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
-from jina_jax.nn.attention import Kernel, Route, choose
+from jina_jax.nn.attention import Kernel
 from jina_jax.nn.dropout import Dropout
 from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.pooling import pool
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
@@ -94,7 +95,7 @@ class Engine:
         self._implementation = attn_implementation
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
-        self.route(Program(1, 128, 1, None, False, None))  # refuses what can never run
+        self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
         """Return an engine with other weights of the same kind, which shares the programs."""
@@ -107,7 +108,7 @@ class Engine:
         """Programs compiled so far, those read from the compilation cache included."""
         return len(self._programs)
 
-    def route(self, program: Program) -> Route:
+    def choose_kernel(self, program: Program) -> KernelChoice:
         """Return the attention kernel of a program, and why others were passed over."""
         return choose(
             self.platform,
@@ -154,7 +155,12 @@ class Engine:
         if self.mesh is not None and jax.process_count() > 1:
             gathered = NamedSharding(self.mesh, P())  # every process reads all vectors
         return step.lower(
-            self.graph, program.pooling, self.route(program).kernel, gathered, self.state, *inputs
+            self.graph,
+            program.pooling,
+            self.choose_kernel(program).kernel,
+            gathered,
+            self.state,
+            *inputs,
         )
 
     def _start(self, step: Step, pooling: str | None) -> jax.Array:

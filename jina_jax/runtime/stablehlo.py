@@ -38,7 +38,7 @@ def export_program(
     if engine.mesh is not None and engine.mesh.size > 1:
         raise ValueError(f"engine: expected one device, got a mesh of {engine.mesh.size}")
     variables = nnx.to_flat_state(engine.state)
-    kernel = engine.route(program).kernel
+    kernel = engine.choose_kernel(program).kernel
     shapes = input_shapes(program)
 
     def run(weights, *given):

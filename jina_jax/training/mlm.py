@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from jina_jax.config import Config
-from jina_jax.nn.encoder import gelu
+from jina_jax.nn.layers import gelu
 from jina_jax.nn.matmul import einsum
 from jina_jax.runtime.engine import encode_batch
 from jina_jax.text.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from jina_jax.cache import set_compilation_cache
 from jina_jax.checkpoints.native import to_state
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
-from jina_jax.nn.attention import choose
+from jina_jax.nn.kernels import choose
 from jina_jax.runtime.compiling import platform_of
 from jina_jax.runtime.pipeline import ahead
 from jina_jax.runtime.sharding import make_mesh, placer
