@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jina_jax.checkpoints.native import check_keys, parameter_shapes
+from jina_jax.checkpoints.native import check_keys
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import task_folder
 from jina_jax.convert.read import Checkpoint
+from jina_jax.nn.parameters import is_adapter, is_table, parameter_shapes
 
 # The published code's, of which a checkpoint without adapters says nothing.
 _RANK, _ALPHA = 4, 1
@@ -126,7 +127,7 @@ def with_weights(checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray]) -> Ch
       CheckpointError: listing every path that is unknown, misshapen or not float.
     """
     shapes = parameter_shapes(checkpoint.config)
-    expected = {path: shapes[path] for path in arrays if path in shapes and not _is_adapter(path)}
+    expected = {path: shapes[path] for path in arrays if path in shapes and not is_adapter(path)}
     replaced = _checked(arrays, expected)
     return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **replaced})
 
@@ -173,33 +174,25 @@ def _with_task(
     )
 
 
-def _is_adapter(path: str) -> bool:
-    return path.endswith((".lora_a", ".lora_b"))
-
-
 def _adapter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    return {path: shape for path, shape in parameter_shapes(config).items() if _is_adapter(path)}
+    return {path: shape for path, shape in parameter_shapes(config).items() if is_adapter(path)}
 
 
 def _weight(checkpoint: Checkpoint, path: str) -> LazyTensor:
     """Return the weight that an adapter's path belongs to."""
     stem = path.rpartition(".")[0]
-    leaf = "embedding" if _is_table(stem) else "kernel"
+    leaf = "embedding" if is_table(path) else "kernel"
     return checkpoint.tensors[f"{stem}.{leaf}"]
-
-
-def _is_table(stem: str) -> bool:
-    return stem.endswith("_embeddings")
 
 
 def _draw(path: str, shape: tuple[int, ...], seed: list[int]) -> np.ndarray:
     """Draw one factor of a new adapter: zeros, or what the published code starts from."""
-    stem, _, leaf = path.rpartition(".")
+    is_first = path.endswith(".lora_a")
     rng = np.random.default_rng(seed)
-    if _is_table(stem):
-        return np.zeros(shape) if leaf == "lora_a" else rng.standard_normal(shape, np.float32)
+    if is_table(path):
+        return np.zeros(shape) if is_first else rng.standard_normal(shape, np.float32)
     bound = shape[0] ** -0.5
-    return rng.uniform(-bound, bound, shape) if leaf == "lora_a" else np.zeros(shape)
+    return rng.uniform(-bound, bound, shape) if is_first else np.zeros(shape)
 
 
 def _checked(

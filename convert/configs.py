@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.config import Config, ConfigError, read_json
+from jina_jax.config import Config, ConfigError
+from jina_jax.files import read_json
 
 # Order, names and prompts of the published adapters (``lora_adaptations`` and
 # ``task_instructions`` of jinaai/jina-embeddings-v3), which the transformers dialect leaves out.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, open_safetensors
-from jina_jax.config import ConfigError, read_json
+from jina_jax.config import ConfigError
 from jina_jax.convert.torch_pickle import open_torch
+from jina_jax.files import read_json
 
 # In the order of preference, that of transformers. An index lists the shards of one checkpoint.
 WEIGHT_FILES = (

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from jina_jax.checkpoints.native import parameter_shapes
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import Config
+from jina_jax.nn.parameters import parameter_shapes
 
 Arrays = list[np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]

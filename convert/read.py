@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native, parameter_shapes
+from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
-from jina_jax.config import Config, read_json
+from jina_jax.config import Config
 from jina_jax.convert.configs import read_config, task_folder
 from jina_jax.convert.files import Pairs, open_adapter, open_weights
 from jina_jax.convert.layouts import IGNORED, MARKS, Binding, bindings
+from jina_jax.files import read_json
+from jina_jax.nn.parameters import parameter_shapes
 
 _LOGGER = logging.getLogger("jina_jax")
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_jax.checkpoints.native import write_json, write_native
+from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
 from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
 from jina_jax.convert.layouts import TABLES, Binding, bindings
 from jina_jax.convert.read import Checkpoint
-from jina_jax.files import new_directory
+from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
+from jina_jax.nn.parameters import adapters_of, is_adapter
 
 LAYOUTS = ("native", *TABLES)
 
@@ -66,19 +67,17 @@ def merge_checkpoint(checkpoint: Checkpoint, task: str) -> Checkpoint:
     merged_config, index = config.merged(task), config.task_id(task)
 
     def merge(path: str, weight: LazyTensor) -> LazyTensor:
-        stem, leaf = path.rsplit(".", 1)
-        if leaf not in ("kernel", "embedding") or f"{stem}.lora_a" not in tensors:
+        factors = adapters_of(path, tensors)
+        if factors is None:
             return weight
 
         def read() -> np.ndarray:
-            lora_a, lora_b = (
-                tensors[f"{stem}.{name}"].read()[index].copy() for name in ("lora_a", "lora_b")
-            )
+            lora_a, lora_b = (tensors[factor].read()[index].copy() for factor in factors)
             return _merged_in_blocks(weight, lora_a, lora_b, config.lora_scale)
 
         return dataclasses.replace(weight, read=read)
 
-    merged = {p: merge(p, t) for p, t in tensors.items() if not p.endswith((".lora_a", ".lora_b"))}
+    merged = {path: merge(path, t) for path, t in tensors.items() if not is_adapter(path)}
     return dataclasses.replace(checkpoint, config=merged_config, tensors=merged)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 POSITION_EMBEDDING_TYPES = ("rotary", "absolute")
@@ -129,11 +127,6 @@ class Config:
             if values.get(name) not in (None, config.head_dim):
                 raise ConfigError(f"config: {name}={values[name]!r}: expected {config.head_dim}")
         return config
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> Config:
-        """Read a native ``config.json``. Raises ``ConfigError`` as ``from_dict`` does."""
-        return cls.from_dict(read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; ``from_dict`` gives back an equal config."""
@@ -313,17 +306,6 @@ class Config:
             )
         )
         return rules
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises ``ConfigError`` naming the file if it is not one."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested without end
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _one_of(names: tuple[str, ...]) -> str:

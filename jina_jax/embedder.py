@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jina_jax.cache import set_compilation_cache
 from jina_jax.checkpoints.hub import fetch
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.config import Config
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.pooling import truncate
@@ -171,7 +171,7 @@ class JinaEmbeddings:
             scan_layers = jax.default_backend() == "tpu"
         if mesh is not None:
             check_mesh(mesh, checkpoint.config)
-            place = placer(mesh, checkpoint.config, stacked=scan_layers)
+            place = placer(mesh, checkpoint.config)
         state = to_state(
             checkpoint.config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers
         )

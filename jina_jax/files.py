@@ -1,14 +1,17 @@
-"""Files and directories that appear under their name only when they are complete."""
+"""Files: JSON objects, and files and directories that appear only when they are complete."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from jina_jax.config import ConfigError
 
 
 @contextlib.contextmanager
@@ -71,3 +74,20 @@ def new_directory(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # somebody else's files may be there by now
                 parent.rmdir()
         raise
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object from a file. Raises ``ConfigError`` naming the file if it is not one."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested without end
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a JSON object, indented like the Hub's files."""
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoints.native import write_json
 from jina_jax.embedder import JinaEmbeddings
+from jina_jax.files import write_json
 from jina_jax.verify import GOLD_FILE, NO_TASK
 
 TEXTS = {

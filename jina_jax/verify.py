@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from jina_jax.checkpoints.native import to_state
-from jina_jax.config import Config, read_json
+from jina_jax.checkpoints.load import to_state
+from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
+from jina_jax.files import read_json
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.runtime.compiling import jit
 from jina_jax.text.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import pytest
 from tiny import write_tiny
 
 from jina_jax import make_mesh
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.runtime.batching import Batching, make_batches
 from jina_jax.runtime.compiling import platform_of

@@ -37,7 +37,7 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """The whole network, drawn at random; ``jina_jax.checkpoints.native`` fills in trained weights.
+    """The whole network, drawn at random; ``jina_jax.checkpoints.load`` reads trained weights.
 
     Args:
       config: the architecture.
@@ -218,11 +218,6 @@ class Mlp(nnx.Module):
 
     def __call__(self, x, mask):
         return self.fc2(gelu(self.fc1(x, mask)).astype(x.dtype), mask)
-
-
-def parameter_path(keys: tuple) -> str:
-    """Join the keys of a flat state to a parameter's path, "layers.0.mlp.fc1.kernel"."""
-    return ".".join(map(str, keys))
 
 
 def abstract_encoder(

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jina_jax.config import Config
 from jina_jax.nn.matmul import einsum
 
 
@@ -67,36 +66,3 @@ def merged_weight(weight, lora_a, lora_b, scale: float):
     """
     update = lora_a.astype(jnp.float32) @ lora_b.astype(jnp.float32)
     return weight.astype(jnp.float32) + update * scale
-
-
-def merge_task(state: nnx.State, task: str, config: Config) -> nnx.State:
-    """Fold one task's adapter into plain weights, ahead of time.
-
-    Sums are made in float32 and then cast to the dtype of the weights.
-
-    Args:
-      state: of an ``Encoder`` made from ``config``; left as it is.
-      task: one of ``config.lora_adaptations``.
-      config: names the tasks and the scale.
-
-    Returns:
-      The state of an ``Encoder`` made from ``config.merged(task)``.
-
-    Raises:
-      ValueError: for an unknown task.
-    """
-    index = config.task_id(task)
-    flat = dict(nnx.to_flat_state(state))
-    merged = {}
-    for path, variable in flat.items():
-        if path[-1] in ("lora_a", "lora_b"):
-            continue
-        lora_a, lora_b = (flat.get((*path[:-1], name)) for name in ("lora_a", "lora_b"))
-        is_weight = path[-1] in ("kernel", "embedding")
-        if is_weight and lora_a is not None and lora_b is not None:
-            weight = variable[...]
-            with jax.default_matmul_precision("highest"):
-                total = merged_weight(weight, lora_a[index], lora_b[index], config.lora_scale)
-            variable = variable.replace(total.astype(weight.dtype))
-        merged[path] = variable
-    return nnx.from_flat_state(merged)

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
-from jina_jax.nn.encoder import abstract_encoder, parameter_path
+from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.nn.parameters import from_dict, is_stacked, to_dict
 
 # Parameter path → how its axes are split; the first match counts. Embeddings are copied: split,
 # they would cost a sum over devices for each step and save nothing that matters.
@@ -74,31 +75,27 @@ def check_mesh(mesh: Mesh, config: Config) -> None:
 
 
 def partition_spec(path: str) -> P:
-    """Return how the parameter at a path ("layers.0.mlp.fc1.kernel") is split."""
-    return next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    """Return how the parameter at a path ("layers.0.mlp.fc1.kernel") is split.
+
+    For stacked layers ("layers.mlp.fc1.kernel") the axis of layers is in front, not split.
+    """
+    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    return P(None, *spec) if is_stacked(path) else spec
 
 
-def _spec(path: str, *, stacked: bool) -> P:
-    """Return how a parameter is split; ``stacked`` puts the axis of layers in front."""
-    spec = partition_spec(path)
-    return P(None, *spec) if stacked and path.startswith("layers.") else spec
-
-
-def placer(mesh: Mesh, config: Config, *, stacked: bool = False) -> Callable[..., jax.Array]:
-    """Return a function (path, NumPy array) → array on the mesh, split as ``RULES`` say.
+def placer(mesh: Mesh, config: Config) -> Callable[[str, np.ndarray], jax.Array]:
+    """Return a function (path, NumPy array) → array on the mesh, split as ``RULES`` define.
 
     Args:
       mesh: from ``make_mesh``.
       config: of the network.
-      stacked: whether the parameters of layers have an axis of all layers in front.
     """
     groups = mesh.shape["model"]
 
     def place(path: str, array: np.ndarray) -> jax.Array:
-        spec = _spec(path, stacked=stacked)
         if groups > 1 and _REGROUPED.fullmatch(path):
             array = group_heads(array, config, groups)
-        sharding = NamedSharding(mesh, spec)
+        sharding = NamedSharding(mesh, partition_spec(path))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return place
@@ -114,14 +111,11 @@ def abstract_state(config: Config, dtype: str, mesh: Mesh, *, scan_layers: bool)
         config, jnp.dtype(dtype), qkv_groups=mesh.shape["model"], scan_layers=scan_layers
     )
 
-    def lay_out(keys, variable):
-        path = parameter_path(keys)
-        leaf = variable.get_value()
-        sharding = NamedSharding(mesh, _spec(path, stacked=scan_layers))
+    def lay_out(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, partition_spec(path))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state([(keys, v.replace(lay_out(keys, v))) for keys, v in flat])
+    return from_dict(state, {path: lay_out(path, leaf) for path, leaf in to_dict(state).items()})
 
 
 def group_heads(array: np.ndarray, config: Config, groups: int) -> np.ndarray:

@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jina_jax.nn.encoder import parameter_path
+from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.runtime.engine import Engine, Program, encode_batch, input_shapes
 
 
@@ -37,17 +36,11 @@ def export_program(
     """
     if engine.mesh is not None and engine.mesh.size > 1:
         raise ValueError(f"engine: expected one device, got a mesh of {engine.mesh.size}")
-    variables = nnx.to_flat_state(engine.state)
     kernel = engine.choose_kernel(program).kernel
     shapes = input_shapes(program)
 
     def run(weights, *given):
-        state = nnx.from_flat_state(
-            [
-                (keys, variable.replace(weights[parameter_path(keys)]))
-                for keys, variable in variables
-            ]
-        )
+        state = from_dict(engine.state, weights)
         arrays = iter(given)
         inputs: list[Any] = [None if shape is None else next(arrays) for shape in shapes]
         return encode_batch(engine.graph, program.pooling, kernel, None, state, *inputs)
@@ -62,9 +55,7 @@ def export_program(
 
 def weights(engine: Engine) -> dict[str, jax.Array]:
     """Return the weights that an exported program takes, by parameter path."""
-    return {
-        parameter_path(keys): variable[...] for keys, variable in nnx.to_flat_state(engine.state)
-    }
+    return to_dict(engine.state)
 
 
 def save_program(path: str | Path, exported: jax.export.Exported) -> None:

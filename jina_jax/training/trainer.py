@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from jina_jax.cache import set_compilation_cache
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
 from jina_jax.nn.kernels import choose
