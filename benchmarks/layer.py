@@ -68,7 +68,7 @@ def parts(config, args) -> dict[str, tuple]:
     query = draw(*heads)
     mask = jnp.ones((rows, tokens), bool)
     angles = rotary_angles(jnp.arange(tokens)[None], config.head_dim, config.rotary_emb_base)
-    layer = Layer(config, dtype=dtype, rngs=nnx.Rngs(0), qkv_groups=1)
+    layer = Layer(config, dtype=dtype, rngs=nnx.Rngs(0))
     norm = LayerNorm(config, dtype=dtype, rngs=nnx.Rngs(0))
     kernel = choose(jax.default_backend(), args.dtype, tokens, 1, config.head_dim).kernel
     kernels = [

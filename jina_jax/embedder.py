@@ -171,7 +171,7 @@ class JinaEmbeddings:
             scan_layers = jax.default_backend() == "tpu"
         if mesh is not None:
             check_mesh(mesh, checkpoint.config)
-            place = placer(mesh, checkpoint.config)
+            place = placer(mesh)
         state = to_state(
             checkpoint.config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers
         )

@@ -17,8 +17,8 @@ from jina_jax.nn.parameters import (
     is_table,
     merge_task,
     stacked_paths,
+    to_checkpoint,
     to_dict,
-    unstacked,
 )
 
 
@@ -73,15 +73,28 @@ def test_adapters_of():
 def test_layers_are_stacked_by_number_and_taken_apart_again(checkpoint):
     layers = stacked_paths(sorted(checkpoint.tensors))["layers.norm1.bias"]
     assert layers == [f"layers.{i}.norm1.bias" for i in range(12)]
-    plain, stacked = (
-        to_dict(to_state(checkpoint.config, checkpoint.tensors, scan_layers=scan_layers))
-        for scan_layers in (False, True)
-    )
-    assert set(map(is_stacked, plain)) == {False}
-    apart = unstacked(stacked)
-    assert apart.keys() == plain.keys()
+    state = to_state(checkpoint.config, checkpoint.tensors, scan_layers=True)
+    apart = to_checkpoint(to_dict(state))
+    assert apart.keys() == checkpoint.tensors.keys()
     for path, array in apart.items():
-        np.testing.assert_array_equal(array, plain[path], err_msg=path)
+        np.testing.assert_array_equal(array, checkpoint.tensors[path].read(), err_msg=path)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_queries_keys_and_values_have_an_axis_in_a_state_and_none_in_a_checkpoint(
+    checkpoint, scan_layers
+):
+    """Their values are the same, in the same order."""
+    state = to_dict(to_state(checkpoint.config, checkpoint.tensors, scan_layers=scan_layers))
+    where = "layers" if scan_layers else "layers.7"
+    for leaf, shape in {"kernel": (64, 3, 64), "bias": (3, 64), "lora_b": (5, 4, 3, 64)}.items():
+        array = state[f"{where}.attention.qkv_proj.{leaf}"]
+        own = array[7] if scan_layers else array
+        expected = checkpoint.tensors[f"layers.7.attention.qkv_proj.{leaf}"].read()
+        assert own.shape == shape
+        assert expected.shape == (*shape[:-2], 192)
+        queries, keys, values = np.split(expected, 3, axis=-1)
+        np.testing.assert_array_equal(own, np.stack([queries, keys, values], axis=-2))
 
 
 def test_a_task_merged_into_stacked_layers(checkpoint):
@@ -94,9 +107,8 @@ def test_a_task_merged_into_stacked_layers(checkpoint):
     )
     _, abstract = abstract_encoder(config.merged("separation"), scan_layers=True)
     assert jax.tree.structure(stacked) == jax.tree.structure(abstract)
-    expected = to_dict(plain)
-    for path, array in unstacked(to_dict(stacked)).items():
-        np.testing.assert_allclose(array, expected[path], atol=1e-6, err_msg=path)
-    assert (
-        jnp.abs(expected["pooler.kernel"] - checkpoint.tensors["pooler.kernel"].read()).max() > 0.1
-    )
+    found, wanted = (to_checkpoint(to_dict(state)) for state in (stacked, plain))
+    assert found.keys() == wanted.keys()
+    for path, array in found.items():
+        np.testing.assert_allclose(array, wanted[path], atol=1e-6, err_msg=path)
+    assert jnp.abs(wanted["pooler.kernel"] - checkpoint.tensors["pooler.kernel"].read()).max() > 0.1

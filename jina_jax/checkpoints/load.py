@@ -15,9 +15,9 @@ from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.parameters import (
     from_dict,
-    is_stacked,
     parameter_shapes,
     stacked_paths,
+    to_dict,
 )
 
 Place = Callable[[str, np.ndarray], jax.Array]
@@ -76,16 +76,17 @@ def to_mixed_state(
     check_keys(parameter_shapes(config), tensors.items(), "tensors")
     place = place or (lambda _, array: jax.device_put(array))
     sources = stacked_paths(tensors) if scan_layers else {path: [path] for path in tensors}
+    _, abstract = abstract_encoder(config, scan_layers=scan_layers)
+    shapes = {path: leaf.shape for path, leaf in to_dict(abstract).items()}
 
     def load(path: str) -> jax.Array:
         parts = [tensors[source] for source in sources[path]]
         array = _aligned_copy(parts, FLOAT_DTYPES[dtype_of(path)])
-        return place(path, array if is_stacked(path) else array[0]).block_until_ready()
+        return place(path, array.reshape(shapes[path])).block_until_ready()
 
     # The largest first: its pages and copies are free again before the others are read.
     by_size = sorted(sources, key=lambda path: -math.prod(tensors[sources[path][0]].shape))
     arrays = {path: load(path) for path in by_size}
-    _, abstract = abstract_encoder(config, scan_layers=scan_layers)
     return from_dict(abstract, arrays)
 
 

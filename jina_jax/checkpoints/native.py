@@ -24,7 +24,7 @@ from jina_jax.checkpoints.tensors import (
 )
 from jina_jax.config import Config
 from jina_jax.files import new_directory, read_json, write_json
-from jina_jax.nn.parameters import parameter_shapes, to_dict
+from jina_jax.nn.parameters import checkpoint_shape, parameter_shapes, to_dict
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "flax_model.safetensors"
@@ -110,16 +110,8 @@ def save_native(directory: str | Path, config: Config, state: nnx.State) -> None
 
     Raises:
       FileExistsError: if the directory is there and not empty.
-      CheckpointError: if the state does not fit the config, or is split over a ``model`` axis,
-        where ``qkv_proj`` has its columns in another order.
+      CheckpointError: if the state does not fit the config.
     """
-    for leaf in jax.tree.leaves(state):
-        mesh = getattr(leaf.sharding, "mesh", None)
-        if mesh is not None and mesh.shape.get("model", 1) > 1:
-            raise CheckpointError(
-                f"state: expected weights that no model axis splits, got one of "
-                f"{mesh.shape['model']}: load the checkpoint without it to save a copy"
-            )
     tensors = state_tensors(state)
     check_keys(parameter_shapes(config), tensors.items(), "state")
     with new_directory(Path(directory)) as partial:
@@ -129,7 +121,8 @@ def save_native(directory: str | Path, config: Config, state: nnx.State) -> None
 def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
     """View an encoder's state as lazy tensors; each is fetched from its device when read."""
 
-    def lazy(array: jax.Array) -> LazyTensor:
-        return LazyTensor(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
+    def lazy(path: str, array: jax.Array) -> LazyTensor:
+        shape = checkpoint_shape(path, array.shape)
+        return LazyTensor(shape, np.dtype(array.dtype), lambda: np.asarray(array).reshape(shape))
 
-    return {path: lazy(array) for path, array in to_dict(state).items()}
+    return {path: lazy(path, array) for path, array in to_dict(state).items()}

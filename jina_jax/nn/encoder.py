@@ -43,8 +43,6 @@ class Encoder(nnx.Module):
       config: the architecture.
       dtype: of the weights and of what flows between layers.
       rngs: source of the initial values; None leaves ``jax.ShapeDtypeStruct`` in their place.
-      qkv_groups: how many groups of heads lie one after another in ``qkv_proj``, each as queries,
-        keys, values (``jina_jax.runtime.sharding`` puts a group on a device).
       scan_layers: run one layer's program L times over parameters with an axis of layers in front,
         instead of L programs in a row: compiles L times as fast, and on CPU runs slower, as each
         turn copies a layer's weights.
@@ -56,7 +54,6 @@ class Encoder(nnx.Module):
         *,
         dtype=jnp.float32,
         rngs: nnx.Rngs | None,
-        qkv_groups: int = 1,
         scan_layers: bool = False,
     ):
         width = config.hidden_size
@@ -69,7 +66,7 @@ class Encoder(nnx.Module):
             Embed(config.max_position_embeddings, width, **options) if absolute else None
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
-        layers = [Layer(**options, qkv_groups=qkv_groups) for _ in range(config.num_hidden_layers)]
+        layers = [Layer(**options) for _ in range(config.num_hidden_layers)]
         self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
 
@@ -169,9 +166,9 @@ def _stack(layers: list[Layer]) -> Layer:
 class Layer(nnx.Module):
     """One transformer layer: attention and feed-forward network, each added and then normalised."""
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None, qkv_groups: int):
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
         options = {"config": config, "dtype": dtype, "rngs": rngs}
-        self.attention = Attention(**options, qkv_groups=qkv_groups)
+        self.attention = Attention(**options)
         self.norm1 = LayerNorm(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(**options)
         self.norm2 = LayerNorm(config, dtype=dtype, rngs=rngs)
@@ -186,21 +183,20 @@ class Layer(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention.
 
-    ``qkv_proj`` holds queries, keys and values side by side, (D, 3 · N · H), in each of
-    ``qkv_groups`` groups of heads: split by columns, a device then has all three of its heads.
+    ``qkv_proj`` makes queries, keys and values in one product, with a kernel (D, 3, N · H): split
+    along the last axis, a device has all three of its heads.
     """
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None, qkv_groups: int):
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
         width = config.hidden_size
-        self.qkv_shape = (qkv_groups, 3, config.num_attention_heads // qkv_groups, config.head_dim)
-        self.qkv_proj = Linear(width, 3 * width, config, dtype=dtype, rngs=rngs)
+        self.heads = (config.num_attention_heads, config.head_dim)
+        self.qkv_proj = Linear(width, width, config, dtype=dtype, rngs=rngs, parts=3)
         self.out_proj = Linear(width, width, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, attention_mask, angles, mask, kernel):
         rows, tokens, width = x.shape
-        qkv = self.qkv_proj(x, mask).reshape(rows, tokens, *self.qkv_shape)
-        heads = (rows, tokens, -1, self.qkv_shape[-1])
-        query, key, value = (qkv[:, :, :, i].reshape(heads) for i in range(3))
+        qkv = self.qkv_proj(x, mask)
+        query, key, value = (qkv[:, :, i].reshape(rows, tokens, *self.heads) for i in range(3))
         if angles is not None:
             query, key = apply_rotary(query, *angles), apply_rotary(key, *angles)
         query, key, value = (a.astype(x.dtype) for a in (query, key, value))

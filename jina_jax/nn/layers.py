@@ -29,14 +29,23 @@ class Linear(nnx.Module):
     """``x @ kernel + bias``, plus the update of each token's task.
 
     Leaves: kernel (in, out), bias (out,), and with tasks lora_a (K, in, R), lora_b (K, R, out).
+    With ``parts``, several maps of one input in one product, "out" is (parts, out) everywhere.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, config: Config, *, dtype, rngs: nnx.Rngs | None
+        self,
+        in_features: int,
+        out_features: int,
+        config: Config,
+        *,
+        dtype,
+        rngs: nnx.Rngs | None,
+        parts: int | None = None,
     ):
         normal = initializers.normal(config.initializer_range)
-        self.kernel = nnx.Param(draw(rngs, normal, (in_features, out_features), dtype))
-        self.bias = nnx.Param(draw(rngs, initializers.zeros, (out_features,), dtype))
+        out = (out_features,) if parts is None else (parts, out_features)
+        self.kernel = nnx.Param(draw(rngs, normal, (in_features, *out), dtype))
+        self.bias = nnx.Param(draw(rngs, initializers.zeros, out, dtype))
         self.lora_scale = config.lora_scale
         if config.lora_rank is None:
             self.lora_a = self.lora_b = None
@@ -45,11 +54,15 @@ class Linear(nnx.Module):
         uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
         tasks, rank = config.num_tasks, config.lora_rank
         self.lora_a = Adapter(draw(rngs, uniform, (tasks, in_features, rank), dtype))
-        self.lora_b = Adapter(draw(rngs, initializers.zeros, (tasks, rank, out_features), dtype))
+        self.lora_b = Adapter(draw(rngs, initializers.zeros, (tasks, rank, *out), dtype))
 
     def __call__(self, x: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with a mask from ``lora.task_mask`` or None, to float32 (B, T, out)."""
-        y = einsum("bti,io->bto", x, self.kernel[...])
+        kernel = self.kernel[...]
+        if kernel.ndim == 3:
+            y = einsum("bti,ipo->btpo", x, kernel)
+        else:
+            y = einsum("bti,io->bto", x, kernel)
         if task_mask is not None and self.lora_a is not None and self.lora_b is not None:
             low = einsum("bti,kir->btkr", x, self.lora_a[...])
             y += low_rank_update(low, task_mask, self.lora_b[...], self.lora_scale)

@@ -42,13 +42,15 @@ def low_rank_update(
     Args:
       low: (B, T, K, R), the product with the first factor, of all tasks.
       task_mask: bool (B, 1 or T, K), from ``task_mask``.
-      lora_b: (K, R, out).
+      lora_b: (K, R, out) or (K, R, parts, out).
       scale: ``Config.lora_scale``.
 
     Returns:
-      float32 (B, T, out).
+      float32 (B, T, out) or (B, T, parts, out).
     """
     kept = jnp.where(task_mask[..., None], low, 0).astype(lora_b.dtype)
+    if lora_b.ndim == 4:
+        return scale * einsum("btkr,krpo->btpo", kept, lora_b)
     return scale * einsum("btkr,kro->bto", kept, lora_b)
 
 
@@ -56,13 +58,14 @@ def merged_weight(weight, lora_a, lora_b, scale: float):
     """Add one task's update to a weight, in float32.
 
     Args:
-      weight: kernel (in, out) or embedding (V, D), NumPy or JAX.
+      weight: kernel (in, …) or embedding (V, D), NumPy or JAX.
       lora_a: (in, R) or (V, R).
-      lora_b: (R, out) or (R, D).
+      lora_b: (R, …) or (R, D).
       scale: ``Config.lora_scale``.
 
     Returns:
       float32 array of the weight's shape.
     """
-    update = lora_a.astype(jnp.float32) @ lora_b.astype(jnp.float32)
-    return weight.astype(jnp.float32) + update * scale
+    rank = lora_a.shape[1]
+    update = lora_a.astype(jnp.float32) @ lora_b.astype(jnp.float32).reshape(rank, -1)
+    return weight.astype(jnp.float32) + update.reshape(weight.shape) * scale

@@ -20,6 +20,7 @@ from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.lora import Adapter, merged_weight
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
+_QKV = re.compile(r"layers\..*\.qkv_proj\.(kernel|bias|lora_b)")
 
 
 def parameter_path(keys: tuple) -> str:
@@ -48,9 +49,18 @@ def from_dict(abstract: nnx.State, arrays: Mapping[str, Any]) -> nnx.State:
 
 @functools.cache
 def parameter_shapes(config: Config) -> Mapping[str, tuple[int, ...]]:
-    """Map every parameter path of the encoder to its shape."""
+    """Map every parameter path of the encoder to its shape in a checkpoint."""
     _, state = abstract_encoder(config)
-    return {path: leaf.shape for path, leaf in to_dict(state).items()}
+    return {path: checkpoint_shape(path, leaf.shape) for path, leaf in to_dict(state).items()}
+
+
+def checkpoint_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a parameter of a state has in a checkpoint.
+
+    The values are the same in the same order; but a checkpoint has queries, keys and values side
+    by side on one axis, where the encoder has an axis of three.
+    """
+    return (*shape[:-2], shape[-2] * shape[-1]) if _QKV.fullmatch(path) else shape
 
 
 def is_adapter(path: str) -> bool:
@@ -96,16 +106,16 @@ def _layer(path: str) -> int:
     return int(match[1]) if match else -1
 
 
-def unstacked(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Take stacked layers apart: NumPy arrays by the paths of single layers."""
+def to_checkpoint(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return a state's arrays as checkpoints have them: single layers, in their shapes there."""
     found: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
-        array = np.asarray(array)
+        values = np.asarray(array).reshape(checkpoint_shape(path, array.shape))
         if is_stacked(path):
             inner = path.removeprefix("layers.")
-            found |= {f"layers.{i}.{inner}": part for i, part in enumerate(array)}
+            found |= {f"layers.{i}.{inner}": part for i, part in enumerate(values)}
         else:
-            found[path] = array
+            found[path] = values
     return found
 
 

@@ -89,9 +89,8 @@ class Engine:
         leaf = jax.tree.leaves(state)[0]
         self.dtype = leaf.dtype.name
         self.platform = platform_of(leaf)
-        groups = 1 if mesh is None else mesh.shape["model"]
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
-        self.graph, _ = abstract_encoder(config, qkv_groups=groups, scan_layers=scan_layers)
+        self.graph, _ = abstract_encoder(config, scan_layers=scan_layers)
         self._implementation = attn_implementation
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()

@@ -24,15 +24,17 @@ from jina_jax.nn.parameters import from_dict, is_stacked, to_dict
 # Parameter path → how its axes are split; the first match counts. Embeddings are copied: split,
 # they would cost a sum over devices for each step and save nothing that matters.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"layers\..*(qkv_proj|fc1)\.kernel", P(None, "model")),
-    (r"layers\..*(qkv_proj|fc1)\.bias", P("model")),
-    (r"layers\..*(qkv_proj|fc1)\.lora_b", P(None, None, "model")),
+    (r"layers\..*qkv_proj\.kernel", P(None, None, "model")),
+    (r"layers\..*qkv_proj\.bias", P(None, "model")),
+    (r"layers\..*qkv_proj\.lora_b", P(None, None, None, "model")),
+    (r"layers\..*fc1\.kernel", P(None, "model")),
+    (r"layers\..*fc1\.bias", P("model")),
+    (r"layers\..*fc1\.lora_b", P(None, None, "model")),
     (r"layers\..*(out_proj|fc2)\.kernel", P("model", None)),
     (r"layers\..*(out_proj|fc2)\.lora_a", P(None, "model", None)),
     (r".*", P()),
 )
 BATCH = P("data")
-_REGROUPED = re.compile(r"layers\..*qkv_proj\.(kernel|bias|lora_b)")
 
 
 def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -83,18 +85,10 @@ def partition_spec(path: str) -> P:
     return P(None, *spec) if is_stacked(path) else spec
 
 
-def placer(mesh: Mesh, config: Config) -> Callable[[str, np.ndarray], jax.Array]:
-    """Return a function (path, NumPy array) → array on the mesh, split as ``RULES`` define.
-
-    Args:
-      mesh: from ``make_mesh``.
-      config: of the network.
-    """
-    groups = mesh.shape["model"]
+def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+    """Return a function (path, NumPy array) → array on the mesh, split as ``RULES`` define."""
 
     def place(path: str, array: np.ndarray) -> jax.Array:
-        if groups > 1 and _REGROUPED.fullmatch(path):
-            array = group_heads(array, config, groups)
         sharding = NamedSharding(mesh, partition_spec(path))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -107,28 +101,10 @@ def abstract_state(config: Config, dtype: str, mesh: Mesh, *, scan_layers: bool)
     The mesh's devices may be those of a topology that this machine does not have
     (``jax.experimental.topologies``): it is all that compiling ahead of time needs.
     """
-    _, state = abstract_encoder(
-        config, jnp.dtype(dtype), qkv_groups=mesh.shape["model"], scan_layers=scan_layers
-    )
+    _, state = abstract_encoder(config, jnp.dtype(dtype), scan_layers=scan_layers)
 
     def lay_out(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(mesh, partition_spec(path))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return from_dict(state, {path: lay_out(path, leaf) for path, leaf in to_dict(state).items()})
-
-
-def group_heads(array: np.ndarray, config: Config, groups: int) -> np.ndarray:
-    """Reorder the columns of ``qkv_proj`` so that a group's queries, keys and values are together.
-
-    Args:
-      array: (…, 3 · N · H), all queries, then all keys, then all values.
-      config: has N and H.
-      groups: G, a divisor of N.
-
-    Returns:
-      (…, G · 3 · N/G · H).
-    """
-    heads = config.num_attention_heads // groups
-    parts = array.reshape(*array.shape[:-1], 3, groups, heads * config.head_dim)
-    return np.ascontiguousarray(parts.swapaxes(-2, -3)).reshape(array.shape)

@@ -112,7 +112,7 @@ def load_network(
         if mesh.shape["model"] > 1:
             raise ValueError(f"mesh: expected a model axis of 1, got {mesh.shape['model']}")
     name = dtype or checkpoint.dtype.name
-    place = None if mesh is None else placer(mesh, config)
+    place = None if mesh is None else placer(mesh)
     state = to_mixed_state(
         config,
         _select(checkpoint, tasks),

@@ -17,7 +17,7 @@ from jina_jax.checkpoints.hub import fetch
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
 from jina_jax.files import read_json, write_json
-from jina_jax.nn.parameters import is_adapter, unstacked
+from jina_jax.nn.parameters import is_adapter, to_checkpoint
 from jina_jax.training.checkpoints import Store, hash_of
 from jina_jax.training.settings import Model, Settings, SettingsError
 
@@ -101,7 +101,7 @@ def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
 
 def with_trained(base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, Any]) -> Checkpoint:
     """Put what was trained into its base; paths are those of single layers or of stacked ones."""
-    found = unstacked(arrays)
+    found = to_checkpoint(arrays)
     adapters = {path: array for path, array in found.items() if is_adapter(path)}
     weights = {path: found[path] for path in found.keys() & base.tensors.keys() - adapters.keys()}
     checkpoint = with_adapters(base, tasks, adapters) if tasks else base

@@ -201,7 +201,7 @@ class Trainer:
         checkpoint = self.checkpoint()
         config, place = checkpoint.config, None
         if self._mesh is not None:
-            place = placer(self._mesh, config)
+            place = placer(self._mesh)
         state = to_state(config, checkpoint.tensors, self._network.dtype, place=place)
         if self._embedder is None:
             self._embedder = JinaEmbeddings(config, state, self._tokenizer, mesh=self._mesh)
