@@ -496,16 +496,17 @@ class Jax:
         inputs = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
         mask = jnp.ones((rows * packed, length), bool)
         expected = jax.jit(blocked_attention)(*inputs, mask)
+        ids = None
         if name == "cudnn_packed":
             numbers = jnp.repeat(jnp.arange(1, packed + 1, dtype=jnp.int32), length)
-            mask = jnp.tile(numbers, (rows, 1))
+            ids, mask = jnp.tile(numbers, (rows, 1)), mask.reshape(rows, -1)
             inputs = inputs.reshape(3, rows, packed * length, *heads)
         kernel = jax.jit(self._attention_kernel(name, packed * length, packed))
 
         def run(count: int) -> None:
-            jax.block_until_ready([kernel(*inputs, mask) for _ in range(count)][-1])
+            jax.block_until_ready([kernel(*inputs, mask, ids) for _ in range(count)][-1])
 
-        got = kernel(*inputs, mask).reshape(expected.shape)
+        got = kernel(*inputs, mask, ids).reshape(expected.shape)
         difference = jnp.abs(got.astype(jnp.float32) - expected.astype(jnp.float32)).max()
         operations = 4 * length * math.prod(shape[1:])
         rate = operations / per_call(run, seconds) / 1e12

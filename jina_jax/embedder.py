@@ -22,7 +22,7 @@ from jina_jax.checkpoints.hub import fetch
 from jina_jax.checkpoints.load import to_state
 from jina_jax.config import Config
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.pooling import truncate
+from jina_jax.nn.pooling import cut_and_normalize
 from jina_jax.runtime import distributed
 from jina_jax.runtime.batching import DEFAULTS, Batching, shapes
 from jina_jax.runtime.engine import Engine, Program
@@ -305,7 +305,7 @@ class JinaEmbeddings:
         _LOGGER.debug("%d texts; padding: %.1f %%", len(texts), 100 * pipeline.padding)
         embeddings: Any = results
         if not tokens_wanted:
-            embeddings = truncate(results, dim, normalize=normalize_embeddings)
+            embeddings = cut_and_normalize(results, dim, normalize=normalize_embeddings)
         embeddings = embeddings[0] if single else embeddings
         info = EncodeInfo(tokens, dropped, pipeline.padding)
         return (embeddings, info) if return_info else embeddings
@@ -391,7 +391,7 @@ class JinaEmbeddings:
                     sums[item.text][chunk] += np.float32(weight) * vector[:dim]
                 progress.update(item.is_last)
         done = [
-            Chunks(mine, truncate(vectors, dim, normalize=normalize_embeddings))
+            Chunks(mine, cut_and_normalize(vectors, dim, normalize=normalize_embeddings))
             for mine, vectors in zip(spans, sums, strict=True)
         ]
         return done[0] if single else done

@@ -42,6 +42,13 @@ def masks(tokens):
     return [padded, packed]
 
 
+def arguments(mask):
+    """Return attention mask and segment ids of a bool mask, or of the numbers of texts."""
+    mask = np.asarray(mask)
+    ids = None if mask.dtype == bool else jnp.asarray(mask, jnp.int32)
+    return jnp.asarray(mask > 0), ids
+
+
 def compiled(kernel):
     """Compile a kernel as it is now: jax remembers what it traced by the function."""
     return jax.jit(lambda *arrays: kernel(*arrays))
@@ -79,7 +86,7 @@ def test_equals_numpy(qkv):
 @pytest.mark.parametrize("tokens", [1, 7, 8, 13])  # in blocks of 4: even and uneven ones
 def test_every_kernel_equals_numpy(kernel, tokens, kind):
     qkv, mask = draw(2, tokens), masks(tokens)[kind]
-    out = np.asarray(kernel(*map(jnp.asarray, qkv), jnp.asarray(mask)))
+    out = np.asarray(kernel(*map(jnp.asarray, qkv), *arguments(mask)))
     assert (out.shape, out.dtype) == (qkv[0].shape, np.float32)
     np.testing.assert_allclose(out, numpy_attention(*qkv, mask), atol=1e-6)
 
@@ -113,8 +120,8 @@ def test_mask_keeps_exactly_its_keys():
 def test_packed_mask_is_a_square_for_each_text(kernel):
     # One-hot values as above; padding attends to padding.
     zeros = jnp.zeros((1, 5, 1, 5))
-    texts = jnp.asarray([[1, 1, 2, 2, 0]])
-    weights = kernel(zeros, zeros, jnp.eye(5).reshape(1, 5, 1, 5), texts)[0, :, 0]
+    texts = arguments([[1, 1, 2, 2, 0]])
+    weights = kernel(zeros, zeros, jnp.eye(5).reshape(1, 5, 1, 5), *texts)[0, :, 0]
     expected = [
         [0.5, 0.5, 0, 0, 0],
         [0.5, 0.5, 0, 0, 0],
@@ -131,8 +138,9 @@ def assert_no_leak(kernel, dtype=jnp.float32):
     query, key, value = (jnp.asarray(a, dtype) for a in draw(1, 13, width=64))
     second = jnp.asarray(texts == 2)[..., None, None]
     other = [jnp.where(second, jnp.asarray(x, dtype), a) for x, a in ((3, query), (9, key))]
-    before = np.asarray(kernel(query, key, value, jnp.asarray(texts)))
-    after = np.asarray(kernel(*other, jnp.where(second, jnp.asarray(-9, dtype), value), texts))
+    value_ = jnp.where(second, jnp.asarray(-9, dtype), value)
+    before = np.asarray(kernel(query, key, value, *arguments(texts)))
+    after = np.asarray(kernel(*other, value_, *arguments(texts)))
     np.testing.assert_array_equal(before[texts == 1], after[texts == 1])
     assert (before[texts == 2] != after[texts == 2]).all()
 
@@ -149,7 +157,7 @@ def test_row_without_tokens_is_finite(qkv):
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 7), bool), np.zeros((2, 7), np.int32)])
 def test_row_without_tokens_is_finite_in_every_kernel(kernel, qkv, mask):
-    assert np.isfinite(kernel(*map(jnp.asarray, qkv), jnp.asarray(mask))).all()
+    assert np.isfinite(kernel(*map(jnp.asarray, qkv), *arguments(mask))).all()
 
 
 def test_bfloat16_accumulates_in_float32():
@@ -165,7 +173,7 @@ def test_bfloat16_accumulates_in_float32():
 @pytest.mark.parametrize("kind", [0, 1], ids=["padded", "packed"])
 def test_bfloat16_equals_numpy(kernel, kind):
     qkv, mask = [a.astype(jnp.bfloat16) for a in draw(2, 13)], masks(13)[kind]
-    out = kernel(*map(jnp.asarray, qkv), jnp.asarray(mask))
+    out = kernel(*map(jnp.asarray, qkv), *arguments(mask))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, float), numpy_attention(*qkv, mask), atol=1e-2)
 
@@ -173,8 +181,8 @@ def test_bfloat16_equals_numpy(kernel, kind):
 def test_memory_grows_with_the_length_and_not_its_square():
     def scratch(kernel, tokens):
         x = jax.ShapeDtypeStruct((1, tokens, 4, 16), jnp.float32)
-        mask = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-        compiled = jax.jit(kernel).lower(x, x, x, mask).compile()
+        mask, ids = (jax.ShapeDtypeStruct((1, tokens), dtype) for dtype in (jnp.bool_, jnp.int32))
+        compiled = jax.jit(kernel).lower(x, x, x, mask, ids).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert scratch(blocked_attention, 4096) < 2.6 * scratch(blocked_attention, 2048)
@@ -395,9 +403,9 @@ def packed_cudnn(monkeypatch):
 def assert_equals_where_kept(kernel, mask, dtype=jnp.float32, atol=1e-6):
     """Compare with the reference at tokens; padding must be zero."""
     qkv = [jnp.asarray(a, dtype) for a in draw(*mask.shape, width=64)]
-    out = kernel(*qkv, jnp.asarray(mask))
+    out, expected = (attend(*qkv, *arguments(mask)) for attend in (kernel, attention))
     assert out.dtype == dtype
-    out, expected = (np.asarray(a, np.float32) for a in (out, attention(*qkv, jnp.asarray(mask))))
+    out, expected = (np.asarray(a, np.float32) for a in (out, expected))
     kept = mask.astype(bool)
     np.testing.assert_allclose(out[kept], expected[kept], atol=atol)
     np.testing.assert_array_equal(out[~kept], 0.0)
@@ -409,7 +417,11 @@ PACKED_MASK = np.array([[1] * 5 + [2] * 5 + [0] * 3, [1] * 3 + [2] + [3] * 7 + [
 
 def test_cudnn_gets_lengths_and_gives_zeros_at_padding(padded_cudnn):
     assert_equals_where_kept(padded_cudnn, PADDED_MASK)
-    assert_equals_where_kept(padded_cudnn, PADDED_MASK.astype(np.int32))
+
+
+def test_cudnn_refuses_packed_rows_that_are_for_the_other_kernel():
+    with pytest.raises(ValueError, match="segment_ids: expected None, rows of one text each"):
+        cudnn_attention(*map(jnp.asarray, draw(3, 13)), *arguments(PACKED_MASK))
 
 
 def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(packed_cudnn):
@@ -464,5 +476,5 @@ def test_gpu_cudnn_packed_texts_do_not_see_each_other(gpu):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gpu_blocks_equal_the_reference(gpu, in_blocks, dtype):
     qkv = [jnp.asarray(a, dtype) for a in draw(3, 13)]
-    out, expected = (k(*qkv, jnp.asarray(PACKED_MASK)) for k in (in_blocks, attention))
+    out, expected = (k(*qkv, *arguments(PACKED_MASK)) for k in (in_blocks, attention))
     np.testing.assert_allclose(np.asarray(out, float), np.asarray(expected, float), atol=2e-2)

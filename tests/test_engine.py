@@ -13,7 +13,7 @@ from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.runtime.batching import Batching, make_batches
 from jina_jax.runtime.compiling import platform_of
-from jina_jax.runtime.engine import Engine, Program, Step, input_shapes, unpack
+from jina_jax.runtime.engine import Engine, Program, Step
 from jina_jax.runtime.sharding import abstract_state
 
 ROWS = Batching(token_budget=32)
@@ -35,36 +35,17 @@ def engine(checkpoint, state):
     return Engine(checkpoint.config, state)
 
 
-# ---------------------------------------------------------------- rows
-
-
-def test_unpack_of_one_text_a_row():
-    mask, positions, number = unpack(jnp.asarray([[[0, 3]], [[0, 0]]]), 4)
-    assert mask.tolist() == [[True, True, True, False], [False] * 4]
-    assert positions is None  # 0 … T-1
-    assert number.tolist() == [[1, 1, 1, 0], [0] * 4]
-
-
-def test_unpack_of_packed_rows():
-    segments = jnp.asarray([[[0, 2], [2, 5], [5, 5]], [[0, 1], [1, 2], [2, 6]]], jnp.int32)
-    mask, positions, number = unpack(segments, 7)
-    assert number.tolist() == [[1, 1, 2, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 0]]
-    assert mask.tolist() == number.tolist()
-    assert mask.dtype == number.dtype == positions.dtype == jnp.int32
-    assert positions.tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 0, 1, 2, 3, 0]]
-
-
-def test_input_shapes():
-    assert input_shapes(Program(4, 64, 8, 16, True, "mean")) == [
-        (4, 64),
-        (4, 8, 2),
-        (4, 8),
-        (4, 16, 2),
-    ]
-    assert input_shapes(Program(4, 64, 1, None, False, None)) == [(4, 64), (4, 1, 2), None, None]
-
-
 # ---------------------------------------------------------------- programs
+
+
+def test_inputs_of_a_program():
+    def shapes(*program):
+        inputs = Program(*program).inputs()
+        assert {leaf.dtype for leaf in jax.tree.leaves(inputs)} == {np.dtype(np.int32)}
+        return tuple(leaf if leaf is None else leaf.shape for leaf in inputs)
+
+    assert shapes(4, 64, 8, 16, True, "mean") == ((4, 64), (4, 8, 2), (4, 8), (4, 16, 2))
+    assert shapes(4, 64, 1, None, False, None) == ((4, 64), (4, 1, 2), None, None)
 
 
 def test_a_program_is_compiled_once_and_depends_on_shape_tasks_spans_and_pooling(engine):

@@ -180,7 +180,7 @@ class Device:
             if pooling is None:
                 yield step, vectors
                 continue
-            spans = batch.segments if step.spans is None else step.spans
+            spans = batch.segments if step.pool_spans is None else step.pool_spans
             means = [
                 [v[i:j].mean(0) if i < j else np.zeros(2) for i, j in own]
                 for v, own in zip(vectors, spans.tolist(), strict=True)
@@ -217,7 +217,7 @@ def test_pieces_of_items_beside_whole_ones(batching):
     items = [Item(0, [10, 20, 30], pieces), Item(1, [4, 6]), Item(2, [1, 2, 3, 4], [(0, 3, 4)])]
     (step,), found = run(items, batching=batching)
     # Ranges of a row are a power of two: programs are few.
-    assert step.spans.shape[1] == (8 if batching.row_lengths else 4)
+    assert step.pool_spans.shape[1] == (8 if batching.row_lengths else 4)
     assert [v[:, 0].tolist() for _, v in found] == [[15, 25, 30], [5], [4]]
 
 

@@ -16,7 +16,7 @@ from jina_jax.nn.splash import splash_attention
 
 def interpreted(query, key, value, segment_ids, mesh=None):
     """The kernel as it runs on a TPU, a step after another on CPU."""
-    arrays = (jnp.asarray(a) for a in (query, key, value, segment_ids))
+    arrays = (jnp.asarray(a) for a in (query, key, value, segment_ids > 0, segment_ids))
     return np.asarray(splash_attention(*arrays, mesh=mesh, interpret=True))
 
 
@@ -57,7 +57,7 @@ def test_gradients_equal_those_of_the_reference(tokens):
 
     def gradients(attend):
         def objective(qkv):
-            return (attend(*qkv, ids) * direction).sum()
+            return (attend(*qkv, ids > 0, ids) * direction).sum()
 
         return jax.tree.map(np.asarray, jax.grad(objective)(qkv))
 
@@ -77,8 +77,9 @@ def test_texts_do_not_see_each_other():
 
 
 def test_bool_mask_is_one_text_and_padding():
-    qkv, ids = draw(2, 128), np.arange(128) < np.array([[128], [90]])
-    np.testing.assert_array_equal(interpreted(*qkv, ids), interpreted(*qkv, ids.astype(np.int32)))
+    qkv, mask = draw(2, 128), np.arange(128) < np.array([[128], [90]])
+    alone = splash_attention(*map(jnp.asarray, (*qkv, mask)), interpret=True)
+    np.testing.assert_array_equal(alone, interpreted(*qkv, mask.astype(np.int32)))
 
 
 def test_bfloat16():
@@ -135,7 +136,7 @@ mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 at = lambda *axes: NamedSharding(mesh, P(*axes))
 x = jax.ShapeDtypeStruct((2, 2048, 4, 64), jnp.bfloat16, sharding=at("data", None, "model"))
 ids = jax.ShapeDtypeStruct((2, 2048), jnp.int32, sharding=at("data"))
-run = jax.jit(lambda *arrays: splash_attention(*arrays, mesh=mesh))
+run = jax.jit(lambda q, k, v, ids: splash_attention(q, k, v, ids > 0, ids, mesh=mesh))
 print(run.lower(x, x, x, ids).compile().as_text())
 """
 

@@ -30,7 +30,7 @@ def pool(hidden_states: jax.Array, spans: jax.Array, kind: str) -> jax.Array:
     return sums / jnp.maximum(stop - start, 1).astype(jnp.float32)
 
 
-def truncate(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:
+def cut_and_normalize(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:
     """Cut vectors to their first ``dim`` values, then scale them to unit length if asked.
 
     The order is the published one: cut, then normalise.

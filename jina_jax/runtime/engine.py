@@ -16,11 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
-from jina_jax.nn.attention import Kernel
-from jina_jax.nn.dropout import Dropout
 from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
-from jina_jax.nn.pooling import pool
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
 from jina_jax.runtime.sharding import BATCH
@@ -34,17 +32,30 @@ class Program(NamedTuple):
 
     Attributes:
       rows, tokens, places: B, T, S of the batch.
-      spans: ranges of tokens a row that are pooled, P; None for the texts themselves.
-      adapted: whether texts have tasks.
+      pool_spans: P, ranges of tokens per row that are pooled; None for the texts themselves.
+      with_adapters: whether texts have tasks.
       pooling: "mean" or "cls"; None gives every token's vector.
     """
 
     rows: int
     tokens: int
     places: int
-    spans: int | None
-    adapted: bool
+    pool_spans: int | None
+    with_adapters: bool
     pooling: str | None
+
+    def inputs(self, sharding: NamedSharding | None = None) -> Inputs[jax.ShapeDtypeStruct]:
+        """Return its inputs as ``jax.ShapeDtypeStruct``."""
+
+        def int32(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+        return Inputs(
+            int32(self.rows, self.tokens),
+            int32(self.rows, self.places, 2),
+            int32(self.rows, self.places) if self.with_adapters else None,
+            None if self.pool_spans is None else int32(self.rows, self.pool_spans, 2),
+        )
 
 
 class Step(NamedTuple):
@@ -53,12 +64,12 @@ class Step(NamedTuple):
     Attributes:
       batch: the texts.
       task_ids: int32 (B, S), -1 for no adapter; None where no text has one.
-      spans: int32 (B, P, 2), ranges of tokens to pool; None for the texts themselves.
+      pool_spans: int32 (B, P, 2), ranges of tokens to pool; None for the texts themselves.
     """
 
     batch: Batch
     task_ids: np.ndarray | None
-    spans: np.ndarray | None = None
+    pool_spans: np.ndarray | None = None
 
 
 class Engine:
@@ -145,30 +156,25 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        static = ("graph", "pooling", "kernel", "gathered")
-        step = jit(encode_batch, self.platform, static_argnames=static)
-        inputs = [
-            None if shape is None else self._abstract(shape) for shape in input_shapes(program)
-        ]
-        gathered = None
+        static = ("graph", "pooling", "kernel", "output_sharding")
+        output_sharding = None
         if self.mesh is not None and jax.process_count() > 1:
-            gathered = NamedSharding(self.mesh, P())  # every process reads all vectors
-        return step.lower(
+            output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
+        return jit(encode_batch, self.platform, static_argnames=static).lower(
             self.graph,
-            program.pooling,
-            self.choose_kernel(program).kernel,
-            gathered,
             self.state,
-            *inputs,
+            program.inputs(self._rows),
+            pooling=program.pooling,
+            kernel=self.choose_kernel(program).kernel,
+            output_sharding=output_sharding,
         )
 
     def _start(self, step: Step, pooling: str | None) -> jax.Array:
         batch = step.batch
-        spans = None if step.spans is None else step.spans.shape[1]
+        spans = None if step.pool_spans is None else step.pool_spans.shape[1]
         program = Program(*batch.shape, spans, step.task_ids is not None, pooling)
-        inputs = (batch.input_ids, batch.segments, step.task_ids, step.spans)
-        placed = [None if array is None else self._place(array) for array in inputs]
-        output = self._program(program)(self.state, *placed)
+        inputs = Inputs(batch.input_ids, batch.segments, step.task_ids, step.pool_spans)
+        output = self._program(program)(self.state, jax.tree.map(self._place, inputs))
         output.copy_to_host_async()
         return output
 
@@ -182,73 +188,12 @@ class Engine:
 
     def _place(self, array: np.ndarray):
         """Put an input on its devices; of a mesh of several processes, each puts its part."""
-        if self.mesh is None:
+        sharding = self._rows
+        if sharding is None:
             return array
-        sharding = NamedSharding(self.mesh, BATCH)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    def _abstract(self, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        sharding = None if self.mesh is None else NamedSharding(self.mesh, BATCH)
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-
-
-def input_shapes(program: Program) -> list[tuple[int, ...] | None]:
-    """Return the shapes of ``encode_batch``'s int32 inputs, None for those that it goes without."""
-    rows, tokens, places, spans, adapted, _ = program
-    return [
-        (rows, tokens),
-        (rows, places, 2),
-        (rows, places) if adapted else None,
-        None if spans is None else (rows, spans, 2),
-    ]
-
-
-def encode_batch(
-    graph: nnx.GraphDef,
-    pooling: str | None,
-    kernel: Kernel,
-    gathered: NamedSharding | None,
-    state: nnx.State,
-    input_ids: jax.Array,
-    segments: jax.Array,
-    task_ids: jax.Array | None,
-    spans: jax.Array | None,
-    dropout: Dropout | None = None,
-) -> jax.Array:
-    """Encode one batch: float32 (B, P or S, D), or every token's float32 (B, T, D)."""
-    encoder = nnx.merge(graph, state)
-    mask, positions, number = unpack(segments, input_ids.shape[1])
-    if task_ids is not None:
-        with_none = jnp.pad(task_ids, ((0, 0), (1, 0)), constant_values=-1)
-        packed = segments.shape[1] > 1
-        task_ids = jnp.take_along_axis(with_none, number, axis=1) if packed else task_ids[:, 0]
-    hidden = encoder(
-        input_ids, mask, task_ids, positions, kernel=kernel, dropout=dropout
-    ).last_hidden_state
-    if pooling is None:
-        output = hidden.astype(jnp.float32)
-    else:
-        output = pool(hidden, segments if spans is None else spans, pooling)
-    return output if gathered is None else jax.lax.with_sharding_constraint(output, gathered)
-
-
-def unpack(segments: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """Derive from the places of texts what each token needs.
-
-    Args:
-      segments: int32 (B, S, 2), as in ``Batch``.
-      tokens: T.
-
-    Returns:
-      The attention mask: bool (B, T) for rows of one text, else int32 (B, T), the text's number.
-      Positions, int32 (B, T), or None for 0 … T-1. The numbers: int32 (B, T), 0 for padding.
-    """
-    start, stop = segments[..., :1], segments[..., 1:]
-    position = jnp.arange(tokens)
-    inside = (start <= position) & (position < stop)
-    if segments.shape[1] == 1:
-        return inside[:, 0], None, inside[:, 0].astype(jnp.int32)
-    numbers = jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32)[:, None]
-    number = jnp.where(inside, numbers, 0).sum(axis=1, dtype=jnp.int32)
-    starts = jnp.where(inside, start, 0).sum(axis=1, dtype=jnp.int32)
-    return number, jnp.where(number > 0, position - starts, 0), number
+    @property
+    def _rows(self) -> NamedSharding | None:
+        """How inputs lie on the mesh: their rows on its data axis."""
+        return None if self.mesh is None else NamedSharding(self.mesh, BATCH)

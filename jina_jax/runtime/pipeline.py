@@ -157,7 +157,7 @@ def _results(
     for row, place, item in zip(batch.rows, batch.places, items, strict=True):
         if pooling is None:
             start, stop = batch.segments[row, place]
-        elif step.spans is None:
+        elif step.pool_spans is None:
             start, stop = place, place + 1
         else:
             start = taken[row]
