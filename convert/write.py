@@ -24,7 +24,7 @@ _BLOCK_ROWS = 1024
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PROMPTS_FILE = "config_sentence_transformers.json"
-# Files that sentence-transformers reads; modules.json fits the layout that it came with.
+# Files that sentence-transformers reads; modules.json is right for its own layout only.
 _COMMON_FILES = (*TOKENIZER_FILES, "1_Pooling/config.json", PROMPTS_FILE)
 _SAME_LAYOUT_FILES = ("modules.json", "sentence_bert_config.json", "README.md")
 
@@ -41,8 +41,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
 
     Raises:
       ValueError: for an unknown layout.
-      CheckpointError: if the layout has no place for a part of the checkpoint.
-      FileExistsError: if the directory is there and not empty.
+      CheckpointError: if the layout cannot represent a part of the checkpoint.
+      FileExistsError: if the directory exists and is not empty.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")
@@ -57,8 +57,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
 def merge_checkpoint(checkpoint: Checkpoint, task: str) -> Checkpoint:
     """Fold one task's adapter into plain weights.
 
-    Sums are made in float32 and then cast to the checkpoint's dtype, tensor by tensor, as they are
-    read. The task's prompt becomes the default prompt.
+    Sums are made in float32 and then cast to the checkpoint's dtype, tensor by tensor, when they
+    are read. The task's prompt becomes the default prompt.
 
     Raises:
       ValueError: for an unknown task.
@@ -84,7 +84,7 @@ def merge_checkpoint(checkpoint: Checkpoint, task: str) -> Checkpoint:
 def _merged_in_blocks(
     weight: LazyTensor, lora_a: np.ndarray, lora_b: np.ndarray, scale: float
 ) -> np.ndarray:
-    """Merge some rows at a time: in float32 the word embeddings would take a gigabyte more."""
+    """Merge some rows at a time: in float32 all word embeddings would need another gigabyte."""
     base, merged = weight.read(), np.empty(weight.shape, weight.dtype)
     for start in range(0, len(base), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
@@ -149,7 +149,7 @@ def _adapter_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -
 
 
 def _carry_files(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
-    """Copy the tokenizer's files and sentence-transformers' settings, which must stay true."""
+    """Copy the tokenizer's files and sentence-transformers' settings, kept consistent."""
     prompt = checkpoint.config.default_prompt
     if prompt != sentence_transformers_prompts(checkpoint.directory).get(None, ""):
         prompts = {"prompts": {"default": prompt}, "default_prompt_name": "default"}

@@ -16,14 +16,14 @@ from jina_jax.config import ConfigError
 
 @contextlib.contextmanager
 def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
-    """Open stdout, or a file that appears under its name only when all went well.
+    """Open stdout, or a file that appears under its name only when it is complete.
 
     Args:
       path: of the file; None for stdout.
-      force: replace a file that is there.
+      force: replace an existing file.
 
     Raises:
-      FileExistsError: if it is there and ``force`` is not given, or if it is no regular file.
+      FileExistsError: if it exists and ``force`` is not given, or if it is not a regular file.
       FileNotFoundError: if its directory does not exist.
     """
     if path is None:
@@ -53,12 +53,12 @@ def _check_free(path: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary directory beside ``path``, and rename it to ``path`` if all went well.
+    """Yield a temporary directory beside ``path``, and rename it to ``path`` on success.
 
-    If not, or if interrupted, nothing stays: neither it nor the parents that were made for it.
+    On an error or interruption it is removed, together with the parents that were made for it.
 
     Raises:
-      FileExistsError: if ``path`` is there already, unless it is an empty directory.
+      FileExistsError: if ``path`` exists, unless it is an empty directory.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; give the name of a new directory")

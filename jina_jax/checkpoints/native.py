@@ -37,12 +37,12 @@ def check_keys(
     found: Iterable[tuple[str, LazyTensor]],
     source: str,
 ) -> None:
-    """Check that a checkpoint holds exactly the expected tensors.
+    """Check that a checkpoint has exactly the expected tensors.
 
     Args:
       expected: key to shape.
-      found: (key, tensor) of every tensor; a key may come twice.
-      source: what to call the checkpoint in the error.
+      found: (key, tensor) of every tensor; a key may occur twice.
+      source: name of the checkpoint in the error.
 
     Raises:
       CheckpointError: listing every key that is missing, unknown, doubled, misshapen or not float.
@@ -70,8 +70,8 @@ def check_keys(
 def load_native(directory: Path) -> tuple[Config, dict[str, LazyTensor]]:
     """Open a native checkpoint.
 
-    Tensors may be stored in float8 (e4m3, without a scale): they are bfloat16 when read, which
-    holds each of their values exactly.
+    Tensors may be stored in float8 (e4m3, without a scale): they are read as bfloat16, which
+    represents each of their values exactly.
 
     Raises:
       ConfigError, CheckpointError: if config and tensors are not valid or do not fit.
@@ -98,7 +98,11 @@ def write_native(
 ) -> None:
     """Write config and weights into an existing directory that has neither.
 
-    ``extras`` are further fields for ``config.json``, which nothing here reads.
+    Args:
+      directory: to write into.
+      config: of the encoder.
+      tensors: path to tensor, all of ``parameter_shapes(config)``.
+      extras: further fields for ``config.json``, which nothing here reads.
     """
     fields = {**(extras or {}), "model_type": MODEL_TYPE, **config.to_dict()}
     write_json(directory / CONFIG_FILE, fields)
@@ -108,8 +112,13 @@ def write_native(
 def save_native(directory: str | Path, config: Config, state: nnx.State) -> None:
     """Save an encoder's state as a new native checkpoint (without tokenizer files).
 
+    Args:
+      directory: a new or empty directory.
+      config: of the encoder.
+      state: its weights, on one device or split over a mesh.
+
     Raises:
-      FileExistsError: if the directory is there and not empty.
+      FileExistsError: if the directory exists and is not empty.
       CheckpointError: if the state does not fit the config.
     """
     tensors = state_tensors(state)
@@ -119,7 +128,7 @@ def save_native(directory: str | Path, config: Config, state: nnx.State) -> None
 
 
 def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
-    """View an encoder's state as lazy tensors; each is fetched from its device when read."""
+    """View an encoder's state as lazy tensors; each is fetched from its devices when read."""
 
     def lazy(path: str, array: jax.Array) -> LazyTensor:
         shape = checkpoint_shape(path, array.shape)

@@ -1,4 +1,4 @@
-"""From token vectors to a text's vector. Everything here is float32."""
+"""Pooling of token vectors to the vectors of texts, in float32."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cut_and_normalize(embeddings: np.ndarray, dim: int, *, normalize: bool) -> n
 
     Args:
       embeddings: float32 (..., D).
-      dim: values to keep.
+      dim: number of values to keep.
       normalize: divide by the Euclidean norm (a zero vector stays zero).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Meshes, and one table that says how each parameter lies on them.
+"""Meshes, and one table of how each parameter is split over them.
 
 Axes: ``data`` splits the rows of a batch and copies the weights; ``model`` splits heads and the
 feed-forward network (tensor parallelism, arXiv 1909.08053): the first matmul of each pair by
@@ -21,8 +21,8 @@ from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.parameters import from_dict, is_stacked, to_dict
 
-# Parameter path → how its axes are split; the first match counts. Embeddings are copied: split,
-# they would cost a sum over devices for each step and save nothing that matters.
+# Parameter path → how its axes are split; the first match counts. Embeddings are copied: if split,
+# they would cost a sum over devices per step and save little memory.
 RULES: tuple[tuple[str, P], ...] = (
     (r"layers\..*qkv_proj\.kernel", P(None, None, "model")),
     (r"layers\..*qkv_proj\.bias", P(None, "model")),
@@ -41,8 +41,8 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     """Make a mesh with the axes ``data`` and ``model``.
 
     Args:
-      model: devices that share one copy of the weights; the rest of them is the data axis.
-      devices: None for all, those of other processes included; ``jax.local_devices()`` for a mesh
+      model: devices that share one copy of the weights; the other axis is the data axis.
+      devices: None for all, including those of other processes; ``jax.local_devices()`` for a mesh
         of this process alone.
 
     Raises:
@@ -56,7 +56,7 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def check_mesh(mesh: Mesh, config: Config) -> None:
-    """Check that a network can lie on a mesh.
+    """Check that a network can be split over a mesh.
 
     Raises:
       ValueError: for other axes than those of ``make_mesh``, an axis that is not automatic, or a
@@ -96,10 +96,10 @@ def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
 
 
 def abstract_state(config: Config, dtype: str, mesh: Mesh, *, scan_layers: bool) -> nnx.State:
-    """Return an encoder's state of ``jax.ShapeDtypeStruct``, laid out on a mesh.
+    """Return an encoder's state of ``jax.ShapeDtypeStruct``, split over a mesh.
 
     The mesh's devices may be those of a topology that this machine does not have
-    (``jax.experimental.topologies``): it is all that compiling ahead of time needs.
+    (``jax.experimental.topologies``): compiling ahead of time needs no more.
     """
     _, state = abstract_encoder(config, jnp.dtype(dtype), scan_layers=scan_layers)
 

@@ -1,7 +1,7 @@
 """Programs as files: StableHLO that a process with only jax loads and runs (``jax.export``).
 
-They are compiled where they are loaded. For a CPU compile them with the options that this library
-compiles with: ``jax.jit(exported.call, compiler_options=jina_jax.compiler_options("cpu"))``.
+They are compiled where they are loaded. For a CPU use the compiler options of this library:
+``jax.jit(exported.call, compiler_options=jina_jax.compiler_options("cpu"))``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def save_program(path: str | Path, exported: jax.export.Exported) -> None:
     """Write an exported program to a new file; ``jax.export.deserialize`` reads its bytes.
 
     Raises:
-      FileExistsError: if the file is there.
+      FileExistsError: if the file exists.
     """
     with Path(path).open("xb") as file:
         file.write(exported.serialize())
