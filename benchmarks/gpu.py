@@ -480,7 +480,7 @@ class Jax:
 
         length = max(batching.row_lengths, default=128)
         program = Program(1, length, places(length, batching), None, True, "mean")
-        return self.engine.route(program).name
+        return self.engine.choose_kernel(program).name
 
     def attention(self, name: str, length: int, tokens: int, seconds: float) -> dict[str, float]:
         """Time a kernel on full rows, and compare it with ``blocked``."""
@@ -496,16 +496,17 @@ class Jax:
         inputs = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
         mask = jnp.ones((rows * packed, length), bool)
         expected = jax.jit(blocked_attention)(*inputs, mask)
+        ids = None
         if name == "cudnn_packed":
             numbers = jnp.repeat(jnp.arange(1, packed + 1, dtype=jnp.int32), length)
-            mask = jnp.tile(numbers, (rows, 1))
+            ids, mask = jnp.tile(numbers, (rows, 1)), mask.reshape(rows, -1)
             inputs = inputs.reshape(3, rows, packed * length, *heads)
         kernel = jax.jit(self._attention_kernel(name, packed * length, packed))
 
         def run(count: int) -> None:
-            jax.block_until_ready([kernel(*inputs, mask) for _ in range(count)][-1])
+            jax.block_until_ready([kernel(*inputs, mask, ids) for _ in range(count)][-1])
 
-        got = kernel(*inputs, mask).reshape(expected.shape)
+        got = kernel(*inputs, mask, ids).reshape(expected.shape)
         difference = jnp.abs(got.astype(jnp.float32) - expected.astype(jnp.float32)).max()
         operations = 4 * length * math.prod(shape[1:])
         rate = operations / per_call(run, seconds) / 1e12
@@ -513,7 +514,7 @@ class Jax:
 
     def _attention_kernel(self, name: str, tokens: int, packed: int):
         """Return a kernel as the library would call it for such rows."""
-        from jina_jax.nn.attention import choose
+        from jina_jax.nn.kernels import choose
         from jina_jax.runtime.batching import Batching, places
 
         batching = Batching(token_budget=max(8, tokens), row_lengths=(max(8, tokens),))
@@ -521,12 +522,12 @@ class Jax:
         platform = "gpu" if self._platform == "gpu" else "cpu"
         head_dim = self.config.head_dim
         try:
-            route = choose(platform, "bfloat16", tokens, segments, head_dim, None, name)
+            choice = choose(platform, "bfloat16", tokens, segments, head_dim, None, name)
         except ValueError as refusal:
             raise Missing(str(refusal).split(": ", 1)[-1]) from None
-        if route.name != name:
-            raise Missing(route.refusals[name])
-        return route.kernel
+        if choice.name != name:
+            raise Missing(choice.refusals[name])
+        return choice.kernel
 
 
 def fresh_tokenizer():

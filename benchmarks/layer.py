@@ -26,8 +26,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from published import FULL, published_config  # noqa: E402
 
 from jina_jax.config import Config  # noqa: E402
-from jina_jax.nn.attention import attention, choose  # noqa: E402
-from jina_jax.nn.encoder import Layer, LayerNorm, gelu  # noqa: E402
+from jina_jax.nn.attention import attention  # noqa: E402
+from jina_jax.nn.encoder import Context, Layer  # noqa: E402
+from jina_jax.nn.kernels import choose  # noqa: E402
+from jina_jax.nn.layers import LayerNorm, gelu  # noqa: E402
 from jina_jax.nn.matmul import einsum  # noqa: E402
 from jina_jax.nn.rope import apply_rotary, rotary_angles  # noqa: E402
 
@@ -66,9 +68,10 @@ def parts(config, args) -> dict[str, tuple]:
     query = draw(*heads)
     mask = jnp.ones((rows, tokens), bool)
     angles = rotary_angles(jnp.arange(tokens)[None], config.head_dim, config.rotary_emb_base)
-    layer = Layer(config, dtype=dtype, rngs=nnx.Rngs(0), qkv_groups=1)
+    layer = Layer(config, dtype=dtype, rngs=nnx.Rngs(0))
     norm = LayerNorm(config, dtype=dtype, rngs=nnx.Rngs(0))
     kernel = choose(jax.default_backend(), args.dtype, tokens, 1, config.head_dim).kernel
+    context = Context(mask, None, angles, None, kernel)
     kernels = [
         draw(width, 3 * width),
         draw(width, width),
@@ -84,9 +87,9 @@ def parts(config, args) -> dict[str, tuple]:
         return apply_rotary(query, *angles).astype(dtype)
 
     programs = {
-        "the layer": (lambda x: layer(x, mask, angles, None, kernel), x),
+        "the layer": (lambda x: layer(x, context), x),
         "its four matmuls": (matmuls, inputs, kernels),
-        "attention": (lambda q: kernel(q, q, q, mask), query),
+        "attention": (lambda q: kernel(q, q, q, mask, None), query),
         "attention, before: one product for all heads": (lambda q: attention(q, q, q, mask), query),
         "GELU (erf)": (lambda h: gelu(h).astype(dtype), inner),
         "GELU, before: jax.nn.gelu (erfc)": (

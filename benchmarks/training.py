@@ -129,7 +129,7 @@ class Ours:
         import numpy as np
 
         from jina_jax.convert import open_checkpoint
-        from jina_jax.nn.attention import choose
+        from jina_jax.nn.kernels import choose
         from jina_jax.training import losses
         from jina_jax.training.micro_batches import Packing, pack
         from jina_jax.training.optimizer import optimizer
@@ -272,7 +272,6 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     """Return the step of the paper's batch, its abstract arguments, and the optimizer's state."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
@@ -280,8 +279,9 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     from published import published_config
 
     from jina_jax.config import Config
-    from jina_jax.nn.attention import choose
-    from jina_jax.nn.encoder import abstract_encoder, parameter_path
+    from jina_jax.nn.encoder import abstract_encoder
+    from jina_jax.nn.kernels import choose
+    from jina_jax.nn.parameters import to_dict
     from jina_jax.training.losses import triplet_info_nce
     from jina_jax.training.micro_batches import Chunks
     from jina_jax.training.optimizer import optimizer
@@ -307,7 +307,7 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     config = Config.from_dict(raw).only(TASKS["retrieval"])
     scan = args.tpu is not None
     graph, state = abstract_encoder(config, scan_layers=scan)
-    shapes = {parameter_path(k): v.get_value().shape for k, v in nnx.to_flat_state(state)}
+    shapes = {path: leaf.shape for path, leaf in to_dict(state).items()}
     trained = {k: array(s, jnp.float32) for k, s in shapes.items() if is_trained(k, "adapters")}
     frozen = {k: array(s, jnp.bfloat16) for k, s in shapes.items() if k not in trained}
     network = Network(config, graph, "bfloat16", trained, frozen, scan)

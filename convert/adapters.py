@@ -1,4 +1,4 @@
-"""Checkpoints with other adapters or weights than their files: tasks added, parameters trained."""
+"""Checkpoints with tasks added or trained parameters in place of those of their files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jina_jax.checkpoints.native import check_keys, parameter_shapes
+from jina_jax.checkpoints.native import check_keys
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import task_folder
 from jina_jax.convert.read import Checkpoint
+from jina_jax.nn.parameters import is_adapter, is_table, parameter_shapes
 
-# The published code's, of which a checkpoint without adapters says nothing.
+# Defaults of the published code, for a checkpoint without adapters.
 _RANK, _ALPHA = 4, 1
 
 
@@ -30,26 +31,26 @@ def add_task(
 ) -> Checkpoint:
     """Add a task at the end of the task axis.
 
-    Its adapter is ready to be trained: a copy of another one, or one that changes nothing yet. Of
-    the two factors of each product one is then zero and the other is drawn, as the published code
-    does and ``jina_jax.nn.lora`` says. Adapters have the dtype of those that are there, or of the
-    weight that they belong to.
+    Its adapter is ready to be trained: a copy of another one, or one that changes nothing yet, of
+    whose two factors one is zero and the other is drawn at random, as in the published code and in
+    ``jina_jax.nn.layers``. Adapters have the dtype of the other adapters, or of their weight if
+    there are none.
 
     Args:
-      checkpoint: with or without adapters; left as it is.
+      checkpoint: with or without adapters; not changed.
       name: of the new task.
       copy_of: task to copy; None for an update of zero.
-      prompt: put in front of the task's texts; None for that of ``copy_of``, or for none.
-      rank: R of a checkpoint's first adapter, None for 4. Later ones share it.
-      alpha: alpha of the first adapter, None for 1. Later ones share it.
-      seed: of the drawn values, from 0 up; equal seed and name, equal values.
+      prompt: prepended to the task's texts; None for the prompt of ``copy_of``, or for none.
+      rank: R of a checkpoint's first adapter, None for 4; shared by later ones.
+      alpha: alpha of the first adapter, None for 1; shared by later ones.
+      seed: of the random values, from 0 up; the same seed and name give the same values.
 
     Returns:
-      The checkpoint with one task more; its tensors are made when read.
+      The checkpoint with one more task; its tensors are made when read.
 
     Raises:
-      ValueError: if the name is taken or gives no folder name of its own, ``copy_of`` is unknown,
-        or rank or alpha are not those of the other adapters.
+      ValueError: if the name is taken or has no folder name of its own, ``copy_of`` is unknown, or
+        rank or alpha differ from those of the other adapters.
     """
     before = checkpoint.config
     index = before.task_id(copy_of)
@@ -78,19 +79,19 @@ def add_task(
 def with_adapters(
     checkpoint: Checkpoint, tasks: Sequence[str], arrays: Mapping[str, np.ndarray]
 ) -> Checkpoint:
-    """Put trained adapters in the place of those of some tasks.
+    """Replace the adapters of some tasks by trained ones.
 
-    The other tasks keep their values exactly: adapters get the smallest dtype that holds both the
-    old and the new ones, so that trained float32 beside bfloat16 makes all of them float32.
+    The other tasks keep their values exactly: adapters get the smallest dtype that represents both
+    the old and the new ones, so that trained float32 beside bfloat16 makes all of them float32.
 
     Args:
-      checkpoint: with these tasks; left as it is.
+      checkpoint: with these tasks; not changed.
       tasks: k distinct names.
       arrays: for every path of an adapter ("….lora_a", "….lora_b") the values of these tasks, in
         their order: (k, in, R) or (k, R, out), float32, bfloat16 or float16. Not copied.
 
     Raises:
-      ValueError: for an unknown task, one that is named twice, or none at all.
+      ValueError: for an unknown task, a task named twice, or no task.
       CheckpointError: listing every path that is missing, unknown, misshapen or not float.
     """
     indices = [checkpoint.config.task_id(task) for task in tasks]
@@ -115,10 +116,10 @@ def with_adapters(
 
 
 def with_weights(checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray]) -> Checkpoint:
-    """Put trained weights in the place of some of the base model's.
+    """Replace some weights of the base model by trained ones.
 
     Args:
-      checkpoint: left as it is.
+      checkpoint: not changed.
       arrays: path to values in the parameter's shape, float32, bfloat16 or float16; the new tensor
         has this dtype. Not copied. Adapters are for ``with_adapters``.
 
@@ -126,7 +127,7 @@ def with_weights(checkpoint: Checkpoint, arrays: Mapping[str, np.ndarray]) -> Ch
       CheckpointError: listing every path that is unknown, misshapen or not float.
     """
     shapes = parameter_shapes(checkpoint.config)
-    expected = {path: shapes[path] for path in arrays if path in shapes and not _is_adapter(path)}
+    expected = {path: shapes[path] for path in arrays if path in shapes and not is_adapter(path)}
     replaced = _checked(arrays, expected)
     return dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **replaced})
 
@@ -173,33 +174,25 @@ def _with_task(
     )
 
 
-def _is_adapter(path: str) -> bool:
-    return path.endswith((".lora_a", ".lora_b"))
-
-
 def _adapter_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    return {path: shape for path, shape in parameter_shapes(config).items() if _is_adapter(path)}
+    return {path: shape for path, shape in parameter_shapes(config).items() if is_adapter(path)}
 
 
 def _weight(checkpoint: Checkpoint, path: str) -> LazyTensor:
     """Return the weight that an adapter's path belongs to."""
     stem = path.rpartition(".")[0]
-    leaf = "embedding" if _is_table(stem) else "kernel"
+    leaf = "embedding" if is_table(path) else "kernel"
     return checkpoint.tensors[f"{stem}.{leaf}"]
 
 
-def _is_table(stem: str) -> bool:
-    return stem.endswith("_embeddings")
-
-
 def _draw(path: str, shape: tuple[int, ...], seed: list[int]) -> np.ndarray:
-    """Draw one factor of a new adapter: zeros, or what the published code starts from."""
-    stem, _, leaf = path.rpartition(".")
+    """Draw one factor of a new adapter: zeros, or the published code's initial values."""
+    is_first = path.endswith(".lora_a")
     rng = np.random.default_rng(seed)
-    if _is_table(stem):
-        return np.zeros(shape) if leaf == "lora_a" else rng.standard_normal(shape, np.float32)
+    if is_table(path):
+        return np.zeros(shape) if is_first else rng.standard_normal(shape, np.float32)
     bound = shape[0] ** -0.5
-    return rng.uniform(-bound, bound, shape) if leaf == "lora_a" else np.zeros(shape)
+    return rng.uniform(-bound, bound, shape) if is_first else np.zeros(shape)
 
 
 def _checked(

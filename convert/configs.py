@@ -1,8 +1,8 @@
 """Foreign ``config.json`` dialects to and from ``Config``.
 
 Three dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config)
-and "xlm-roberta" (its XLMRobertaConfig). What a dialect leaves unsaid is filled in here and nowhere
-else, each time with the value that the dialect's own code takes.
+and "xlm-roberta" (its XLMRobertaConfig). Fields that a dialect leaves out are filled in here and
+nowhere else, with the defaults of the dialect's own code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.config import Config, ConfigError, read_json
+from jina_jax.config import Config, ConfigError
+from jina_jax.files import read_json
 
 # Order, names and prompts of the published adapters (``lora_adaptations`` and
 # ``task_instructions`` of jinaai/jina-embeddings-v3), which the transformers dialect leaves out.
@@ -60,7 +61,7 @@ def read_config(
       adapters: PEFT folder → (rank, alpha).
 
     Returns:
-      The config, and the fields of ``config.json`` that it does not hold.
+      The config, and the fields of ``config.json`` that are not in it.
 
     Raises:
       ConfigError: naming every field at fault.
@@ -92,11 +93,11 @@ def dump_config(
     Args:
       layout: a key of ``layouts.TABLES``, which is also the dialect's name.
       config: what to write.
-      extras: other fields of the checkpoint's first ``config.json``, carried along.
+      extras: other fields of the ``config.json`` that the checkpoint was read from, to keep.
       dtype: of the weights.
 
     Returns:
-      The fields of ``config.json``; ``read_config`` gives the same config back.
+      The fields of ``config.json``; ``read_config`` returns the same config from them.
     """
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
     fields = config.to_dict()
@@ -121,13 +122,13 @@ def dump_config(
 
 
 def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
-    """Keep the classes of the published code that fit: those of modeling_lora want adapters."""
+    """Keep the classes of the published code that fit: those of modeling_lora need adapters."""
     classes = (extras.get("auto_map") or {}).items()
     return {k: v for k, v in classes if config.num_tasks or "modeling_lora." not in v}
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
-    """Tell rotary from absolute positions, as the code that each dialect belongs to does."""
+    """Distinguish rotary from absolute positions, as each dialect's own code does."""
     model_type = raw.get("model_type")
     if layout == "xlm-roberta":
         if model_type not in _ABSOLUTE_TYPES:
@@ -144,7 +145,7 @@ def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
 
 
 def _rotary_emb_base(raw: Mapping[str, Any]) -> float:
-    """Find the base in any dialect. Never guessed: the published code's default is another one."""
+    """Find the base in any dialect. Never guessed: the published code's default differs."""
     rope = raw.get("rope_parameters") or {}
     if not isinstance(rope, Mapping) or {**_PLAIN_ROPE, **rope, "rope_theta": 0} != _PLAIN_ROPE:
         raise ConfigError(f"config: rope_parameters={rope!r}: only a plain rope_theta is supported")
@@ -161,7 +162,7 @@ def _rotary_emb_base(raw: Mapping[str, Any]) -> float:
 
 
 def _no_tasks(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe plain weights, which config.json must not call adapted."""
+    """Return the fields of plain weights, for which config.json must name no adapters."""
     if raw.get("lora_adaptations"):
         raise ConfigError(
             f"config: lora_adaptations={raw['lora_adaptations']!r}, but the weights have no "
@@ -202,7 +203,7 @@ def _folder_tasks(
 
 
 def sentence_transformers_prompts(directory: Path) -> dict[str | None, str]:
-    """Map prompt names to prompts; None stands for the default one."""
+    """Map prompt names to prompts; None is the name of the default prompt."""
     path = directory / "config_sentence_transformers.json"
     raw = read_json(path) if path.exists() else {}
     prompts: dict[str | None, str] = dict(raw.get("prompts") or {})
@@ -215,7 +216,7 @@ def sentence_transformers_prompts(directory: Path) -> dict[str | None, str]:
 
 
 def _sentence_transformers_pooler(directory: Path) -> str:
-    """Read 1_Pooling/config.json; without it sentence-transformers takes the mean."""
+    """Read 1_Pooling/config.json; without it sentence-transformers uses the mean."""
     path = directory / "1_Pooling" / "config.json"
     if not path.exists():
         return "mean"

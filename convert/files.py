@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, open_safetensors
-from jina_jax.config import ConfigError, read_json
+from jina_jax.config import ConfigError
 from jina_jax.convert.torch_pickle import open_torch
+from jina_jax.files import read_json
 
-# In the order of preference, that of transformers. An index lists the shards of one checkpoint.
+# In order of preference, as in transformers. An index lists the shards of one checkpoint.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -30,8 +31,8 @@ def open_weights(directory: Path) -> tuple[Path, Pairs]:
     """Open a checkpoint's weights.
 
     Returns:
-      The file that was taken, and (key, tensor) of every tensor in it or in its shards; a key that
-      lies in two shards comes twice.
+      The file that was opened, and (key, tensor) of every tensor in it or in its shards; a key in
+      two shards is listed twice.
 
     Raises:
       CheckpointError: if there is no weight file, a shard is missing, or a file is not valid.
@@ -45,7 +46,7 @@ def open_weights(directory: Path) -> tuple[Path, Pairs]:
 
 
 def open_file(path: Path) -> dict[str, LazyTensor]:
-    """Open one safetensors or PyTorch file, told apart by its suffix."""
+    """Open one safetensors or PyTorch file, distinguished by its suffix."""
     return open_torch(path) if path.suffix == ".bin" else open_safetensors(path)
 
 

@@ -1,7 +1,7 @@
-"""Foreign checkpoint layouts as tables: one row a kind of module.
+"""Foreign checkpoint layouts as tables: one row per kind of module.
 
-A table says under which names a layout keeps each module of our encoder. What a module consists of
-(weight, bias, adapters) and how PyTorch lays it out is the same everywhere, and said once, in
+A table has the names of a layout for each module of our encoder. The parts of a module (weight,
+bias, adapters) and their order in PyTorch are the same everywhere, and are defined once, in
 ``bindings``.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from jina_jax.checkpoints.native import parameter_shapes
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import Config
+from jina_jax.nn.parameters import parameter_shapes
 
 Arrays = list[np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,8 +24,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Row:
     """One module: our path, its kind, and the foreign modules that make it up.
 
-    ``{i}`` stands for the layer's number. Several foreign modules are one of ours side by side
-    along the output axis.
+    ``{i}`` is the layer's number. Several foreign modules, side by side along the output axis, are
+    one of ours.
     """
 
     path: str
@@ -88,7 +88,7 @@ XLM_ROBERTA = (
 
 TABLES = {"published": PUBLISHED, "transformers": TRANSFORMERS, "xlm-roberta": XLM_ROBERTA}
 
-# A key that only this layout has, with which a checkpoint is recognised.
+# Part of a key that only this layout has, to recognise a checkpoint by.
 MARKS = {
     "published": ".mixer.Wqkv.",
     "transformers": ".self_attn.q_proj.",
@@ -103,7 +103,7 @@ IGNORED = (
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """One of our tensors and the foreign ones that hold the same numbers.
+    """One of our tensors and the foreign ones with the same numbers.
 
     Attributes:
       path: ours.
@@ -121,16 +121,16 @@ class Binding:
 
 
 def bindings(layout: str, config: Config, folders: tuple[str, ...] | None = None) -> list[Binding]:
-    """Bind every tensor of an encoder to its place in a foreign layout.
+    """Bind every tensor of an encoder to those of a foreign layout.
 
     Args:
       layout: a key of ``TABLES``.
       config: of the encoder.
-      folders: the PEFT folder of each task; their tensors' keys get "folder/" in front. None if
-        adapters, where there are any, are stacked in the base model's file, as published.
+      folders: the PEFT folder of each task; their tensors' keys start with "folder/". None if
+        adapters, if any, are stacked in the base model's file, as published.
 
     Raises:
-      CheckpointError: if the layout has no place for a part of this encoder.
+      CheckpointError: if the layout cannot represent a part of this encoder.
     """
     shapes = parameter_shapes(config)
     stacked = config.num_tasks > 0 and folders is None

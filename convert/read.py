@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native, parameter_shapes
+from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
-from jina_jax.config import Config, read_json
+from jina_jax.config import Config
 from jina_jax.convert.configs import read_config, task_folder
 from jina_jax.convert.files import Pairs, open_adapter, open_weights
 from jina_jax.convert.layouts import IGNORED, MARKS, Binding, bindings
+from jina_jax.files import read_json
+from jina_jax.nn.parameters import parameter_shapes
 
 _LOGGER = logging.getLogger("jina_jax")
 
@@ -27,15 +29,15 @@ _WORD_EMBEDDINGS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """An open checkpoint; its tensors are read when asked for.
+    """An open checkpoint; its tensors are read on demand.
 
     Attributes:
-      directory: where it lies.
+      directory: where it is.
       layout: "native", "published", "transformers" or "xlm-roberta".
       config: its config.
       tensors: path in our encoder → tensor.
-      extras: the fields of its ``config.json`` that ``config`` does not hold.
-      ignored: keys of its weights that are no part of an encoder (heads, buffers).
+      extras: the fields of its ``config.json`` that are not in ``config``.
+      ignored: keys of its weights that are not part of an encoder (heads, buffers).
     """
 
     directory: Path
@@ -47,7 +49,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the word embeddings, which stands for the checkpoint's."""
+        """The dtype of the word embeddings, taken as the checkpoint's."""
         return self.tensors["word_embeddings.embedding"].dtype
 
 
@@ -111,7 +113,7 @@ def _open_adapters(directory: Path) -> dict[str, tuple[int, float, dict[str, Laz
 
 
 def _recognise(file: Path, pairs: Pairs) -> tuple[str, str]:
-    """Tell what stands in front of all keys ("", "roberta.", …), and the layout."""
+    """Return the prefix of all keys ("", "roberta.", …) and the layout."""
     prefixes = [match[1] for key, _ in pairs if (match := _WORD_EMBEDDINGS.fullmatch(key))]
     if len(set(prefixes)) != 1:
         raise CheckpointError(
@@ -126,13 +128,13 @@ def _recognise(file: Path, pairs: Pairs) -> tuple[str, str]:
 
 
 def _prefixed(binding: Binding, prefix: str) -> Binding:
-    """Put the file's prefix in front of a binding's keys, except those in PEFT folders."""
+    """Prepend the file's prefix to a binding's keys, except those in PEFT folders."""
     keys = tuple(key if "/" in key else prefix + key for key in binding.keys)
     return dataclasses.replace(binding, keys=keys)
 
 
 def _check_dtypes(bound: list[Binding], found: Mapping[str, LazyTensor], source: str) -> None:
-    """Refuse foreign tensors of several dtypes where ours is one: nothing may be rounded."""
+    """Refuse foreign tensors of several dtypes that would be one of ours: nothing is rounded."""
     mixed = [b.keys for b in bound if len({found[key].dtype for key in b.keys}) > 1]
     if mixed:
         lines = "\n  ".join(", ".join(keys) for keys in mixed)
@@ -140,7 +142,7 @@ def _check_dtypes(bound: list[Binding], found: Mapping[str, LazyTensor], source:
 
 
 def _bind(binding: Binding, found: Mapping[str, LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
-    """Make our tensor from the foreign ones, which are read one after the other."""
+    """Make our tensor from the foreign ones, which are read one at a time."""
     parts = [found[key] for key in binding.keys]
 
     def read() -> np.ndarray:

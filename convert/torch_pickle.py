@@ -1,4 +1,4 @@
-"""Read ``pytorch_model.bin`` without PyTorch, through an unpickler that knows tensors only.
+"""Read ``pytorch_model.bin`` without PyTorch, with an unpickler that accepts tensors only.
 
 The file is a zip archive (PyTorch 1.6 and later): a pickle that describes the tensors, and one
 stored entry of raw numbers for every storage. The pickle may name the few things in ``_GLOBALS``
@@ -66,7 +66,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) not in _GLOBALS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")
         found = _GLOBALS[module, name]
-        # A pickle may set attributes of what it names: give it a function that is thrown away.
+        # A pickle may set attributes of what it names: return a function that is discarded.
         return (lambda *arguments: found(*arguments)) if inspect.isfunction(found) else found
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -79,7 +79,7 @@ def open_torch(path: Path) -> dict[str, LazyTensor]:
 
     Raises:
       CheckpointError: if the file is not such an archive, is damaged, or its pickle names anything
-        but tensors (it is not run).
+        but tensors (which is not run).
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jina_jax.checkpoints.native import write_json, write_native
+from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
 from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
 from jina_jax.convert.layouts import TABLES, Binding, bindings
 from jina_jax.convert.read import Checkpoint
-from jina_jax.files import new_directory
+from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
+from jina_jax.nn.parameters import adapters_of, is_adapter
 
 LAYOUTS = ("native", *TABLES)
 
@@ -23,7 +24,7 @@ _BLOCK_ROWS = 1024
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PROMPTS_FILE = "config_sentence_transformers.json"
-# Files that sentence-transformers reads; modules.json fits the layout that it came with.
+# Files that sentence-transformers reads; modules.json is right for its own layout only.
 _COMMON_FILES = (*TOKENIZER_FILES, "1_Pooling/config.json", PROMPTS_FILE)
 _SAME_LAYOUT_FILES = ("modules.json", "sentence_bert_config.json", "README.md")
 
@@ -40,8 +41,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
 
     Raises:
       ValueError: for an unknown layout.
-      CheckpointError: if the layout has no place for a part of the checkpoint.
-      FileExistsError: if the directory is there and not empty.
+      CheckpointError: if the layout cannot represent a part of the checkpoint.
+      FileExistsError: if the directory exists and is not empty.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: expected one of {', '.join(map(repr, LAYOUTS))}")
@@ -56,8 +57,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
 def merge_checkpoint(checkpoint: Checkpoint, task: str) -> Checkpoint:
     """Fold one task's adapter into plain weights.
 
-    Sums are made in float32 and then cast to the checkpoint's dtype, tensor by tensor, as they are
-    read. The task's prompt becomes the default prompt.
+    Sums are made in float32 and then cast to the checkpoint's dtype, tensor by tensor, when they
+    are read. The task's prompt becomes the default prompt.
 
     Raises:
       ValueError: for an unknown task.
@@ -66,26 +67,24 @@ def merge_checkpoint(checkpoint: Checkpoint, task: str) -> Checkpoint:
     merged_config, index = config.merged(task), config.task_id(task)
 
     def merge(path: str, weight: LazyTensor) -> LazyTensor:
-        stem, leaf = path.rsplit(".", 1)
-        if leaf not in ("kernel", "embedding") or f"{stem}.lora_a" not in tensors:
+        factors = adapters_of(path, tensors)
+        if factors is None:
             return weight
 
         def read() -> np.ndarray:
-            lora_a, lora_b = (
-                tensors[f"{stem}.{name}"].read()[index].copy() for name in ("lora_a", "lora_b")
-            )
+            lora_a, lora_b = (tensors[factor].read()[index].copy() for factor in factors)
             return _merged_in_blocks(weight, lora_a, lora_b, config.lora_scale)
 
         return dataclasses.replace(weight, read=read)
 
-    merged = {p: merge(p, t) for p, t in tensors.items() if not p.endswith((".lora_a", ".lora_b"))}
+    merged = {path: merge(path, t) for path, t in tensors.items() if not is_adapter(path)}
     return dataclasses.replace(checkpoint, config=merged_config, tensors=merged)
 
 
 def _merged_in_blocks(
     weight: LazyTensor, lora_a: np.ndarray, lora_b: np.ndarray, scale: float
 ) -> np.ndarray:
-    """Merge some rows at a time: in float32 the word embeddings would take a gigabyte more."""
+    """Merge some rows at a time: in float32 all word embeddings would need another gigabyte."""
     base, merged = weight.read(), np.empty(weight.shape, weight.dtype)
     for start in range(0, len(base), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
@@ -150,7 +149,7 @@ def _adapter_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -
 
 
 def _carry_files(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
-    """Copy the tokenizer's files and sentence-transformers' settings, which must stay true."""
+    """Copy the tokenizer's files and sentence-transformers' settings, kept consistent."""
     prompt = checkpoint.config.default_prompt
     if prompt != sentence_transformers_prompts(checkpoint.directory).get(None, ""):
         prompts = {"prompts": {"default": prompt}, "default_prompt_name": "default"}

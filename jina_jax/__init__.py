@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings as JinaEmbeddings
     from jina_jax.nn.encoder import Encoder as Encoder
     from jina_jax.nn.lora import Adapter as Adapter
-    from jina_jax.nn.lora import merge_task as merge_task
+    from jina_jax.nn.parameters import merge_task as merge_task
     from jina_jax.runtime.batching import Batching as Batching
     from jina_jax.runtime.compiling import JaxlibError as JaxlibError
     from jina_jax.runtime.compiling import JaxlibWarning as JaxlibWarning
@@ -42,7 +42,7 @@ _HOMES = {
     "Tokenizer": "jina_jax.text.tokenizer",
     "compiler_options": "jina_jax.runtime.compiling",
     "make_mesh": "jina_jax.runtime.sharding",
-    "merge_task": "jina_jax.nn.lora",
+    "merge_task": "jina_jax.nn.parameters",
 }
 
 __all__ = [*_HOMES]

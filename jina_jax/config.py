@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 POSITION_EMBEDDING_TYPES = ("rotary", "absolute")
@@ -130,11 +128,6 @@ class Config:
                 raise ConfigError(f"config: {name}={values[name]!r}: expected {config.head_dim}")
         return config
 
-    @classmethod
-    def from_json(cls, path: str | Path) -> Config:
-        """Read a native ``config.json``. Raises ``ConfigError`` as ``from_dict`` does."""
-        return cls.from_dict(read_json(path))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; ``from_dict`` turns them into an equal config."""
         values = dataclasses.asdict(self)
@@ -242,17 +235,6 @@ class Config:
         for name, expected, is_config in _CONFIG_RULES:
             if not is_config(self):
                 yield name, expected
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises ``ConfigError`` naming the file if it is not one."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested too deeply
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _is_int(value: Any, at_least: int = 1) -> bool:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jina_jax import cache
 from jina_jax.checkpoints.hub import HubOptions, fetch
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.runtime import arguments
 from jina_jax.runtime.batching import Batching
@@ -86,7 +86,7 @@ class JinaEmbeddings(Model):
         config, place = checkpoint.config, None
         if mesh is not None:
             check_mesh(mesh, config)
-            place = placer(mesh, config, stacked=scan_layers)
+            place = placer(mesh)
         with cache.compilation_cache(compilation_cache):
             state = to_state(
                 config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers

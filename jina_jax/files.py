@@ -1,26 +1,29 @@
-"""Files and directories that appear under their name only when they are complete."""
+"""Files: JSON objects, and files and directories that appear only when they are complete."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from jina_jax.config import ConfigError
 
 
 @contextlib.contextmanager
 def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
-    """Open stdout, or a file that appears under its name only when all went well.
+    """Open stdout, or a file that appears under its name only when it is complete.
 
     Args:
       path: of the file; None for stdout.
-      force: replace a file that is there.
+      force: replace an existing file.
 
     Raises:
-      FileExistsError: if it is there and ``force`` is not given, or if it is no regular file.
+      FileExistsError: if it exists and ``force`` is not given, or if it is not a regular file.
       FileNotFoundError: if its directory does not exist.
     """
     if path is None:
@@ -50,12 +53,12 @@ def _check_free(path: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary directory beside ``path``, and rename it to ``path`` if all went well.
+    """Yield a temporary directory beside ``path``, and rename it to ``path`` on success.
 
-    If not, or if interrupted, nothing stays: neither it nor the parents that were made for it.
+    On an error or interruption it is removed, together with the parents that were made for it.
 
     Raises:
-      FileExistsError: if ``path`` is there already, unless it is an empty directory.
+      FileExistsError: if ``path`` exists, unless it is an empty directory.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; give the name of a new directory")
@@ -71,3 +74,20 @@ def new_directory(path: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # somebody else's files may be there by now
                 parent.rmdir()
         raise
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object from a file. Raises ``ConfigError`` naming the file if it is not one."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested without end
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write a JSON object, indented like the Hub's files."""
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Write what a model gives now as what it should give: ``gold.json`` in its directory.
+"""Record a model's current outputs as its reference values, in ``gold.json`` in its directory.
 
 python -m jina_jax.gold DIRECTORY
 
-``jina-jax verify`` then holds the model against it. To be run once, when the weights are final: a
-file that is written again after each change finds nothing. Rows of the vocabulary that none of the
-texts has are not covered.
+``jina-jax verify`` then compares the model with them. Run it once, when the weights are final: if
+the file is written again after each change, the comparison finds nothing. Rows of the vocabulary
+that are in none of the texts are not covered.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoints.native import write_json
 from jina_jax.embedder import JinaEmbeddings
-from jina_jax.verify import GOLD_FILE, NO_TASK
+from jina_jax.files import write_json
+from jina_jax.verify import NO_TASK, REFERENCES_FILE
 
 TEXTS = {
     "english": "The ferry to the island leaves at noon.",
@@ -27,7 +27,7 @@ TEXTS = {
     "hindi": "द्वीप के लिए नौका दोपहर को निकलती है।",
     "chinese": "去岛上的渡轮中午出发。",
 }
-_TOKENS, _DIMS = (1, 4), (0, 8)  # of the slices: tokens behind <s>, first values of each
+_TOKENS, _DIMS = (1, 4), (0, 8)  # the slices: tokens after <s>, first values of each
 _ABOUT = (
     "Values of this model in float32 on CPU, written by jina_jax.gold. values: slices of "
     "last_hidden_state, [tokens, dims], without prompt. embeddings: the first dims of the unit "
@@ -35,20 +35,20 @@ _ABOUT = (
 )
 
 
-def write_gold(directory: str | Path) -> Path:
-    """Write ``gold.json``: of six texts under every task, slices of hidden states and of vectors.
+def write_references(directory: str | Path) -> Path:
+    """Write ``gold.json``: slices of hidden states and vectors of six texts, for every task.
 
     The form is that of ``published.json``, with "embeddings" in addition. Each number is a float32
-    to its last digit.
+    with all its digits.
 
     Args:
-      directory: of a checkpoint of any layout, with its tokenizer. A file of before is replaced.
+      directory: a checkpoint of any layout, with its tokenizer. An existing file is overwritten.
 
     Returns:
       The path of the file.
     """
     model = JinaEmbeddings.from_pretrained(directory, dtype="float32")
-    path = Path(directory) / GOLD_FILE
+    path = Path(directory) / REFERENCES_FILE
     write_json(path, {"about": _ABOUT, **_entries(model)})
     return path
 
@@ -78,7 +78,7 @@ def _entries(model: JinaEmbeddings) -> dict[str, dict[str, Any]]:
 
 
 def _numbers(array: np.ndarray) -> Any:
-    """Give float32 numbers in nested lists, each in as many digits as it needs."""
+    """Return float32 numbers in nested lists, each with as many digits as it needs."""
     if array.ndim > 1:
         return [_numbers(row) for row in array]
     return [float(f"{value:.9g}") for value in array.tolist()]
@@ -87,4 +87,4 @@ def _numbers(array: np.ndarray) -> Any:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m jina_jax.gold DIRECTORY")
-    print(write_gold(sys.argv[1]))
+    print(write_references(sys.argv[1]))

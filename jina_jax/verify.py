@@ -1,10 +1,10 @@
-"""Hold a checkpoint's hidden states against the values that they should have.
+"""Compare a checkpoint's hidden states with reference values.
 
-A model's directory may have a ``gold.json`` of its own, which ``jina_jax.gold`` writes. All others
-are held against the packaged ``published.json``: slices of ``last_hidden_state`` of
-jinaai/jina-embeddings-v3 in float32, from the integration tests of huggingface/transformers,
-without adapter and with each of the five, for fixed token ids and for a sentence, without any
-prompt.
+A model's directory may have reference values of its own, in ``gold.json``, which ``jina_jax.gold``
+writes. All others are compared with the packaged ``published.json``: slices of
+``last_hidden_state`` of jinaai/jina-embeddings-v3 in float32, from the integration tests of
+huggingface/transformers, without adapter and with each of the five, for fixed token ids and for a
+sentence, without any prompt.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from jina_jax.checkpoints.native import to_state
-from jina_jax.config import Config, read_json
+from jina_jax.checkpoints.load import to_state
+from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
+from jina_jax.files import read_json
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.runtime.compiling import jit
 from jina_jax.text.tokenizer import Tokenizer
 
 PUBLISHED = Path(__file__).with_name("published.json")
-GOLD_FILE = "gold.json"
+REFERENCES_FILE = "gold.json"
 TOLERANCE = 1e-4  # rtol and atol of the published tests
 NO_TASK = "none"
 
 
 class Reference(NamedTuple):
-    """One input with the values that are expected for it.
+    """One input with its reference values.
 
     Attributes:
       name: of the input.
-      text: the input, if it is one to be tokenised.
+      text: the input, if it is to be tokenised.
       input_ids: int32 (T,), or None for those of the text.
-      attention_mask: bool (T,); for a text of the T tokens that it should have.
+      attention_mask: bool (T,); for a text, T is the expected number of tokens.
       tokens, dims: (start, stop) of the slice on the axes of ``last_hidden_state[0]``.
       values: task, or "none" for the base model → float64 (tokens, dims) of the slice.
     """
@@ -67,11 +68,11 @@ class Check(NamedTuple):
 
 
 def load_references(path: str | Path | None = None) -> list[Reference]:
-    """Read expected values.
+    """Read reference values.
 
     Args:
       path: a file in the form of the packaged ``published.json``, with any number of inputs by
-        name; None for that one.
+        name; None for that file.
 
     Raises:
       ValueError: if the file is not of that form.
@@ -90,18 +91,18 @@ def load_references(path: str | Path | None = None) -> list[Reference]:
 
 
 def references_of(directory: Path) -> list[Reference]:
-    """Read a model's own expected values, if its directory has them, else the published ones."""
-    path = directory / GOLD_FILE
+    """Read a model's own reference values, if its directory has them, else the published ones."""
+    path = directory / REFERENCES_FILE
     return load_references(path if path.exists() else None)
 
 
 def verify(
     checkpoint: Checkpoint, tokenizer: Tokenizer, references: Sequence[Reference]
 ) -> list[Check]:
-    """Compare a checkpoint's hidden states with expected values, in float32.
+    """Compare a checkpoint's hidden states with reference values, in float32.
 
-    All tasks of an input run as one batch of mixed tasks, as in ``encode``. A text that comes out
-    as another number of tokens than expected is not compared further.
+    All tasks of an input run as one batch of mixed tasks, as in ``encode``. A text that has another
+    number of tokens than expected is not compared further.
 
     Args:
       checkpoint: from ``open_checkpoint``; its weights are read as float32.
@@ -113,7 +114,7 @@ def verify(
       tokens of each text.
 
     Raises:
-      ValueError: before any weight is read, if the checkpoint has not the tasks, the vocabulary or
+      ValueError: before any weight is read, if the checkpoint lacks the tasks, the vocabulary or
         the width that the references need; the message lists everything that is missing.
     """
     config = checkpoint.config
@@ -167,7 +168,7 @@ def _check_comparable(
     ]
     problems = [problem for holds, problem in rules if not holds]
     if problems:
-        raise ValueError("model: not comparable with the expected values: " + "; ".join(problems))
+        raise ValueError("model: not comparable with the reference values: " + "; ".join(problems))
 
 
 def _compare_length(reference: Reference, length: int) -> Check:

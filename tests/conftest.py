@@ -45,12 +45,12 @@ def model(directory: Path) -> "JinaEmbeddings":
 
 @pytest.fixture
 def untold() -> Iterator[None]:
-    """Let the warning that no model was named, which comes once a process, come in this test."""
+    """Let the warning that no model was named, given once per process, be given in this test."""
     from jina_jax.checkpoints import hub
 
-    hub._tell_unnamed.cache_clear()
+    hub._warn_unnamed.cache_clear()
     yield
-    hub._tell_unnamed.cache_clear()
+    hub._warn_unnamed.cache_clear()
 
 
 @pytest.fixture(scope="session")

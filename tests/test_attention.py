@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from jina_jax.nn import cudnn as attention_gpu
-from jina_jax.nn import splash as attention_tpu
-from jina_jax.nn.attention import _block_size, attention, blocked_attention, choose
+from jina_jax.nn import cudnn
+from jina_jax.nn.attention import _block_size, attention, blocked_attention
 from jina_jax.nn.cudnn import cudnn_attention, cudnn_packed_attention, packed_layout
+from jina_jax.nn.kernels import choose
+from jina_jax.nn.splash import splash_attention
 
 
 def numpy_attention(query, key, value, mask):
@@ -39,6 +40,13 @@ def masks(tokens):
     packed[0, tokens // 3 + 1 :] = 3
     packed[0, tokens - tokens // 4 :] = 0
     return [padded, packed]
+
+
+def arguments(mask):
+    """Return attention mask and segment ids of a bool mask, or of the numbers of texts."""
+    mask = np.asarray(mask)
+    ids = None if mask.dtype == bool else jnp.asarray(mask, jnp.int32)
+    return jnp.asarray(mask > 0), ids
 
 
 def compiled(kernel):
@@ -78,7 +86,7 @@ def test_equals_numpy(qkv):
 @pytest.mark.parametrize("tokens", [1, 7, 8, 13])  # in blocks of 4: even and uneven ones
 def test_every_kernel_equals_numpy(kernel, tokens, kind):
     qkv, mask = draw(2, tokens), masks(tokens)[kind]
-    out = np.asarray(kernel(*map(jnp.asarray, qkv), jnp.asarray(mask)))
+    out = np.asarray(kernel(*map(jnp.asarray, qkv), *arguments(mask)))
     assert (out.shape, out.dtype) == (qkv[0].shape, np.float32)
     np.testing.assert_allclose(out, numpy_attention(*qkv, mask), atol=1e-6)
 
@@ -112,8 +120,8 @@ def test_mask_keeps_exactly_its_keys():
 def test_packed_mask_is_a_square_for_each_text(kernel):
     # One-hot values as above; padding attends to padding.
     zeros = jnp.zeros((1, 5, 1, 5))
-    texts = jnp.asarray([[1, 1, 2, 2, 0]])
-    weights = kernel(zeros, zeros, jnp.eye(5).reshape(1, 5, 1, 5), texts)[0, :, 0]
+    texts = arguments([[1, 1, 2, 2, 0]])
+    weights = kernel(zeros, zeros, jnp.eye(5).reshape(1, 5, 1, 5), *texts)[0, :, 0]
     expected = [
         [0.5, 0.5, 0, 0, 0],
         [0.5, 0.5, 0, 0, 0],
@@ -130,8 +138,9 @@ def assert_no_leak(kernel, dtype=jnp.float32):
     query, key, value = (jnp.asarray(a, dtype) for a in draw(1, 13, width=64))
     second = jnp.asarray(texts == 2)[..., None, None]
     other = [jnp.where(second, jnp.asarray(x, dtype), a) for x, a in ((3, query), (9, key))]
-    before = np.asarray(kernel(query, key, value, jnp.asarray(texts)))
-    after = np.asarray(kernel(*other, jnp.where(second, jnp.asarray(-9, dtype), value), texts))
+    value_ = jnp.where(second, jnp.asarray(-9, dtype), value)
+    before = np.asarray(kernel(query, key, value, *arguments(texts)))
+    after = np.asarray(kernel(*other, value_, *arguments(texts)))
     np.testing.assert_array_equal(before[texts == 1], after[texts == 1])
     assert (before[texts == 2] != after[texts == 2]).all()
 
@@ -148,7 +157,7 @@ def test_row_without_tokens_is_finite(qkv):
 
 @pytest.mark.parametrize("mask", [np.zeros((2, 7), bool), np.zeros((2, 7), np.int32)])
 def test_row_without_tokens_is_finite_in_every_kernel(kernel, qkv, mask):
-    assert np.isfinite(kernel(*map(jnp.asarray, qkv), jnp.asarray(mask))).all()
+    assert np.isfinite(kernel(*map(jnp.asarray, qkv), *arguments(mask))).all()
 
 
 def test_bfloat16_accumulates_in_float32():
@@ -164,7 +173,7 @@ def test_bfloat16_accumulates_in_float32():
 @pytest.mark.parametrize("kind", [0, 1], ids=["padded", "packed"])
 def test_bfloat16_equals_numpy(kernel, kind):
     qkv, mask = [a.astype(jnp.bfloat16) for a in draw(2, 13)], masks(13)[kind]
-    out = kernel(*map(jnp.asarray, qkv), jnp.asarray(mask))
+    out = kernel(*map(jnp.asarray, qkv), *arguments(mask))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, float), numpy_attention(*qkv, mask), atol=1e-2)
 
@@ -172,8 +181,8 @@ def test_bfloat16_equals_numpy(kernel, kind):
 def test_memory_grows_with_the_length_and_not_its_square():
     def scratch(kernel, tokens):
         x = jax.ShapeDtypeStruct((1, tokens, 4, 16), jnp.float32)
-        mask = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-        compiled = jax.jit(kernel).lower(x, x, x, mask).compile()
+        mask, ids = (jax.ShapeDtypeStruct((1, tokens), dtype) for dtype in (jnp.bool_, jnp.int32))
+        compiled = jax.jit(kernel).lower(x, x, x, mask, ids).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert scratch(blocked_attention, 4096) < 2.6 * scratch(blocked_attention, 2048)
@@ -187,7 +196,7 @@ def test_memory_grows_with_the_length_and_not_its_square():
 def device(monkeypatch):
     """Set what the device refuses: name → reason."""
     refused: dict[str, str] = {}
-    monkeypatch.setattr(attention_gpu, "_device_refusal", refused.get)
+    monkeypatch.setattr(cudnn, "_device_refusal", refused.get)
     choose.cache_clear()
     yield refused
     choose.cache_clear()
@@ -216,8 +225,8 @@ def test_cpu_takes_blocks(dtype, segments):
     ],
 )
 def test_gpu(device, dtype, segments, name, refusals):
-    route = choose("gpu", dtype, 128, segments, 64)
-    assert (route.name, route.refusals) == (name, refusals)
+    choice = choose("gpu", dtype, 128, segments, 64)
+    assert (choice.name, choice.refusals) == (name, refusals)
 
 
 def test_gpu_kernels_are_those_of_their_names(device):
@@ -229,8 +238,8 @@ def test_gpu_kernels_are_those_of_their_names(device):
 def test_gpu_of_an_older_generation(device):
     device["cudnn_packed"] = "needs an NVIDIA GPU of compute capability 9.0"
     assert choose("gpu", "bfloat16", 128, PADDED, 64).name == "cudnn"
-    route = choose("gpu", "bfloat16", 128, PACKED, 64)
-    assert (route.name, route.refusals) == ("blocked", {"cudnn": ONE_TEXT, **device})
+    choice = choose("gpu", "bfloat16", 128, PACKED, 64)
+    assert (choice.name, choice.refusals) == ("blocked", {"cudnn": ONE_TEXT, **device})
 
 
 @pytest.mark.parametrize(("head_dim", "name"), [(8, "cudnn"), (128, "cudnn"), (136, "blocked")])
@@ -242,10 +251,10 @@ def test_head_sizes_of_cudnn(device, head_dim, name):
 @pytest.mark.parametrize("segments", [PADDED, PACKED])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tpu(dtype, segments):
-    route = choose("tpu", dtype, 512, segments, 64)
-    assert (route.name, route.refusals) == ("splash", {})
-    assert (route.kernel.func, route.kernel.keywords) == (
-        attention_tpu.splash_attention,
+    choice = choose("tpu", dtype, 512, segments, 64)
+    assert (choice.name, choice.refusals) == ("splash", {})
+    assert (choice.kernel.func, choice.kernel.keywords) == (
+        splash_attention,
         {"mesh": None},
     )
 
@@ -255,17 +264,17 @@ def test_tpu(dtype, segments):
     [(256, "512 tokens and more", "reference"), (1000, "of 128", "blocked")],
 )
 def test_tpu_rows_that_do_not_suit(tokens, reason, name):
-    route = choose("tpu", "bfloat16", tokens, PADDED, 64)
-    assert route.name == name
-    assert reason in route.refusals["splash"]
+    choice = choose("tpu", "bfloat16", tokens, PADDED, 64)
+    assert choice.name == name
+    assert reason in choice.refusals["splash"]
 
 
 def test_a_chosen_kernel_is_used_where_it_suits(device):
     assert choose("cpu", "float32", 128, PADDED, 64, implementation="reference").name == "reference"
     assert choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn").name == "cudnn"
-    route = choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn_packed")
+    choice = choose("gpu", "float16", 128, PADDED, 64, implementation="cudnn_packed")
     reason = "takes packed rows, these have one text"
-    assert (route.name, route.refusals) == ("blocked", {"cudnn_packed": reason})
+    assert (choice.name, choice.refusals) == ("blocked", {"cudnn_packed": reason})
 
 
 @pytest.mark.parametrize(
@@ -285,12 +294,19 @@ def test_a_chosen_kernel_that_cannot_run_is_refused(device, platform, dtype, nam
         choose(platform, dtype, 128, PADDED, 64, implementation=name)
 
 
+def test_an_unknown_platform_is_refused():
+    with pytest.raises(
+        ValueError, match=r"platform='metal': expected one of \('cpu', 'gpu', 'tpu'"
+    ):
+        choose("metal", "float32", 128, PADDED, 64)
+
+
 @pytest.fixture
 def asked():
     """``_device_refusal`` without what it remembers."""
-    attention_gpu._device_refusal.cache_clear()
-    yield attention_gpu._device_refusal
-    attention_gpu._device_refusal.cache_clear()
+    cudnn._device_refusal.cache_clear()
+    yield cudnn._device_refusal
+    cudnn._device_refusal.cache_clear()
 
 
 def test_device_is_asked_for_its_generation(asked, monkeypatch):
@@ -338,7 +354,7 @@ def arguments_of(function, args, kwargs):
 
 
 @pytest.fixture
-def cudnn(monkeypatch):
+def padded_cudnn(monkeypatch):
     """jax's entry to cuDNN for padded rows, by NumPy."""
     real = jax.nn.dot_product_attention
 
@@ -357,7 +373,7 @@ def cudnn(monkeypatch):
 
 
 @pytest.fixture
-def cudnn_packed(monkeypatch):
+def packed_cudnn(monkeypatch):
     """jax's entry to cuDNN for packed rows, by NumPy."""
     real = fused.dot_product_attention
 
@@ -387,9 +403,9 @@ def cudnn_packed(monkeypatch):
 def assert_equals_where_kept(kernel, mask, dtype=jnp.float32, atol=1e-6):
     """Compare with the reference at tokens; padding must be zero."""
     qkv = [jnp.asarray(a, dtype) for a in draw(*mask.shape, width=64)]
-    out = kernel(*qkv, jnp.asarray(mask))
+    out, expected = (attend(*qkv, *arguments(mask)) for attend in (kernel, attention))
     assert out.dtype == dtype
-    out, expected = (np.asarray(a, np.float32) for a in (out, attention(*qkv, jnp.asarray(mask))))
+    out, expected = (np.asarray(a, np.float32) for a in (out, expected))
     kept = mask.astype(bool)
     np.testing.assert_allclose(out[kept], expected[kept], atol=atol)
     np.testing.assert_array_equal(out[~kept], 0.0)
@@ -399,17 +415,21 @@ PADDED_MASK = np.arange(13) < np.array([[13], [6], [1], [0]])
 PACKED_MASK = np.array([[1] * 5 + [2] * 5 + [0] * 3, [1] * 3 + [2] + [3] * 7 + [4] * 2, [0] * 13])
 
 
-def test_cudnn_gets_lengths_and_gives_zeros_at_padding(cudnn):
-    assert_equals_where_kept(cudnn, PADDED_MASK)
-    assert_equals_where_kept(cudnn, PADDED_MASK.astype(np.int32))
+def test_cudnn_gets_lengths_and_gives_zeros_at_padding(padded_cudnn):
+    assert_equals_where_kept(padded_cudnn, PADDED_MASK)
 
 
-def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(cudnn_packed):
-    assert_equals_where_kept(cudnn_packed, PACKED_MASK)
+def test_cudnn_refuses_packed_rows_that_are_for_the_other_kernel():
+    with pytest.raises(ValueError, match="segment_ids: expected None, rows of one text each"):
+        cudnn_attention(*map(jnp.asarray, draw(3, 13)), *arguments(PACKED_MASK))
 
 
-def test_cudnn_packed_texts_do_not_see_each_other(cudnn_packed):
-    assert_no_leak(cudnn_packed)
+def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(packed_cudnn):
+    assert_equals_where_kept(packed_cudnn, PACKED_MASK)
+
+
+def test_cudnn_packed_texts_do_not_see_each_other(packed_cudnn):
+    assert_no_leak(packed_cudnn)
 
 
 @pytest.fixture
@@ -420,7 +440,7 @@ def gpu():
         pytest.skip(f"needs a GPU, jax runs on {jax.default_backend()}")
 
     def need(name):
-        if reason := attention_gpu.cannot_run(name, "bfloat16", 64):
+        if reason := cudnn.cannot_run(name, "bfloat16", 64):
             pytest.skip(f"{name}: {reason}")
 
     return need
@@ -456,5 +476,5 @@ def test_gpu_cudnn_packed_texts_do_not_see_each_other(gpu):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gpu_blocks_equal_the_reference(gpu, in_blocks, dtype):
     qkv = [jnp.asarray(a, dtype) for a in draw(3, 13)]
-    out, expected = (k(*qkv, jnp.asarray(PACKED_MASK)) for k in (in_blocks, attention))
+    out, expected = (k(*qkv, *arguments(PACKED_MASK)) for k in (in_blocks, attention))
     np.testing.assert_allclose(np.asarray(out, float), np.asarray(expected, float), atol=2e-2)

@@ -6,7 +6,8 @@ import json
 import pytest
 from published import PROMPTS, TASKS, published_config
 
-from jina_jax.config import Config, ConfigError, read_json
+from jina_jax.config import Config, ConfigError
+from jina_jax.files import read_json
 
 SIZE = {"vocab": 300, "width": 64, "layers": 3, "heads": 4, "inner": 128, "positions": 514}
 FIELDS = {

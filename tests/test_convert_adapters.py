@@ -11,7 +11,7 @@ from test_convert import arrays, same, write_xlm_roberta
 from tiny import TINY, write_tiny
 
 from jina_jax import JinaEmbeddings
-from jina_jax.checkpoints.native import parameter_shapes, to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
 from jina_jax.convert import (
     add_task,
@@ -21,6 +21,7 @@ from jina_jax.convert import (
     with_weights,
     write_checkpoint,
 )
+from jina_jax.nn.parameters import parameter_shapes
 
 LAYOUTS = ("native", "published", "transformers")
 BF16 = np.dtype(ml_dtypes.bfloat16)

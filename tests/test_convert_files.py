@@ -11,10 +11,11 @@ from foreign import FOLDERS, native_tensors, plain_tensors, published_tensors
 from published import PROMPTS, SMALL, published_config, write_published
 from test_torch_pickle import archive, state_dict, storage, tensor
 
-from jina_jax.checkpoints.native import WEIGHTS_FILE, parameter_shapes
+from jina_jax.checkpoints.native import WEIGHTS_FILE
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
 from jina_jax.convert.layouts import TABLES, bindings
+from jina_jax.nn.parameters import parameter_shapes
 
 CONFIG = published_config(SMALL)
 PUBLISHED = published_tensors()

@@ -23,7 +23,7 @@ pytestmark = [
 CONVERSION = """
 import sys
 from pathlib import Path
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
 source, target, layout, task = sys.argv[1:]
 checkpoint = open_checkpoint(source)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, write_tiny
 
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.dropout import Dropout, drop
 from jina_jax.nn.encoder import abstract_encoder

@@ -10,10 +10,11 @@ from flax import nnx
 from published import SMALL, published_config, published_shapes, random_tensor, write_published
 from reference import Reference
 
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.encoder import Encoder, abstract_encoder
-from jina_jax.nn.lora import Adapter, merge_task
+from jina_jax.nn.lora import Adapter
+from jina_jax.nn.parameters import merge_task
 
 TASKS = [None, 0, 1, 2, 3, 4]
 IDS = np.random.default_rng(1).integers(4, SMALL["vocab"], (len(TASKS), 19)).astype(np.int32)

@@ -9,11 +9,11 @@ import pytest
 from tiny import write_tiny
 
 from jina_jax import make_mesh
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.runtime.batching import CompleteBatching, make_batches
 from jina_jax.runtime.compiling import platform_of
-from jina_jax.runtime.engine import Engine, Program, Step, input_shapes, unpack
+from jina_jax.runtime.engine import Engine, Program, Step
 from jina_jax.runtime.sharding import abstract_state
 
 ROWS = CompleteBatching(token_budget=32)
@@ -35,36 +35,17 @@ def engine(checkpoint, state):
     return Engine(checkpoint.config, state)
 
 
-# ---------------------------------------------------------------- rows
-
-
-def test_unpack_of_one_text_a_row():
-    mask, positions, number = unpack(jnp.asarray([[[0, 3]], [[0, 0]]]), 4)
-    assert mask.tolist() == [[True, True, True, False], [False] * 4]
-    assert positions is None  # 0 … T-1
-    assert number.tolist() == [[1, 1, 1, 0], [0] * 4]
-
-
-def test_unpack_of_packed_rows():
-    segments = jnp.asarray([[[0, 2], [2, 5], [5, 5]], [[0, 1], [1, 2], [2, 6]]], jnp.int32)
-    mask, positions, number = unpack(segments, 7)
-    assert number.tolist() == [[1, 1, 2, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 0]]
-    assert mask.tolist() == number.tolist()
-    assert mask.dtype == number.dtype == positions.dtype == jnp.int32
-    assert positions.tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 0, 1, 2, 3, 0]]
-
-
-def test_input_shapes():
-    assert input_shapes(Program(4, 64, 8, 16, True, "mean")) == [
-        (4, 64),
-        (4, 8, 2),
-        (4, 8),
-        (4, 16, 2),
-    ]
-    assert input_shapes(Program(4, 64, 1, None, False, None)) == [(4, 64), (4, 1, 2), None, None]
-
-
 # ---------------------------------------------------------------- programs
+
+
+def test_inputs_of_a_program():
+    def shapes(*program):
+        inputs = Program(*program).inputs()
+        assert {leaf.dtype for leaf in jax.tree.leaves(inputs)} == {np.dtype(np.int32)}
+        return tuple(leaf if leaf is None else leaf.shape for leaf in inputs)
+
+    assert shapes(4, 64, 8, 16, True, "mean") == ((4, 64), (4, 8, 2), (4, 8), (4, 16, 2))
+    assert shapes(4, 64, 1, None, False, None) == ((4, 64), (4, 1, 2), None, None)
 
 
 def test_a_program_is_compiled_once_and_depends_on_shape_tasks_spans_and_pooling(engine):
@@ -177,15 +158,15 @@ def test_an_error_in_the_steps_comes_through(engine):
 @pytest.mark.parametrize(("asked", "name"), [(None, "blocked"), ("reference", "reference")])
 def test_kernel_is_the_one_asked_for(checkpoint, state, asked, name, monkeypatch):
     engine = Engine(checkpoint.config, state, attn_implementation=asked)
-    route = engine.route(Program(1, 16, 1, None, False, None))
-    assert (route.name, route.refusals) == (name, {})
+    choice = engine.choose_kernel(Program(1, 16, 1, None, False, None))
+    assert (choice.name, choice.refusals) == (name, {})
     used = []
 
     def kernel(query, *others):
         used.append(query.shape)
-        return route.kernel(query, *others)
+        return choice.kernel(query, *others)
 
-    monkeypatch.setattr(Engine, "route", lambda *_: route._replace(kernel=kernel))
+    monkeypatch.setattr(Engine, "choose_kernel", lambda *_: choice._replace(kernel=kernel))
     engine.lower(Program(3, 16, 2, None, False, "mean"))
     assert used == [(3, 16, 2, 32)]
 

@@ -1,4 +1,4 @@
-"""What ``write_gold`` writes: agreed with by its model, and by no other."""
+"""Reference values that ``write_references`` writes: its model agrees with them, no other does."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
-from jina_jax.gold import TEXTS, write_gold
+from jina_jax.gold import TEXTS, write_references
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.verify import NO_TASK, references_of, verify
 
@@ -19,7 +19,7 @@ from jina_jax.verify import NO_TASK, references_of, verify
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     directory = write_tiny(tmp_path_factory.mktemp("model"))
-    assert write_gold(directory) == directory / "gold.json"
+    assert write_references(directory) == directory / "gold.json"
     return directory
 
 

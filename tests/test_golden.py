@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.encoder import abstract_encoder
 

@@ -14,12 +14,13 @@ from jina_jax.nn.matmul import einsum
 
 SUBSCRIPTS = (
     *("bti,io->bto", "bti,kir->btkr", "btkr,kro->bto"),  # linear layers and adapters
+    *("bti,ipo->btpo", "btkr,krpo->btpo"),  # the same for queries, keys and values
     *("btnh,bsnh->bnts", "bnts,bsnh->btnh", "bth,bsh->bts", "bts,bsh->bth"),  # attention
     "bst,btd->bsd",  # pooling
     *("mi,io->mo", "md,vd->mv"),  # the head of masked language modelling
     *("bd,bd->b", "bd,cd->bc", "qd,td->qt"),  # similarities
 )
-SIZES = dict(zip("bckmdhinoqrstv", (2, 5, 3, 7, 16, 8, 6, 4, 10, 5, 4, 11, 9, 13), strict=True))
+SIZES = dict(zip("bckmdhinopqrstv", (2, 5, 3, 7, 16, 8, 6, 4, 10, 3, 5, 4, 11, 9, 13), strict=True))
 RTOL = 1e-6
 
 

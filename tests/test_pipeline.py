@@ -14,7 +14,7 @@ from published import TASKS
 from jina_jax import Batching, JinaEmbeddings, make_mesh
 from jina_jax.runtime.batching import Batch, shapes
 from jina_jax.runtime.pipeline import Pipeline, ahead
-from jina_jax.runtime.requests import Item, Piece, Prepared, Request
+from jina_jax.runtime.requests import Item, Piece, Preparation, Prepared, Request
 
 BATCHINGS = {
     "packed": Batching(token_budget=256, row_lengths=(8, 128)),  # rows of one length: few programs
@@ -178,13 +178,15 @@ class Device:
 
     def run(self, steps, pooling):
         for step in steps:
+            if step is None:
+                continue
             self.steps.append(step)
             batch: Batch = step.batch
             vectors = np.stack([batch.input_ids] * 2, -1).astype(np.float32)
             if pooling is None:
                 yield step, vectors
                 continue
-            spans = batch.text_spans if step.spans is None else step.spans
+            spans = batch.text_spans if step.pool_spans is None else step.pool_spans
             means = [
                 [v[i:j].mean(0) if i < j else np.zeros(2) for i, j in own]
                 for v, own in zip(vectors, spans.tolist(), strict=True)
@@ -242,7 +244,7 @@ def test_pieces_beside_whole_texts(batching):
     prepared = [one(([10, 20, 30], pieces), vectors=3), one([4, 6]), one(([1, 2, 3, 4], last))]
     (step,), found = run(prepared, batching=batching)
     # Ranges per row are a power of two: programs are few.
-    assert step.spans.shape[1] == (8 if batching.row_lengths else 4)
+    assert step.pool_spans.shape[1] == (8 if batching.row_lengths else 4)
     assert [v[:, 0].tolist() for v in found] == [[15, 25, 30], [5], [4]]
 
 
@@ -287,7 +289,24 @@ def test_pools_grow_after_the_first(monkeypatch):
 
 def test_none_runs_what_has_arrived(monkeypatch):
     stream = [1, 2, None, 3, None, None, 4]
-    assert pools_of(stream, monkeypatch) == [2, 1, 1]
+    assert pools_of(stream, monkeypatch) == [2, 0, 1, 0, 0, 1]
+
+
+def test_results_before_a_none_do_not_wait_for_more(model):
+    """The next request is only made once the vectors of the first are there."""
+    arrived = threading.Event()
+
+    def stream():
+        yield Request("a")
+        yield None
+        assert arrived.wait(60)
+        yield Request("b")
+
+    preparation = Preparation(model.tokenizer, False, 32, None)
+    results = Pipeline(model.engine, model.batching, preparation, "mean").run(stream())
+    assert next(results).position == 0
+    arrived.set()
+    assert [result.position for result in results] == [1]
 
 
 def test_requests_are_read_as_they_are_needed(monkeypatch):

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jina_jax.nn.pooling import pool, truncate
+from jina_jax.nn.pooling import cut_and_normalize, pool
 
 HIDDEN = jnp.asarray([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[4.0, 4.0], [0.0, 0.0], [2.0, 5.0]]])
 
@@ -37,11 +37,11 @@ def test_mean_is_taken_in_float32():
 
 def test_truncation_comes_before_normalisation():
     vectors = np.array([[3.0, 4.0, 12.0]], np.float32)
-    np.testing.assert_allclose(truncate(vectors, 2, normalize=True), [[0.6, 0.8]])
-    np.testing.assert_allclose(truncate(vectors, 2, normalize=False), [[3.0, 4.0]])
+    np.testing.assert_allclose(cut_and_normalize(vectors, 2, normalize=True), [[0.6, 0.8]])
+    np.testing.assert_allclose(cut_and_normalize(vectors, 2, normalize=False), [[3.0, 4.0]])
 
 
 def test_zero_vector_stays_zero_and_dtype_float32():
-    out = truncate(np.zeros((1, 4), np.float32), 4, normalize=True)
+    out = cut_and_normalize(np.zeros((1, 4), np.float32), 4, normalize=True)
     np.testing.assert_array_equal(out, 0.0)
     assert out.dtype == np.float32

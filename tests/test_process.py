@@ -80,4 +80,3 @@ def states(tmp_path_factory):
 def test_the_process_is_as_it_was(states, stage):
     before, after = states[stage]
     assert after == before
-

@@ -1,7 +1,6 @@
 """How parameters lie on meshes, and that a mesh changes no vector."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,15 +10,17 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from tiny import TINY, write_tiny
 
-from jina_jax import Batching, CheckpointError, JinaEmbeddings, make_mesh
-from jina_jax.checkpoints.native import parameter_shapes, save_native, to_state
+from jina_jax import Batching, JinaEmbeddings, make_mesh
+from jina_jax.checkpoints.load import to_state
+from jina_jax.checkpoints.native import save_native
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.attention import Route, blocked_attention
+from jina_jax.nn.attention import blocked_attention
+from jina_jax.nn.kernels import KernelChoice
+from jina_jax.nn.parameters import parameter_shapes
 from jina_jax.runtime.sharding import (
     RULES,
     abstract_state,
     check_mesh,
-    group_heads,
     partition_spec,
     placer,
 )
@@ -69,10 +70,10 @@ def single(checkpoint, directory):
 
 COLUMNS, ROWS = P(None, "model"), P("model", None)
 LAYER = {
-    "attention.qkv_proj.kernel": COLUMNS,
-    "attention.qkv_proj.bias": P("model"),
+    "attention.qkv_proj.kernel": P(None, None, "model"),
+    "attention.qkv_proj.bias": P(None, "model"),
     "attention.qkv_proj.lora_a": P(),
-    "attention.qkv_proj.lora_b": P(None, None, "model"),
+    "attention.qkv_proj.lora_b": P(None, None, None, "model"),
     "attention.out_proj.kernel": ROWS,
     "attention.out_proj.bias": P(),
     "attention.out_proj.lora_a": P(None, "model", None),
@@ -103,25 +104,14 @@ def test_every_parameter_of_a_layer_is_split_as_written_and_all_others_are_copie
 
 
 def test_paths_of_stacked_layers_match_too():
-    assert {path: partition_spec(f"layers.{path}") for path in LAYER} == LAYER
-
-
-def test_group_heads():
-    # 4 heads of size 1: queries 1 … 4, keys 11 … 14, values 21 … 24.
-    config = SimpleNamespace(num_attention_heads=4, head_dim=1)
-    columns = np.array([1, 2, 3, 4, 11, 12, 13, 14, 21, 22, 23, 24])
-    grouped = [1, 2, 11, 12, 21, 22, 3, 4, 13, 14, 23, 24]
-    assert group_heads(columns, config, 2).tolist() == grouped
-    two = group_heads(np.stack([columns, -columns]), config, 2)
-    assert two.tolist() == [grouped, [-x for x in grouped]]
-    assert group_heads(columns, config, 1).tolist() == columns.tolist()
-    assert group_heads(columns, config, 4).tolist()[:6] == [1, 11, 21, 2, 12, 22]
+    stacked = {path: partition_spec(f"layers.{path}") for path in LAYER}
+    assert stacked == {path: P(None, *spec) for path, spec in LAYER.items()}
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_weights_are_really_split(checkpoint, config, scan_layers):
     mesh = make_mesh(model=2)
-    place = placer(mesh, config, stacked=scan_layers)
+    place = placer(mesh)
     state = to_state(config, checkpoint.tensors, place=place, scan_layers=scan_layers)
     flat = {".".join(map(str, keys)): leaf[...] for keys, leaf in nnx.to_flat_state(state)}
     layers, stack = ("layers", (2,)) if scan_layers else ("layers.0", ())
@@ -133,9 +123,9 @@ def test_weights_are_really_split(checkpoint, config, scan_layers):
         return shape
 
     assert parts("word_embeddings.embedding") == (120, 64)
-    assert parts(f"{layers}.attention.qkv_proj.kernel") == (*stack, 64, 96)
-    assert parts(f"{layers}.attention.qkv_proj.bias") == (*stack, 96)
-    assert parts(f"{layers}.attention.qkv_proj.lora_b") == (*stack, 5, 4, 96)
+    assert parts(f"{layers}.attention.qkv_proj.kernel") == (*stack, 64, 3, 32)
+    assert parts(f"{layers}.attention.qkv_proj.bias") == (*stack, 3, 32)
+    assert parts(f"{layers}.attention.qkv_proj.lora_b") == (*stack, 5, 4, 3, 32)
     assert parts(f"{layers}.attention.out_proj.kernel") == (*stack, 32, 64)
     assert parts(f"{layers}.mlp.fc1.kernel") == (*stack, 64, 32)
     assert parts(f"{layers}.mlp.fc2.kernel") == (*stack, 32, 64)
@@ -146,17 +136,18 @@ def test_weights_are_really_split(checkpoint, config, scan_layers):
 def test_a_device_has_queries_keys_and_values_of_its_heads(checkpoint, config):
     path = "layers.1.attention.qkv_proj.kernel"
     kernel = checkpoint.tensors[path].read()
-    placed = placer(make_mesh(model=2), config)(path, kernel)
+    placed = placer(make_mesh(model=2))(path, kernel.reshape(64, 3, 64))
     first, second = (shard.data for shard in placed.addressable_shards[:2])
     queries, keys, values = kernel[:, :64], kernel[:, 64:128], kernel[:, 128:]
-    np.testing.assert_array_equal(first, np.hstack([a[:, :32] for a in (queries, keys, values)]))
-    np.testing.assert_array_equal(second, np.hstack([a[:, 32:] for a in (queries, keys, values)]))
+    for shard, columns in ((first, np.s_[:32]), (second, np.s_[32:])):
+        own = np.stack([a[:, columns] for a in (queries, keys, values)], axis=1)
+        np.testing.assert_array_equal(shard, own)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_abstract_state_is_that_of_the_weights(checkpoint, config, scan_layers):
     mesh = make_mesh(model=2)
-    place = placer(mesh, config, stacked=scan_layers)
+    place = placer(mesh)
     state = to_state(config, checkpoint.tensors, "bfloat16", place=place, scan_layers=scan_layers)
     abstract = abstract_state(config, "bfloat16", mesh, scan_layers=scan_layers)
     found, expected = ([*nnx.to_flat_state(s)] for s in (abstract, state))
@@ -199,7 +190,8 @@ def test_attention_in_blocks_on_a_mesh(directory, single, monkeypatch):
         traced.append(str(jax.make_jaxpr(blocked_attention)(*arrays)).count("scan["))
         return blocked_attention(*arrays)
 
-    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: Route("blocked", kernel, {}))
+    choice = KernelChoice("blocked", kernel, {})
+    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: choice)
     model = JinaEmbeddings.from_pretrained(directory, mesh=make_mesh(model=2), batching=PACKED)
     vectors = model.encode(TEXTS, task=MIXED, prompt=None)
     np.testing.assert_allclose(vectors, single, atol=1e-5)
@@ -259,14 +251,15 @@ def test_other_axes_are_refused_before_anything_is_loaded(directory, shape, axes
         JinaEmbeddings.from_pretrained(directory, mesh=mesh)
 
 
-@pytest.mark.parametrize("model", [1, 2])
-def test_weights_in_the_order_of_a_model_axis_are_not_saved(checkpoint, config, tmp_path, model):
-    mesh = make_mesh(model=model, devices=jax.devices()[:model])
-    state = to_state(config, checkpoint.tensors, place=placer(mesh, config))
-    if model == 1:
-        save_native(tmp_path / "copy", config, state)
-        assert (tmp_path / "copy" / "config.json").exists()
-        return
-    with pytest.raises(CheckpointError, match="no model axis splits, got one of 2"):
-        save_native(tmp_path / "copy", config, state)
-    assert not (tmp_path / "copy").exists()
+# ---------------------------------------------------------------- saving
+
+
+@pytest.mark.parametrize("model", [1, 2, 8])
+def test_weights_on_a_mesh_are_saved_to_the_bit(checkpoint, config, tmp_path, model):
+    state = to_state(config, checkpoint.tensors, place=placer(make_mesh(model)))
+    save_native(tmp_path / "copy", config, state)
+    copy = open_checkpoint(tmp_path / "copy")
+    assert (copy.layout, copy.config) == ("native", config)
+    assert copy.tensors.keys() == checkpoint.tensors.keys()
+    for path, tensor in copy.tensors.items():
+        np.testing.assert_array_equal(tensor.read(), checkpoint.tensors[path].read(), err_msg=path)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jina_jax.nn import splash as attention_tpu
+from jina_jax.nn import splash
 from jina_jax.nn.attention import attention
 from jina_jax.nn.splash import splash_attention
 
 
 def interpreted(query, key, value, segment_ids, mesh=None):
     """The kernel as it runs on a TPU, a step after another on CPU."""
-    arrays = (jnp.asarray(a) for a in (query, key, value, segment_ids))
+    arrays = (jnp.asarray(a) for a in (query, key, value, segment_ids > 0, segment_ids))
     return np.asarray(splash_attention(*arrays, mesh=mesh, interpret=True))
 
 
@@ -57,7 +57,7 @@ def test_gradients_equal_those_of_the_reference(tokens):
 
     def gradients(attend):
         def objective(qkv):
-            return (attend(*qkv, ids) * direction).sum()
+            return (attend(*qkv, ids > 0, ids) * direction).sum()
 
         return jax.tree.map(np.asarray, jax.grad(objective)(qkv))
 
@@ -77,8 +77,9 @@ def test_texts_do_not_see_each_other():
 
 
 def test_bool_mask_is_one_text_and_padding():
-    qkv, ids = draw(2, 128), np.arange(128) < np.array([[128], [90]])
-    np.testing.assert_array_equal(interpreted(*qkv, ids), interpreted(*qkv, ids.astype(np.int32)))
+    qkv, mask = draw(2, 128), np.arange(128) < np.array([[128], [90]])
+    alone = splash_attention(*map(jnp.asarray, (*qkv, mask)), interpret=True)
+    np.testing.assert_array_equal(alone, interpreted(*qkv, mask.astype(np.int32)))
 
 
 def test_bfloat16():
@@ -105,9 +106,9 @@ def test_refuses_rows_that_do_not_fill_the_lanes(tokens):
 
 
 def test_what_does_not_suit():
-    assert "multiple of 128" in attention_tpu.does_not_suit(1000)
-    assert "512 tokens and more" in attention_tpu.does_not_suit(384)
-    assert attention_tpu.does_not_suit(512) is None
+    assert "multiple of 128" in splash.does_not_suit(1000)
+    assert "512 tokens and more" in splash.does_not_suit(384)
+    assert splash.does_not_suit(512) is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_what_does_not_suit():
     [(128, 128, 128), (768, 768, 384), (1152, 384, 384), (1536, 768, 384), (8192, 1024, 512)],
 )
 def test_blocks_divide_the_row(tokens, block, compute):
-    sizes = attention_tpu._block_sizes(tokens)
+    sizes = splash._block_sizes(tokens)
     assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (block, block, compute)
 
 
@@ -135,7 +136,7 @@ mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 at = lambda *axes: NamedSharding(mesh, P(*axes))
 x = jax.ShapeDtypeStruct((2, 2048, 4, 64), jnp.bfloat16, sharding=at("data", None, "model"))
 ids = jax.ShapeDtypeStruct((2, 2048), jnp.int32, sharding=at("data"))
-run = jax.jit(lambda *arrays: splash_attention(*arrays, mesh=mesh))
+run = jax.jit(lambda q, k, v, ids: splash_attention(q, k, v, ids > 0, ids, mesh=mesh))
 print(run.lower(x, x, x, ids).compile().as_text())
 """
 

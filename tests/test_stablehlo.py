@@ -40,7 +40,7 @@ def test_runs_without_us(model, task, tmp_path):
     save_program(tmp_path / "program", export_program(model.engine, program))
     np.savez(tmp_path / "weights.npz", **weights(model.engine))
     tasks = {"task_ids": np.full(batch.text_spans.shape[:2], 2, np.int32)} if task else {}
-    inputs = {"input_ids": batch.input_ids, "segments": batch.text_spans, **tasks}
+    inputs = {"input_ids": batch.input_ids, "text_spans": batch.text_spans, **tasks}
     np.savez(tmp_path / "inputs.npz", **inputs)
     subprocess.run([sys.executable, "-c", RUN], check=True, cwd=tmp_path)
     output = np.load(tmp_path / "output.npy")[batch.rows, batch.slots]

@@ -15,7 +15,7 @@ from published import TASKS
 from tiny import TINY, write_tiny
 
 from jina_jax import Batching, JinaEmbeddings
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.attention import attention
 from jina_jax.nn.dropout import drop

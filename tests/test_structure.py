@@ -12,22 +12,22 @@ ROOT = Path(__file__).parents[1]
 # Each wing with all that it imports from us, exactly; a wing stands behind those that it names.
 ARROWS = {
     "config": set(),
-    "files": set(),
+    "files": {"config"},
     "cache": set(),
     "nn": {"config"},
     "text": {"cache"},
     "checkpoints": {"config", "files", "nn"},
     "convert": {"checkpoints", "config", "files", "nn"},
     "runtime": {"config", "nn"},
-    "verify": {"checkpoints", "config", "convert", "nn", "runtime", "text"},
+    "verify": {"checkpoints", "config", "convert", "files", "nn", "runtime", "text"},
     "embedder": {"cache", "checkpoints", "config", "convert", "nn", "runtime", "text"},
-    "gold": {"checkpoints", "embedder", "verify"},
+    "gold": {"embedder", "files", "verify"},
     "data": set(),
     "search": {"data", "embedder", "files", "nn", "runtime"},
     "evaluation": {"data", "embedder", "nn", "search"},
     "training": {
-        *("cache", "checkpoints", "config", "convert", "data", "embedder", "evaluation", "nn"),
-        *("runtime", "text"),
+        *("cache", "checkpoints", "config", "convert", "data", "embedder", "evaluation", "files"),
+        *("nn", "runtime", "text"),
     },
     "cli": {
         *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),

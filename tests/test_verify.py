@@ -11,7 +11,7 @@ from tiny import TINY
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.convert import merge_checkpoint, open_checkpoint
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.verify import GOLD_FILE, PUBLISHED, load_references, references_of, verify
+from jina_jax.verify import PUBLISHED, REFERENCES_FILE, load_references, references_of, verify
 
 TEXT = "a cat"  # as many tokens as ids: both inputs run through one compiled program
 IDS = [0, 30, 31, 32, 33, 34, 40, 2]
@@ -240,7 +240,7 @@ def test_inputs_may_be_of_any_number_and_name(tmp_path, checkpoint, tokenizer, g
 def test_a_directory_s_own_values_come_before_the_published(tmp_path, gold):
     assert [r.name for r in references_of(tmp_path)] == ["fixed_ids", "sentence"]
     assert references_of(tmp_path)[1].text != TEXT
-    (tmp_path / GOLD_FILE).write_text(json.dumps(gold))
+    (tmp_path / REFERENCES_FILE).write_text(json.dumps(gold))
     assert references_of(tmp_path)[1].text == TEXT
 
 

@@ -1,1 +1,1 @@
-"""This library's own checkpoints, and where files come from."""
+"""This library's own checkpoints, and access to files and the Hub."""

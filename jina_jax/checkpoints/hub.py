@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from jina_jax.checkpoints.native import WEIGHTS_FILE
 
-TINY = "tiny"  # name of the model that comes with the package
+TINY = "tiny"  # name of the model in the package
 PACKAGED = Path(__file__).parents[1] / TINY
 
 _SMALL_FILES = ["*.json", "*/adapter_config.json", "*/adapter_model.*", "1_Pooling/*"]
@@ -33,20 +33,20 @@ def fetch(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Return a checkpoint's directory, downloading it from the Hugging Face Hub if need be.
+    """Return a checkpoint's directory, downloaded from the Hugging Face Hub if necessary.
 
     Args:
       name_or_path: a directory, or a Hub id such as "jinaai/jina-embeddings-v3". "tiny" is the
-        small model in the package, unless there is a directory of that name. None is the same
-        model whatever is there, with a warning the first time.
+        small model in the package, unless a directory has that name. None is always this model,
+        with a warning the first time.
       revision: branch, tag or commit on the Hub.
-      token: access token; True for the one that is logged in.
-      cache_dir: of huggingface_hub, instead of its own choice.
-      local_files_only: never ask the network; also by the variable HF_HUB_OFFLINE.
+      token: access token; True for the stored one of the logged-in user.
+      cache_dir: huggingface_hub's cache directory; None for its default.
+      local_files_only: never use the network; the variable HF_HUB_OFFLINE has the same effect.
 
     Raises:
-      ValueError: for a revision of the packaged model, which has none.
-      FileNotFoundError: if it is neither a directory nor, by its form, a Hub id.
+      ValueError: for a revision of the packaged model, which has no revisions.
+      FileNotFoundError: if it is neither a directory nor of the form of a Hub id.
       huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: as that library raises them.
     """
     if name_or_path is not None and Path(name_or_path).is_dir():
@@ -58,7 +58,7 @@ def fetch(
                 "name one on the Hub"
             )
         if name_or_path is None:
-            _tell_unnamed()
+            _warn_unnamed()
         return PACKAGED
     name = str(name_or_path)
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists():
@@ -79,8 +79,8 @@ def fetch(
     return Path(directory)
 
 
-@functools.cache  # once a process, wherever it is called from
-def _tell_unnamed() -> None:
+@functools.cache  # once per process
+def _warn_unnamed() -> None:
     warnings.warn(
         "no model named: using tiny, the small one in the package (below jina-embeddings-v3 in "
         "quality; name jinaai/jina-embeddings-v3 for the published one)",

@@ -1,7 +1,7 @@
-"""Tensors that lie in files: read one at a time from a memory map, written as a stream.
+"""Tensors in files: read one at a time from a memory map, written as a stream.
 
-A checkpoint in flight is a dict from name to ``LazyTensor``. Nothing is read before its turn, and
-each read lets go of the pages of the one before, so that moving a checkpoint takes the memory of
+An open checkpoint is a dict from name to ``LazyTensor``. A tensor is read only when it is used, and
+each read releases the pages of the previous one, so that copying a checkpoint needs the memory of
 its largest tensor.
 """
 
@@ -32,7 +32,7 @@ DTYPES = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# What weights may be; anything else in a file (quantised integers, say) needs more than a cast.
+# Dtypes of weights; anything else in a file (quantised integers, say) needs more than a cast.
 FLOAT_DTYPES = {DTYPES[name].name: DTYPES[name] for name in ("F32", "BF16", "F16")}
 
 
@@ -42,13 +42,13 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is read when asked for.
+    """A tensor that is read on demand.
 
     Attributes:
       shape: its shape.
       dtype: its NumPy dtype (bfloat16 is the one of ml_dtypes).
       read: returns the array, of that shape and dtype; often a view of a memory map, so copy it
-        before the next read if it must stay.
+        before the next read if it is needed longer.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class LazyTensor:
 
 
 class MappedFile:
-    """A file in a read-only memory map that holds the pages of one array at a time."""
+    """A file in a read-only memory map that keeps the pages of one array at a time."""
 
     def __init__(self, path: Path):
         with path.open("rb") as file:
@@ -79,7 +79,7 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """List the tensors of a safetensors file.
 
     Raises:
-      CheckpointError: if the file is truncated, corrupted or holds an unknown dtype.
+      CheckpointError: if the file is truncated or corrupted, or has an unknown dtype.
     """
     try:
         # The library checks header, offsets and file size; the views below are our own.
@@ -112,13 +112,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor], framework: 
     """Write tensors to a new safetensors file, one at a time.
 
     Args:
-      path: of a file that is not there yet.
+      path: a new file.
       tensors: in the order of the file.
-      framework: the metadata's "format", which readers of that framework insist on: "pt", "flax".
+      framework: the metadata's "format", which readers of that framework require: "pt", "flax".
 
     Raises:
-      FileExistsError: if there is such a file.
-      CheckpointError: if a tensor is not of the shape or dtype that it announced.
+      FileExistsError: if the file exists.
+      CheckpointError: if a tensor has not the shape or dtype that it announced.
     """
     header: dict[str, object] = {"__metadata__": {"format": framework}}
     end = 0
@@ -130,7 +130,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor], framework: 
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8, as the format asks
+    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8, as the format requires
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():

@@ -9,7 +9,7 @@ import jaxlib
 
 from jina_jax.cache import cache_folder, programs_folder, programs_in_use
 from jina_jax.cli.info import columns
-from jina_jax.nn.attention import IMPLEMENTATIONS, choose
+from jina_jax.nn.kernels import IMPLEMENTATIONS, choose
 from jina_jax.runtime.batching import DEFAULTS
 from jina_jax.runtime.compiling import platform_of
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jina_jax.convert import Checkpoint
+from jina_jax.nn.parameters import is_adapter
 
 _FILES = ("*.safetensors", "*.bin", "tokenizer.json", "*/adapter_model.*")
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -20,7 +21,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     config = checkpoint.config
     sizes = {path: math.prod(tensor.shape) for path, tensor in checkpoint.tensors.items()}
-    adapters = sum(n for path, n in sizes.items() if path.endswith((".lora_a", ".lora_b")))
+    adapters = sum(n for path, n in sizes.items() if is_adapter(path))
     total = sum(sizes.values())
     return {
         "directory": str(checkpoint.directory),

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jina_jax.nn.pooling import truncate
+from jina_jax.nn.pooling import cut_and_normalize
 
 # arXiv 2409.10173, section 5. It names no adapter for bitext mining: the one for symmetric pairs.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -122,7 +122,7 @@ class Vectors:
         """
         dims = {"": self._own or vectors[0].shape[1], **{f"@{dim}": dim for dim in self._dims}}
         return {
-            suffix: tuple(truncate(array, dim, normalize=True) for array in vectors)
+            suffix: tuple(cut_and_normalize(array, dim, normalize=True) for array in vectors)
             for suffix, dim in dims.items()
         }
 

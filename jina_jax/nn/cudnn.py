@@ -11,24 +11,33 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# What jax asks of a GPU for each of them.
+# The compute capability that jax requires of a GPU for each kernel.
 _CAPABILITIES = {"cudnn": "8.0", "cudnn_packed": "9.0"}
 
 
 def cudnn_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, attention_mask: jax.Array
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    attention_mask: jax.Array,
+    segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """Compute attention over rows of one text each; blocks of padding are skipped.
 
     Args:
       query, key, value: bfloat16 or float16 (B, T, N, H).
-      attention_mask: bool or int (B, T), false for padding, which must be on the right.
+      attention_mask: bool (B, T), False for padding, which must be on the right.
+      segment_ids: None; packed rows are for ``cudnn_packed_attention``.
 
     Returns:
       (B, T, N, H) in the dtype of ``value``, zero at padding.
+
+    Raises:
+      ValueError: for packed rows.
     """
-    kept = attention_mask.astype(jnp.bool_)
-    lengths = kept.sum(axis=1, dtype=jnp.int32)
+    if segment_ids is not None:
+        raise ValueError("segment_ids: expected None, rows of one text each; got packed rows")
+    lengths = attention_mask.sum(axis=1, dtype=jnp.int32)
     mixed = jax.nn.dot_product_attention(
         query,
         key,
@@ -38,7 +47,7 @@ def cudnn_attention(
         implementation="cudnn",
     )
     # cuDNN leaves rows past a length undefined, and NaN there would spread through the mean.
-    return jnp.where(kept[..., None, None], mixed, jnp.zeros((), mixed.dtype))
+    return jnp.where(attention_mask[..., None, None], mixed, jnp.zeros((), mixed.dtype))
 
 
 def cudnn_packed_attention(
@@ -46,6 +55,7 @@ def cudnn_packed_attention(
     key: jax.Array,
     value: jax.Array,
     attention_mask: jax.Array,
+    segment_ids: jax.Array,
     *,
     segments: int,
 ) -> jax.Array:
@@ -53,8 +63,9 @@ def cudnn_packed_attention(
 
     Args:
       query, key, value: bfloat16 or float16 (B, T, N, H).
-      attention_mask: int (B, T), texts numbered 1, 2, … without gaps, then 0 for padding.
-      segments: S, most texts in a row.
+      attention_mask: bool (B, T), False for padding.
+      segment_ids: int (B, T), texts numbered 1, 2, … without gaps, then 0 for padding.
+      segments: S, most texts per row.
 
     Returns:
       (B, T, N, H) in the dtype of ``value``, zero at padding.
@@ -62,7 +73,7 @@ def cudnn_packed_attention(
     # The packed layout has no public entry (jax-ml/jax pull request 29731).
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
-    lengths, offsets = packed_layout(attention_mask, segments)
+    lengths, offsets = packed_layout(segment_ids, segments)
     mixed = fused.dot_product_attention(
         query,
         key,
@@ -74,14 +85,13 @@ def cudnn_packed_attention(
         offsets,
         offsets,
         scale=query.shape[-1] ** -0.5,
-        mask_type=fused.MaskType.NO_MASK,  # lengths and offsets say it all
+        mask_type=fused.MaskType.NO_MASK,  # lengths and offsets are enough
     )
-    kept = (attention_mask > 0)[..., None, None]
-    return jnp.where(kept, mixed, jnp.zeros((), mixed.dtype))
+    return jnp.where(attention_mask[..., None, None], mixed, jnp.zeros((), mixed.dtype))
 
 
 def packed_layout(segment_ids: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
-    """Describe packed rows as cuDNN wants it.
+    """Describe packed rows by lengths and offsets, as cuDNN requires.
 
     Args:
       segment_ids: int (B, T), texts numbered 1, 2, … without gaps, then 0 for padding.
@@ -100,7 +110,7 @@ def packed_layout(segment_ids: jax.Array, segments: int) -> tuple[jax.Array, jax
 
 
 def cannot_run(name: str, dtype: str, head_dim: int) -> str | None:
-    """Say why a cuDNN kernel cannot run here, or None if it can."""
+    """Return why a cuDNN kernel cannot run here, or None if it can."""
     if dtype not in ("bfloat16", "float16"):
         return f"takes bfloat16 and float16, the weights are {dtype}"
     if head_dim % 8 or head_dim > 128:

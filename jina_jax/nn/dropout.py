@@ -1,4 +1,4 @@
-"""Dropout, for training: the same key gives the same zeros, whenever it is computed."""
+"""Dropout, for training: the same key drops the same values, whenever it is computed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import jax.numpy as jnp
 
 
 class Dropout(NamedTuple):
-    """A rate and the key that decides where it strikes.
+    """A dropout rate and the PRNG key that selects the dropped values.
 
     Attributes:
       key: a JAX PRNG key.
-      rate: share of the values that become zero, from 0 to below 1; the others are scaled up to
-        make up for them.
+      rate: share of the values that become zero, from 0 to below 1; the others are divided by
+        1 - rate.
     """
 
     key: jax.Array
     rate: float
 
     def fold(self, number: jax.Array | int) -> Dropout:
-        """Return one for another place of the network."""
+        """Return the dropout of a numbered point of the network, with a key of its own."""
         return self._replace(key=jax.random.fold_in(self.key, number))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -31,5 +31,5 @@ class Dropout(NamedTuple):
 
 
 def drop(dropout: Dropout | None, number: int, x: jax.Array) -> jax.Array:
-    """Apply dropout at a numbered place of the network; None leaves x as it is."""
+    """Apply dropout at a numbered point of the network; None returns x unchanged."""
     return x if dropout is None else dropout.fold(number)(x)

@@ -1,4 +1,4 @@
-"""The one way in which the network multiplies."""
+"""Matrix products of the network, all through one ``einsum``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 def einsum(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
     """Contract two arrays of one dtype, accumulating in float32.
 
-    float32 operands are multiplied in full: GPUs and TPUs would otherwise take them in fewer bits.
-    A float32 result is also what makes bfloat16 fast on CPU, where XLA has no kernel that rounds.
-    Gradients are made the same way: what comes back is rounded to the operands' dtype before it is
-    multiplied. JAX's own rule would multiply float32 by bfloat16, which is float32 work.
+    float32 operands are multiplied in full: GPUs and TPUs would otherwise round them first. A
+    float32 result also makes bfloat16 fast on CPU, where XLA has no kernel that rounds. Gradients
+    are computed the same way: an incoming gradient is rounded to the operands' dtype before it is
+    multiplied. JAX's own rule would multiply float32 by bfloat16, at the cost of float32.
 
     Args:
-      subscripts: of ``jnp.einsum``, two operands. Every index of an operand occurs in the other one
-        or in the result, so that the gradient is an einsum, too.
+      subscripts: as for ``jnp.einsum``, of two operands. Every index of an operand occurs in the
+        other one or in the result, so that the gradient is an einsum, too.
 
     Returns:
       float32, of the shape that ``subscripts`` names.
@@ -45,9 +45,9 @@ def _backward(subscripts: str, operands: tuple[jax.Array, jax.Array], gradient: 
 
 
 def _einsum_of_gradient(of_left: str, of_right: str, result: str, left, right) -> jax.Array:
-    """Contract as ``einsum``, past a gap in XLA for CPU (jaxlib 0.10.1).
+    """Contract as ``einsum``, avoiding a gap in XLA for CPU (jaxlib 0.10.1).
 
-    It folds transposes into batched products, and then has no bfloat16 kernel for those whose left
+    XLA folds transposes into batched products, and has no bfloat16 kernel for those whose left
     operand is not contracted over its last axis. A barrier keeps the transpose apart.
     """
     subscripts = f"{of_left},{of_right}->{result}"

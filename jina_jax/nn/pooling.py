@@ -1,4 +1,4 @@
-"""From token vectors to a text's vector. Everything here is float32."""
+"""Pooling of token vectors to the vectors of texts, in float32."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def pool_masked(hidden_states: jax.Array, mask: jax.Array, kind: str) -> jax.Arr
     return einsum("bst,btd->bsd", inside, hidden_states)[:, 0] / count
 
 
-def truncate(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:
+def cut_and_normalize(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:
     """Cut vectors to their first ``dim`` values, then scale them to unit length if asked.
 
     The order is the published one: cut, then normalise.
 
     Args:
       embeddings: float32 (..., D).
-      dim: values to keep.
+      dim: number of values to keep.
       normalize: divide by the Euclidean norm (a zero vector stays zero).
 
     Returns:

@@ -20,8 +20,8 @@ def rotary_angles(
     Returns:
       cos, sin: float32 (B, T, H / 2) or (T, H / 2).
     """
-    # A constant of the program: drawn up by NumPy, so that every backend has the same frequencies;
-    # and rounded from float64, as NumPy's float32 power differs by the processor.
+    # A constant of the program: computed by NumPy, so that every backend has the same frequencies,
+    # and rounded from float64, as NumPy's float32 power differs between processors.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1.0) / np.power(base, exponents.astype(np.float64)).astype(np.float32)
     angles = position_ids[..., None].astype(jnp.float32) * frequencies

@@ -1,7 +1,7 @@
-"""Attention kernel of TPUs: Splash, the flash attention that comes with jax.
+"""Attention kernel of TPUs: Splash, the flash attention shipped with jax.
 
 Scores stay on the chip, so memory and traffic do not grow with T². The kernel skips no blocks
-between the texts of a packed row: a row costs T², whatever it holds.
+between the texts of a packed row: a row costs T², whatever is in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 # Rows from which the kernel pays. Compiled for v5e, the attention sub-layer of 8,192 tokens moves
 # 1161 to 1174 MB with the kernel, whatever T; with XLA's fused softmax 941, 1081 and 1354 MB at
-# T = 128, 256 and 512. Short rows are also many steps of little work: a step is a head of a row.
+# T = 128, 256 and 512. Short rows are also many steps of little work: one step per head and row.
 MIN_TOKENS = 512
 
 # TPU vectors have 128 lanes, and blocks of tokens fill them.
@@ -23,7 +23,7 @@ _LANES = 128
 # scratch memory of v5e; scores are made of half a block of keys at a time.
 _BLOCK = 1024
 _COMPUTE_BLOCK = 512
-# For gradients a step holds more arrays; larger blocks were not tried.
+# For gradients a step keeps more arrays; larger blocks were not tried.
 _BACKWARD_BLOCK = 512
 
 
@@ -31,17 +31,19 @@ def splash_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    segment_ids: jax.Array,
+    attention_mask: jax.Array,
+    segment_ids: jax.Array | None = None,
     *,
     mesh: jax.sharding.Mesh | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Let every token attend to the tokens of its row that have the same number.
+    """Let every token attend to the tokens of its text, and padding to padding.
 
     Args:
       query, key, value: (B, T, N, H), one dtype; T a multiple of 128.
-      segment_ids: int (B, T), the number of each token's text in a packed row, 0 for padding; or
-        bool, False for padding. Padding attends to padding, so that no token is without a key.
+      attention_mask: bool (B, T), False for padding.
+      segment_ids: int (B, T) for packed rows, the number of each token's text, 0 for padding; None
+        for rows of one text.
       mesh: with axes "data" (divides B) and "model" (divides N), if the program runs on several
         devices: XLA cannot partition the kernel by itself. None for one device.
       interpret: run the kernel step by step in plain XLA, on any platform, for tests.
@@ -59,13 +61,14 @@ def splash_attention(
     if mesh is not None:
         heads = PartitionSpec("data", None, "model", None)
         specs = (heads, heads, heads, PartitionSpec("data", None))
-        # The kernel does not say over which axes its result varies, which the check would need.
+        # The kernel does not declare how its result varies over the mesh, so disable that check.
         run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)
-    return run(query, key, value, segment_ids.astype(jnp.int32))
+    ids = attention_mask if segment_ids is None else segment_ids
+    return run(query, key, value, ids.astype(jnp.int32))
 
 
 def does_not_suit(tokens: int) -> str | None:
-    """Say why the kernel is not for rows of T tokens, or None if it is."""
+    """Return why the kernel does not suit rows of T tokens, or None if it does."""
     if tokens % _LANES:
         return f"takes rows of a multiple of {_LANES} tokens, these have {tokens}"
     if tokens < MIN_TOKENS:
@@ -74,8 +77,8 @@ def does_not_suit(tokens: int) -> str | None:
 
 
 def _splash(query, key, value, segment_ids, *, interpret):
-    """Run the kernel on one device, a row at a time."""
-    # Imported on first use: Pallas is of no use, and takes a while, elsewhere.
+    """Run the kernel on one device, one row at a time."""
+    # Imported on first use: on other platforms Pallas is slow to import and not needed.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, tokens, heads, head_dim = query.shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +17,12 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.cache import compilation_cache
 from jina_jax.config import Config
-from jina_jax.nn.attention import Kernel, Route, blocked_attention, choose
-from jina_jax.nn.dropout import Dropout
-from jina_jax.nn.encoder import abstract_encoder, parameter_path
-from jina_jax.nn.pooling import pool, pool_masked
+from jina_jax.nn.attention import blocked_attention
+from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.nn.forward import Inputs, encode_batch
+from jina_jax.nn.kernels import KernelChoice, choose
+from jina_jax.nn.parameters import from_dict, to_dict
+from jina_jax.nn.pooling import pool_masked
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
@@ -34,18 +35,31 @@ class Program(NamedTuple):
     """What a compiled step depends on, beside the encoder.
 
     Attributes:
-      rows, tokens, places: B, T, S of the batch.
-      spans: ranges of tokens a row that are pooled, P; None for the texts themselves.
-      adapted: whether texts have tasks.
+      rows, tokens, slots: B, T, S of the batch.
+      pool_spans: P, ranges of tokens per row that are pooled; None for the texts themselves.
+      with_adapters: whether texts have tasks.
       pooling: "mean" or "cls"; None gives every token's vector.
     """
 
     rows: int
     tokens: int
-    places: int
-    spans: int | None
-    adapted: bool
+    slots: int
+    pool_spans: int | None
+    with_adapters: bool
     pooling: str | None
+
+    def inputs(self, sharding: NamedSharding | None = None) -> Inputs[jax.ShapeDtypeStruct]:
+        """Return its inputs as ``jax.ShapeDtypeStruct``."""
+
+        def int32(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+
+        return Inputs(
+            int32(self.rows, self.tokens),
+            int32(self.rows, self.slots, 2),
+            int32(self.rows, self.slots) if self.with_adapters else None,
+            None if self.pool_spans is None else int32(self.rows, self.pool_spans, 2),
+        )
 
 
 class Step(NamedTuple):
@@ -54,12 +68,12 @@ class Step(NamedTuple):
     Attributes:
       batch: the texts.
       task_ids: int32 (B, S), -1 for no adapter; None where no text has one.
-      spans: int32 (B, P, 2), ranges of tokens to pool; None for the texts themselves.
+      pool_spans: int32 (B, P, 2), ranges of tokens to pool; None for the texts themselves.
     """
 
     batch: Batch
     task_ids: np.ndarray | None
-    spans: np.ndarray | None = None
+    pool_spans: np.ndarray | None = None
 
 
 class Engine:
@@ -91,55 +105,44 @@ class Engine:
         leaf = jax.tree.leaves(state)[0]
         self.dtype = leaf.dtype.name
         self.platform = platform_of(leaf)
-        groups = 1 if mesh is None else mesh.shape["model"]
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
-        self.graph, _ = abstract_encoder(config, qkv_groups=groups, scan_layers=scan_layers)
+        self.graph, _ = abstract_encoder(config, scan_layers=scan_layers)
         self._implementation, self._scan_layers = attn_implementation, scan_layers
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
-        self.route(Program(1, 128, 1, None, False, None))  # refuses what can never run
+        self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
         """Return an engine with other weights of the same kind, which shares the programs."""
-        other = copy.copy(self)
-        other.state = state
+        other = object.__new__(Engine)
+        vars(other).update(vars(self), state=state)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights and settings travel; programs are compiled anew where they arrive."""
-        flat = nnx.to_flat_state(self.state)
-        devices = None if self.mesh is None else [device.id for device in self.mesh.devices.flat]
+        mesh = self.mesh
         return {
             "config": self.config,
-            "weights": {parameter_path(keys): np.asarray(v[...]) for keys, v in flat},
+            "weights": {path: np.asarray(array) for path, array in to_dict(self.state).items()},
+            "mesh": mesh and ([device.id for device in mesh.devices.flat], mesh.shape["model"]),
             "scan_layers": self._scan_layers,
             "attn_implementation": self._implementation,
             "cache": self._cache,
-            "mesh": None if self.mesh is None else (devices, self.mesh.shape["model"]),
         }
 
     def __setstate__(self, values: dict[str, Any]) -> None:
-        """Put the weights on the devices of the same numbers, or on all if there are fewer."""
-        config, scan_layers, mesh = values["config"], values["scan_layers"], None
-        if values["mesh"] is not None:
-            ids, parts = values["mesh"]
+        """Put the weights on the devices of the same numbers, or on all if some are missing."""
+        config, weights, mesh = (values.pop(name) for name in ("config", "weights", "mesh"))
+        if mesh is not None:
+            ids, parts = mesh
             known = {device.id: device for device in jax.devices()}
             devices = [known[i] for i in ids] if known.keys() >= set(ids) else None
             mesh = make_mesh(model=parts, devices=devices)
-        place = _put_alone if mesh is None else placer(mesh, config, stacked=scan_layers)
-        _, abstract = abstract_encoder(config, scan_layers=scan_layers)
-        state = nnx.from_flat_state(
-            [
-                (keys, v.replace(place(path, values["weights"][path])))
-                for keys, v in nnx.to_flat_state(abstract)
-                for path in [parameter_path(keys)]
-            ]
-        )
-        options = {name: values[name] for name in ("attn_implementation", "cache")}
-        self.__init__(  # type: ignore[misc]
-            config, state, mesh=mesh, scan_layers=scan_layers, **options
-        )
+        place = _put_alone if mesh is None else placer(mesh)
+        _, abstract = abstract_encoder(config, scan_layers=values["scan_layers"])
+        arrays = {path: place(path, array) for path, array in weights.items()}
+        self.__init__(config, from_dict(abstract, arrays), mesh=mesh, **values)  # type: ignore[misc]
 
     def put(self, values: Any) -> Any:
         """Put NumPy arrays on the weights' devices, whole on each."""
@@ -150,44 +153,42 @@ class Engine:
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return a pure function and its parameters, see ``Model.functional``."""
         graph, pooling = self.graph, self.config.emb_pooler
-        flat = list(nnx.to_flat_state(self.state))
+        _, abstract = abstract_encoder(self.config, scan_layers=self._scan_layers)
 
         def apply(parameters, input_ids, attention_mask=None, task_ids=None):
-            state = nnx.from_flat_state(
-                [(keys, v.replace(parameters[parameter_path(keys)])) for keys, v in flat]
-            )
             if attention_mask is None:
                 attention_mask = jnp.ones(input_ids.shape, bool)
-            encoder = nnx.merge(graph, state)
-            hidden = encoder(
-                input_ids, attention_mask, task_ids, kernel=blocked_attention
-            ).last_hidden_state
-            return pool_masked(hidden, attention_mask, pooling)
+            encoder = nnx.merge(graph, from_dict(abstract, parameters))
+            output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
+            return pool_masked(output.last_hidden_state, attention_mask, pooling)
 
-        return apply, {parameter_path(keys): v[...] for keys, v in flat}
+        return apply, to_dict(self.state)
 
     @property
     def compiled(self) -> int:
         """Programs compiled so far, those read from the compilation cache included."""
         return len(self._programs)
 
-    def route(self, program: Program) -> Route:
+    def choose_kernel(self, program: Program) -> KernelChoice:
         """Return the attention kernel of a program, and why others were passed over."""
         return choose(
             self.platform,
             self.dtype,
             program.tokens,
-            program.places,
+            program.slots,
             self.config.head_dim,
             self.mesh,
             self._implementation,
         )
 
-    def run(self, steps: Iterable[Step], pooling: str | None) -> Iterator[tuple[Step, np.ndarray]]:
+    def run(
+        self, steps: Iterable[Step | None], pooling: str | None
+    ) -> Iterator[tuple[Step, np.ndarray]]:
         """Run steps, a few at once.
 
         Args:
-          steps: batches of any shapes.
+          steps: batches of any shapes. At a None the results of those before it are not kept
+            waiting for further ones.
           pooling: "mean" or "cls" gives float32 (B, P or S, D); None gives float32 (B, T, D).
 
         Yields:
@@ -195,8 +196,9 @@ class Engine:
         """
         waiting: list[tuple[Step, jax.Array]] = []
         for step in steps:
-            waiting.append((step, self._start(step, pooling)))
-            if len(waiting) > _STEPS_IN_FLIGHT:
+            if step is not None:
+                waiting.append((step, self._start(step, pooling)))
+            while len(waiting) > (0 if step is None else _STEPS_IN_FLIGHT):
                 done, output = waiting.pop(0)
                 yield done, np.asarray(output)
         for done, output in waiting:
@@ -209,25 +211,25 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        static = ("graph", "pooling", "kernel", "gathered")
-        step = jit(encode_batch, self.platform, static_argnames=static)
-        inputs = [
-            None if shape is None else self._abstract(shape) for shape in input_shapes(program)
-        ]
-        gathered = None
+        static = ("graph", "pooling", "kernel", "output_sharding")
+        output_sharding = None
         if self.mesh is not None and jax.process_count() > 1:
-            gathered = NamedSharding(self.mesh, P())  # every process reads all vectors
-        return step.lower(
-            self.graph, program.pooling, self.route(program).kernel, gathered, self.state, *inputs
+            output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
+        return jit(encode_batch, self.platform, static_argnames=static).lower(
+            self.graph,
+            self.state,
+            program.inputs(self._rows),
+            pooling=program.pooling,
+            kernel=self.choose_kernel(program).kernel,
+            output_sharding=output_sharding,
         )
 
     def _start(self, step: Step, pooling: str | None) -> jax.Array:
         batch = step.batch
-        spans = None if step.spans is None else step.spans.shape[1]
+        spans = None if step.pool_spans is None else step.pool_spans.shape[1]
         program = Program(*batch.shape, spans, step.task_ids is not None, pooling)
-        inputs = (batch.input_ids, batch.text_spans, step.task_ids, step.spans)
-        placed = [None if array is None else self._place(array) for array in inputs]
-        output = self._program(program)(self.state, *placed)
+        inputs = Inputs(batch.input_ids, batch.text_spans, step.task_ids, step.pool_spans)
+        output = self._program(program)(self.state, jax.tree.map(self._place, inputs))
         output.copy_to_host_async()
         return output
 
@@ -242,77 +244,16 @@ class Engine:
 
     def _place(self, array: np.ndarray):
         """Put an input on its devices; of a mesh of several processes, each puts its part."""
-        if self.mesh is None:
+        sharding = self._rows
+        if sharding is None:
             return array
-        sharding = NamedSharding(self.mesh, BATCH)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    def _abstract(self, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        sharding = None if self.mesh is None else NamedSharding(self.mesh, BATCH)
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    @property
+    def _rows(self) -> NamedSharding | None:
+        """How inputs lie on the mesh: their rows on its data axis."""
+        return None if self.mesh is None else NamedSharding(self.mesh, BATCH)
 
 
 def _put_alone(_: str, array: np.ndarray) -> jax.Array:
     return jax.device_put(array)
-
-
-def input_shapes(program: Program) -> list[tuple[int, ...] | None]:
-    """Return the shapes of ``encode_batch``'s int32 inputs, None for those that it goes without."""
-    rows, tokens, places, spans, adapted, _ = program
-    return [
-        (rows, tokens),
-        (rows, places, 2),
-        (rows, places) if adapted else None,
-        None if spans is None else (rows, spans, 2),
-    ]
-
-
-def encode_batch(
-    graph: nnx.GraphDef,
-    pooling: str | None,
-    kernel: Kernel,
-    gathered: NamedSharding | None,
-    state: nnx.State,
-    input_ids: jax.Array,
-    segments: jax.Array,
-    task_ids: jax.Array | None,
-    spans: jax.Array | None,
-    dropout: Dropout | None = None,
-) -> jax.Array:
-    """Encode one batch: float32 (B, P or S, D), or every token's float32 (B, T, D)."""
-    encoder = nnx.merge(graph, state)
-    mask, positions, number = unpack(segments, input_ids.shape[1])
-    if task_ids is not None:
-        with_none = jnp.pad(task_ids, ((0, 0), (1, 0)), constant_values=-1)
-        packed = segments.shape[1] > 1
-        task_ids = jnp.take_along_axis(with_none, number, axis=1) if packed else task_ids[:, 0]
-    hidden = encoder(
-        input_ids, mask, task_ids, positions, kernel=kernel, dropout=dropout
-    ).last_hidden_state
-    if pooling is None:
-        output = hidden.astype(jnp.float32)
-    else:
-        output = pool(hidden, segments if spans is None else spans, pooling)
-    return output if gathered is None else jax.lax.with_sharding_constraint(output, gathered)
-
-
-def unpack(segments: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """Derive from the places of texts what each token needs.
-
-    Args:
-      segments: int32 (B, S, 2), as in ``Batch``.
-      tokens: T.
-
-    Returns:
-      The attention mask: bool (B, T) for rows of one text, else int32 (B, T), the text's number.
-      Positions, int32 (B, T), or None for 0 … T-1. The numbers: int32 (B, T), 0 for padding.
-    """
-    start, stop = segments[..., :1], segments[..., 1:]
-    position = jnp.arange(tokens)
-    inside = (start <= position) & (position < stop)
-    if segments.shape[1] == 1:
-        return inside[:, 0], None, inside[:, 0].astype(jnp.int32)
-    numbers = jnp.arange(1, segments.shape[1] + 1, dtype=jnp.int32)[:, None]
-    number = jnp.where(inside, numbers, 0).sum(axis=1, dtype=jnp.int32)
-    starts = jnp.where(inside, start, 0).sum(axis=1, dtype=jnp.int32)
-    return number, jnp.where(number > 0, position - starts, 0), number

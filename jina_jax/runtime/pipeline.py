@@ -102,8 +102,8 @@ class Pipeline:
 
         Args:
           requests: read as they are needed, about a pool ahead of the device. None among them
-            says that nothing more is there for now: those before it are run without waiting for a
-            full pool. On a mesh of several processes, the same requests on each of them.
+            means that nothing more is there for now: results of those before it are yielded
+            without waiting for more. On a mesh of several processes, the same requests on each of them.
 
         Yields:
           Each request's result, once it is complete: near the order of requests, not in it.
@@ -111,8 +111,10 @@ class Pipeline:
         under_way: deque[list[_Part]] = deque()
         empty: deque[Result] = deque()
 
-        def steps() -> Iterator[Step]:
+        def steps() -> Iterator[Step | None]:
             for pool in self._prepared(requests):
+                if not pool:
+                    yield None
                 sums = [_Sum(position, prepared) for position, prepared in pool]
                 empty.extend(self._empty(own) for own in sums if not own.prepared.items)
                 parts = [_Part(item, own) for own in sums for item in own.prepared.items]
@@ -142,6 +144,7 @@ class Pipeline:
             start += len(pool)
 
     def _pools(self, requests: Iterable[Request | None]) -> Iterator[list[Request]]:
+        """Yield pools, and an empty one for each None."""
         step = self._batching.token_budget * self._engine.row_multiple * _CHARACTERS_PER_TOKEN
         pool: list[Request] = []
         characters, most = 0, _STEPS_IN_FIRST_POOL * step
@@ -152,6 +155,8 @@ class Pipeline:
             if pool and (request is None or characters >= most):
                 yield pool
                 pool, characters, most = [], 0, _STEPS_IN_POOL * step
+            if request is None:
+                yield []
         if pool:
             yield pool
 
@@ -210,7 +215,7 @@ def _split(
     for row, slot, part in zip(batch.rows, batch.slots, parts, strict=True):
         if pooling is None:
             start, stop = batch.text_spans[row, slot]
-        elif step.spans is None:
+        elif step.pool_spans is None:
             start, stop = slot, slot + 1
         else:
             start = taken[row]

@@ -1,4 +1,4 @@
-"""Meshes, and one table that says how each parameter lies on them.
+"""Meshes, and one table of how each parameter is split over them.
 
 Axes: ``data`` splits the rows of a batch and copies the weights; ``model`` splits heads and the
 feed-forward network (tensor parallelism, arXiv 1909.08053): the first matmul of each pair by
@@ -18,28 +18,31 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
-from jina_jax.nn.encoder import abstract_encoder, parameter_path
+from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.nn.parameters import from_dict, is_stacked, to_dict
 
-# Parameter path → how its axes are split; the first match counts. Embeddings are copied: split,
-# they would cost a sum over devices for each step and save nothing that matters.
+# Parameter path → how its axes are split; the first match counts. Embeddings are copied: if split,
+# they would cost a sum over devices per step and save little memory.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"layers\..*(qkv_proj|fc1)\.kernel", P(None, "model")),
-    (r"layers\..*(qkv_proj|fc1)\.bias", P("model")),
-    (r"layers\..*(qkv_proj|fc1)\.lora_b", P(None, None, "model")),
+    (r"layers\..*qkv_proj\.kernel", P(None, None, "model")),
+    (r"layers\..*qkv_proj\.bias", P(None, "model")),
+    (r"layers\..*qkv_proj\.lora_b", P(None, None, None, "model")),
+    (r"layers\..*fc1\.kernel", P(None, "model")),
+    (r"layers\..*fc1\.bias", P("model")),
+    (r"layers\..*fc1\.lora_b", P(None, None, "model")),
     (r"layers\..*(out_proj|fc2)\.kernel", P("model", None)),
     (r"layers\..*(out_proj|fc2)\.lora_a", P(None, "model", None)),
     (r".*", P()),
 )
 BATCH = P("data")
-_REGROUPED = re.compile(r"layers\..*qkv_proj\.(kernel|bias|lora_b)")
 
 
 def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make a mesh with the axes ``data`` and ``model``.
 
     Args:
-      model: devices that share one copy of the weights; the rest of them is the data axis.
-      devices: None for all, those of other processes included; ``jax.local_devices()`` for a mesh
+      model: devices that share one copy of the weights; the other axis is the data axis.
+      devices: None for all, including those of other processes; ``jax.local_devices()`` for a mesh
         of this process alone.
 
     Raises:
@@ -53,7 +56,7 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def check_mesh(mesh: Mesh, config: Config) -> None:
-    """Check that a network can lie on a mesh.
+    """Check that a network can be split over a mesh.
 
     Raises:
       ValueError: for other axes than those of ``make_mesh``, an axis that is not automatic, or a
@@ -74,67 +77,34 @@ def check_mesh(mesh: Mesh, config: Config) -> None:
 
 
 def partition_spec(path: str) -> P:
-    """Return how the parameter at a path ("layers.0.mlp.fc1.kernel") is split."""
-    return next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    """Return how the parameter at a path ("layers.0.mlp.fc1.kernel") is split.
 
-
-def _spec(path: str, *, stacked: bool) -> P:
-    """Return how a parameter is split; ``stacked`` puts the axis of layers in front."""
-    spec = partition_spec(path)
-    return P(None, *spec) if stacked and path.startswith("layers.") else spec
-
-
-def placer(mesh: Mesh, config: Config, *, stacked: bool = False) -> Callable[..., jax.Array]:
-    """Return a function (path, NumPy array) → array on the mesh, split as ``RULES`` say.
-
-    Args:
-      mesh: from ``make_mesh``.
-      config: of the network.
-      stacked: whether the parameters of layers have an axis of all layers in front.
+    For stacked layers ("layers.mlp.fc1.kernel") the axis of layers is in front, not split.
     """
-    groups = mesh.shape["model"]
+    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    return P(None, *spec) if is_stacked(path) else spec
+
+
+def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+    """Return a function (path, NumPy array) → array on the mesh, split as ``RULES`` define."""
 
     def place(path: str, array: np.ndarray) -> jax.Array:
-        spec = _spec(path, stacked=stacked)
-        if groups > 1 and _REGROUPED.fullmatch(path):
-            array = group_heads(array, config, groups)
-        sharding = NamedSharding(mesh, spec)
+        sharding = NamedSharding(mesh, partition_spec(path))
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return place
 
 
 def abstract_state(config: Config, dtype: str, mesh: Mesh, *, scan_layers: bool) -> nnx.State:
-    """Return an encoder's state of ``jax.ShapeDtypeStruct``, laid out on a mesh.
+    """Return an encoder's state of ``jax.ShapeDtypeStruct``, split over a mesh.
 
     The mesh's devices may be those of a topology that this machine does not have
-    (``jax.experimental.topologies``): it is all that compiling ahead of time needs.
+    (``jax.experimental.topologies``): compiling ahead of time needs no more.
     """
-    _, state = abstract_encoder(
-        config, jnp.dtype(dtype), qkv_groups=mesh.shape["model"], scan_layers=scan_layers
-    )
+    _, state = abstract_encoder(config, jnp.dtype(dtype), scan_layers=scan_layers)
 
-    def lay_out(keys, variable):
-        path = parameter_path(keys)
-        leaf = variable.get_value()
-        sharding = NamedSharding(mesh, _spec(path, stacked=scan_layers))
+    def lay_out(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, partition_spec(path))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state([(keys, v.replace(lay_out(keys, v))) for keys, v in flat])
-
-
-def group_heads(array: np.ndarray, config: Config, groups: int) -> np.ndarray:
-    """Reorder the columns of ``qkv_proj`` so that a group's queries, keys and values are together.
-
-    Args:
-      array: (…, 3 · N · H), all queries, then all keys, then all values.
-      config: has N and H.
-      groups: G, a divisor of N.
-
-    Returns:
-      (…, G · 3 · N/G · H).
-    """
-    heads = config.num_attention_heads // groups
-    parts = array.reshape(*array.shape[:-1], 3, groups, heads * config.head_dim)
-    return np.ascontiguousarray(parts.swapaxes(-2, -3)).reshape(array.shape)
+    return from_dict(state, {path: lay_out(path, leaf) for path, leaf in to_dict(state).items()})

@@ -1,21 +1,19 @@
 """Programs as files: StableHLO that a process with only jax loads and runs (``jax.export``).
 
-They are compiled where they are loaded. For a CPU compile them with the options that this library
-compiles with: ``jax.jit(exported.call, compiler_options=jina_jax.compiler_options("cpu"))``.
+They are compiled where they are loaded. For a CPU use the compiler options of this library:
+``jax.jit(exported.call, compiler_options=jina_jax.compiler_options("cpu"))``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 
-from jina_jax.nn.encoder import parameter_path
-from jina_jax.runtime.engine import Engine, Program, encode_batch, input_shapes
+from jina_jax.nn.forward import encode_batch
+from jina_jax.nn.parameters import from_dict, to_dict
+from jina_jax.runtime.engine import Engine, Program
 
 
 def export_program(
@@ -24,8 +22,9 @@ def export_program(
     """Export one program, without its weights.
 
     The result's ``call`` takes the weights, a dict from parameter path to array (``weights``), and
-    then those of these int32 arrays that the program has: input_ids (B, T), segments (B, S, 2),
-    task_ids (B, S), spans (B, P, 2). It returns float32 (B, P or S, D), or (B, T, D).
+    then those int32 arrays of ``jina_jax.nn.forward.Inputs`` that the program has, in this order:
+    input_ids (B, T), text_spans (B, S, 2), task_ids (B, S), pool_spans (B, P, 2). It returns
+    float32 (B, P or S, D), or (B, T, D).
 
     Args:
       engine: the encoder, on one device.
@@ -37,41 +36,31 @@ def export_program(
     """
     if engine.mesh is not None and engine.mesh.size > 1:
         raise ValueError(f"engine: expected one device, got a mesh of {engine.mesh.size}")
-    variables = nnx.to_flat_state(engine.state)
-    kernel = engine.route(program).kernel
-    shapes = input_shapes(program)
+    kernel = engine.choose_kernel(program).kernel
+    shapes, structure = jax.tree.flatten(program.inputs())
 
-    def run(weights, *given):
-        state = nnx.from_flat_state(
-            [
-                (keys, variable.replace(weights[parameter_path(keys)]))
-                for keys, variable in variables
-            ]
-        )
-        arrays = iter(given)
-        inputs: list[Any] = [None if shape is None else next(arrays) for shape in shapes]
-        return encode_batch(engine.graph, program.pooling, kernel, None, state, *inputs)
+    def run(weights, *arrays):
+        state = from_dict(engine.state, weights)
+        inputs = jax.tree.unflatten(structure, arrays)
+        return encode_batch(engine.graph, state, inputs, pooling=program.pooling, kernel=kernel)
 
-    inputs = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes if shape is not None]
     exported = jax.export.export(jax.jit(run), platforms=platforms)
     return exported(
         {path: jax.ShapeDtypeStruct(a.shape, a.dtype) for path, a in weights(engine).items()},
-        *inputs,
+        *shapes,
     )
 
 
 def weights(engine: Engine) -> dict[str, jax.Array]:
     """Return the weights that an exported program takes, by parameter path."""
-    return {
-        parameter_path(keys): variable[...] for keys, variable in nnx.to_flat_state(engine.state)
-    }
+    return to_dict(engine.state)
 
 
 def save_program(path: str | Path, exported: jax.export.Exported) -> None:
     """Write an exported program to a new file; ``jax.export.deserialize`` reads its bytes.
 
     Raises:
-      FileExistsError: if the file is there.
+      FileExistsError: if the file exists.
     """
     with Path(path).open("xb") as file:
         file.write(exported.serialize())

@@ -16,9 +16,9 @@ import numpy as np
 import regex
 
 from jina_jax.config import Config
-from jina_jax.nn.encoder import gelu
+from jina_jax.nn.forward import Inputs, encode_batch
+from jina_jax.nn.layers import gelu
 from jina_jax.nn.matmul import einsum
-from jina_jax.runtime.engine import encode_batch
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.losses import masked_lm
 from jina_jax.training.micro_batches import Chunks
@@ -162,15 +162,11 @@ def mlm_objective(encoding: Encoding) -> Objective:
     def one_chunk(trained, frozen, chunk, dropout):
         hidden = encode_batch(
             network.graph,
-            None,
-            encoding.kernel,
-            None,
             network.state(trained, frozen),
-            chunk.input_ids,
-            chunk.segments,
-            None,
-            None,
-            dropout,
+            Inputs(chunk.input_ids, chunk.segments),
+            pooling=None,
+            kernel=encoding.kernel,
+            dropout=dropout,
         )
         table = trained[_WORD_TABLE] if _WORD_TABLE in trained else frozen[_WORD_TABLE]
         logits = _head(network, trained, table, hidden[chunk.rows, chunk.columns])

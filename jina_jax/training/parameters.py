@@ -7,7 +7,6 @@ gradient or an optimizer state. The frozen ones may lie there in fewer bits.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,20 +14,16 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_mixed_state
 from jina_jax.checkpoints.tensors import FLOAT_DTYPES, LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
-from jina_jax.nn.encoder import abstract_encoder, parameter_path
+from jina_jax.nn.encoder import abstract_encoder
+from jina_jax.nn.parameters import from_dict, is_adapter, is_table, to_dict
 from jina_jax.runtime.sharding import check_mesh, placer
 
 TRAINABLE = ("adapters", "all", "all-but-embeddings")
 Arrays = dict[str, jax.Array]
-
-_ADAPTER = re.compile(r".*\.lora_[ab]")
-_TABLE = re.compile(r"(word|token_type|position)_embeddings\.embedding")
-# Tables are gathered from before they are rounded: their gradients add up in float32.
-_GATHERED = re.compile(r".*_embeddings\.(embedding|lora_a)")
 
 
 class Network(NamedTuple):
@@ -54,19 +49,20 @@ class Network(NamedTuple):
         """Join the two to the encoder's state, cast to the dtype that it computes in."""
         _, abstract = abstract_encoder(self.config, scan_layers=self.scan_layers)
 
-        def leaf(path: str) -> jax.Array:
-            array = trained[path] if path in trained else frozen[path]
-            return array if _GATHERED.fullmatch(path) else array.astype(self.dtype)
+        def cast(path: str, array: jax.Array) -> jax.Array:
+            # Tables are gathered from before they are rounded: their gradients add up in float32.
+            gathered = is_table(path) and not path.endswith(".lora_b")
+            return array if gathered else array.astype(self.dtype)
 
-        flat = nnx.to_flat_state(abstract)
-        return nnx.from_flat_state([(k, v.replace(leaf(parameter_path(k)))) for k, v in flat])
+        arrays = {**frozen, **trained}
+        return from_dict(abstract, {path: cast(path, array) for path, array in arrays.items()})
 
 
 def is_trained(path: str, train: str) -> bool:
     """Tell whether the parameter at a path is trained under a choice of ``TRAINABLE``."""
-    if _ADAPTER.fullmatch(path):
+    if is_adapter(path):
         return True  # those that are not trained are not part of the network
-    return train == "all" or (train == "all-but-embeddings" and not _TABLE.fullmatch(path))
+    return train == "all" or (train == "all-but-embeddings" and not is_table(path))
 
 
 def load_network(
@@ -116,15 +112,15 @@ def load_network(
         if mesh.shape["model"] > 1:
             raise ValueError(f"mesh: expected a model axis of 1, got {mesh.shape['model']}")
     name = dtype or checkpoint.dtype.name
-    place = None if mesh is None else placer(mesh, config, stacked=scan_layers)
-    state = to_state(
+    place = None if mesh is None else placer(mesh)
+    state = to_mixed_state(
         config,
         _select(checkpoint, tasks),
         lambda path: "float32" if is_trained(path, train) else name,
         place=place,
         scan_layers=scan_layers,
     )
-    flat = {parameter_path(keys): v.get_value() for keys, v in nnx.to_flat_state(state)}
+    flat = to_dict(state)
     graph, _ = abstract_encoder(config, scan_layers=scan_layers)
     trained = {path: array for path, array in flat.items() if is_trained(path, train)}
     frozen = {path: array for path, array in flat.items() if path not in trained}
@@ -140,7 +136,7 @@ def _select(checkpoint: Checkpoint, tasks: Sequence[str]) -> dict[str, LazyTenso
         return LazyTensor(shape, tensor.dtype, lambda: tensor.read()[indices])
 
     return {
-        path: pick(tensor) if _ADAPTER.fullmatch(path) else tensor
+        path: pick(tensor) if is_adapter(path) else tensor
         for path, tensor in checkpoint.tensors.items()
-        if tasks or not _ADAPTER.fullmatch(path)
+        if tasks or not is_adapter(path)
     }

@@ -13,13 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jina_jax.checkpoints.hub import fetch
-from jina_jax.checkpoints.native import write_json
 from jina_jax.checkpoints.tensors import CheckpointError
-from jina_jax.config import read_json
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
+from jina_jax.files import read_json, write_json
+from jina_jax.nn.parameters import is_adapter, to_checkpoint
 from jina_jax.training.checkpoints import Store, hash_of
 from jina_jax.training.settings import Model, Settings, SettingsError
 
@@ -103,23 +101,11 @@ def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
 
 def with_trained(base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, Any]) -> Checkpoint:
     """Put what was trained into its base; paths are those of single layers or of stacked ones."""
-    found = _by_layer(arrays)
-    adapters = {path: array for path, array in found.items() if ".lora_" in path}
+    found = to_checkpoint(arrays)
+    adapters = {path: array for path, array in found.items() if is_adapter(path)}
     weights = {path: found[path] for path in found.keys() & base.tensors.keys() - adapters.keys()}
     checkpoint = with_adapters(base, tasks, adapters) if tasks else base
     return with_weights(checkpoint, weights) if weights else checkpoint
-
-
-def _by_layer(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Take stacked layers apart."""
-    found: dict[str, np.ndarray] = {}
-    for path, array in arrays.items():
-        first, _, rest = path.partition(".")
-        if first == "layers" and not rest.split(".")[0].isdecimal():
-            found |= {f"layers.{i}.{rest}": part for i, part in enumerate(np.asarray(array))}
-        else:
-            found[path] = np.asarray(array)
-    return found
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:

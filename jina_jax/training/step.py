@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.nn.attention import Kernel
 from jina_jax.nn.dropout import Dropout
+from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.runtime.compiling import jit
-from jina_jax.runtime.engine import encode_batch
 from jina_jax.training.micro_batches import Chunks
 from jina_jax.training.parameters import Arrays, Network
 
@@ -78,18 +78,15 @@ def embed(
     network = encoding.network
 
     def one_chunk(trained, frozen, chunk, dropout) -> jax.Array:
+        task_ids = chunk.task_ids if network.config.num_tasks else None
         # Parameters are cast here, for gradients of chunks to add up in float32.
         return encode_batch(
             network.graph,
-            network.config.emb_pooler,
-            encoding.kernel,
-            None,
             network.state(trained, frozen),
-            chunk.input_ids,
-            chunk.segments,
-            chunk.task_ids if network.config.num_tasks else None,
-            None,
-            dropout,
+            Inputs(chunk.input_ids, chunk.segments, task_ids),
+            pooling=network.config.emb_pooler,
+            kernel=encoding.kernel,
+            dropout=dropout,
         )
 
     pooled = over_chunks(encoding, one_chunk, trained, frozen, chunks, key)

@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from jina_jax.cache import set_compilation_cache
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
-from jina_jax.nn.attention import choose
+from jina_jax.nn.kernels import choose
 from jina_jax.runtime.compiling import platform_of
 from jina_jax.runtime.pipeline import ahead
 from jina_jax.runtime.sharding import make_mesh, placer
@@ -201,7 +201,7 @@ class Trainer:
         checkpoint = self.checkpoint()
         config, place = checkpoint.config, None
         if self._mesh is not None:
-            place = placer(self._mesh, config)
+            place = placer(self._mesh)
         state = to_state(config, checkpoint.tensors, self._network.dtype, place=place)
         if self._embedder is None:
             self._embedder = JinaEmbeddings(config, state, self._tokenizer, mesh=self._mesh)

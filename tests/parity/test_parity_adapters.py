@@ -9,8 +9,9 @@ from published import TASKS
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
-from jina_jax.checkpoints.native import parameter_shapes, to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import add_task, open_checkpoint, with_adapters, write_checkpoint
+from jina_jax.nn.parameters import parameter_shapes
 
 pytestmark = PARITY
 

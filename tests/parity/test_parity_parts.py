@@ -7,7 +7,7 @@ from peers import PARITY, batch, load_transformers, run_ours, run_torch
 from published import SMALL, write_published
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
-from jina_jax.nn.pooling import pool, truncate
+from jina_jax.nn.pooling import cut_and_normalize, pool
 from jina_jax.nn.rope import rotary_angles
 
 pytestmark = PARITY
@@ -63,7 +63,7 @@ def test_pooling_truncating_and_normalising_equal_torch(hidden, kind, dim):
     pooled = vectors[:, 0] if kind == "cls" else (vectors * kept).sum(1) / kept.sum(1)
     expected = torch.nn.functional.normalize(pooled[:, :dim], p=2, dim=1).numpy()
     for source, tolerance in ((theirs, 1e-6), (ours, 1e-5)):
-        result = truncate(
+        result = cut_and_normalize(
             np.asarray(pool(source, whole_rows(mask), kind)[:, 0]), dim, normalize=True
         )
         np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
@@ -81,7 +81,7 @@ def test_pooling_equals_sentence_transformers(hidden, kind):
     }
     pooling = models.Pooling(SMALL["width"], pooling_mode=kind)
     expected = models.Normalize()(pooling(features))["sentence_embedding"].numpy()
-    ours = truncate(
+    ours = cut_and_normalize(
         np.asarray(pool(theirs, whole_rows(mask), kind)[:, 0]), SMALL["width"], normalize=True
     )
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)

@@ -1,0 +1,125 @@
+"""Layers of the network: linear maps and tables with the tasks' adapters, LayerNorm, GELU."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn import initializers
+from jax.nn.initializers import Initializer
+
+from jina_jax.config import Config
+from jina_jax.nn.lora import Adapter, low_rank_update
+from jina_jax.nn.matmul import einsum
+
+
+def draw(rngs: nnx.Rngs | None, initializer: Initializer, shape: tuple[int, ...], dtype):
+    """Draw initial values; without ``rngs`` return their ``jax.ShapeDtypeStruct``.
+
+    ``nnx.eval_shape`` returns the same, but traces every initializer of every layer: seconds for
+    the full-size network.
+    """
+    if rngs is None:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    return initializer(rngs.params(), shape, dtype)
+
+
+class Linear(nnx.Module):
+    """``x @ kernel + bias``, plus the update of each token's task.
+
+    Leaves: kernel (in, out), bias (out,), and with tasks lora_a (K, in, R), lora_b (K, R, out).
+    With ``parts``, several maps of one input in one product, "out" is (parts, out) everywhere.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        config: Config,
+        *,
+        dtype,
+        rngs: nnx.Rngs | None,
+        parts: int | None = None,
+    ):
+        normal = initializers.normal(config.initializer_range)
+        out = (out_features,) if parts is None else (parts, out_features)
+        self.kernel = nnx.Param(draw(rngs, normal, (in_features, *out), dtype))
+        self.bias = nnx.Param(draw(rngs, initializers.zeros, out, dtype))
+        self.lora_scale = config.lora_scale
+        if config.lora_rank is None:
+            self.lora_a = self.lora_b = None
+            return
+        # Uniform within 1 / sqrt(in), and zero: the initial values of the published code.
+        uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
+        tasks, rank = config.num_tasks, config.lora_rank
+        self.lora_a = Adapter(draw(rngs, uniform, (tasks, in_features, rank), dtype))
+        self.lora_b = Adapter(draw(rngs, initializers.zeros, (tasks, rank, *out), dtype))
+
+    def __call__(self, x: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
+        """Map x (B, T, in), with a mask from ``lora.task_mask`` or None, to float32 (B, T, out)."""
+        kernel = self.kernel[...]
+        if kernel.ndim == 3:
+            y = einsum("bti,ipo->btpo", x, kernel)
+        else:
+            y = einsum("bti,io->bto", x, kernel)
+        if task_mask is not None and self.lora_a is not None and self.lora_b is not None:
+            low = einsum("bti,kir->btkr", x, self.lora_a[...])
+            y += low_rank_update(low, task_mask, self.lora_b[...], self.lora_scale)
+        return y + self.bias[...].astype(jnp.float32)
+
+
+class Embed(nnx.Module):
+    """Rows of a table, plus the update of each token's task, made from gathered rows of A.
+
+    Leaves: embedding (V, D), and with tasks lora_a (K, V, R), lora_b (K, R, D).
+    """
+
+    def __init__(
+        self, num_embeddings: int, features: int, config: Config, *, dtype, rngs: nnx.Rngs | None
+    ):
+        normal = initializers.normal(config.initializer_range)
+        self.embedding = nnx.Param(draw(rngs, normal, (num_embeddings, features), dtype))
+        self.lora_scale = config.lora_scale
+        if config.lora_rank is None:
+            self.lora_a = self.lora_b = None
+            return
+        # Zero, and standard normal: the initial values of the published code.
+        tasks, rank = config.num_tasks, config.lora_rank
+        self.lora_a = Adapter(draw(rngs, initializers.zeros, (tasks, num_embeddings, rank), dtype))
+        self.lora_b = Adapter(draw(rngs, initializers.normal(1.0), (tasks, rank, features), dtype))
+
+    def __call__(self, ids: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
+        """Look up ids (B, T), with a mask from ``lora.task_mask`` or None: float32 (B, T, D)."""
+        y = self.embedding[...][ids].astype(jnp.float32)
+        if task_mask is not None and self.lora_a is not None and self.lora_b is not None:
+            low = jnp.moveaxis(self.lora_a[...][:, ids], 0, 2)
+            y += low_rank_update(low, task_mask, self.lora_b[...], self.lora_scale)
+        return y
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis with float32 statistics; returns the dtype of its weights."""
+
+    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+        shape = (config.hidden_size,)
+        self.epsilon = config.layer_norm_eps
+        self.scale = nnx.Param(draw(rngs, initializers.ones, shape, dtype))
+        self.bias = nnx.Param(draw(rngs, initializers.zeros, shape, dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        x = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale, bias = (leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias))
+        return (x * scale + bias).astype(self.scale.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Compute the exact GELU, ``x / 2 · (1 + erf(x / √2))``, in float32.
+
+    PyTorch's form. ``jax.nn.gelu(approximate=False)`` goes through erfc, which takes twice as long
+    on CPU.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
