@@ -103,7 +103,7 @@ class Pipeline:
         Args:
           requests: read as they are needed, about a pool ahead of the device. None among them
             means that nothing more is there for now: results of those before it are yielded
-            without waiting for more. On a mesh of several processes, the same requests on each of them.
+            without waiting for more. On a mesh of several processes, the same requests on each.
 
         Yields:
           Each request's result, once it is complete: near the order of requests, not in it.
