@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from jina_jax import JinaEmbeddings, evaluation
 from jina_jax.cli import main as cli
+from jina_jax.tasks import pick_tasks
 
 for package in ("scipy", "sklearn", "pytrec_eval"):
     pytest.importorskip(package)
@@ -177,7 +178,7 @@ class TestResults:
 
         monkeypatch.setattr(JinaEmbeddings, "encode", noted)
         run(directory, "retrieval", "set", *(part for one in given for part in ("--task", one)))
-        assert tuple(seen) == evaluation.pick_tasks(model, "retrieval", task)
+        assert tuple(seen) == pick_tasks(model, "retrieval", task)
 
     @pytest.mark.filterwarnings("default")
     def test_options_of_the_model(self, directory):

@@ -12,7 +12,8 @@ from published import PROMPTS, TASKS
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, evaluation
-from jina_jax.evaluation import Evaluation, classes, pick_tasks, ranking, similarity
+from jina_jax.evaluation import Evaluation, classes, ranking, similarity
+from jina_jax.tasks import from_word, pick_tasks
 from jina_jax.training import settings
 
 sklearn = pytest.importorskip("sklearn")
@@ -99,11 +100,10 @@ class TestTasks:
         [
             ("sts", "separation", ("separation",)),
             ("sts", None, (None,)),
-            ("sts", "none", (None,)),
-            ("sts", ["none"], (None,)),
+            ("sts", [None], (None,)),
             ("retrieval", "separation", ("separation", "separation")),
-            ("retrieval", "none", (None, None)),
-            ("retrieval", ("none", "auto"), (None, "retrieval.passage")),
+            ("retrieval", None, (None, None)),
+            ("retrieval", (None, "auto"), (None, "retrieval.passage")),
             ("retrieval", ("auto", None), ("retrieval.query", None)),
         ],
     )
@@ -117,6 +117,24 @@ class TestTasks:
     def test_refused(self, kind, task):
         with pytest.raises(ValueError, match=rf"task=.*: expected None.* for {kind}"):
             pick_tasks(Stub({}), kind, task)
+
+    @pytest.mark.parametrize("task", ["none", ("auto", "none")])
+    def test_none_is_spelled_none(self, task):
+        with pytest.raises(ValueError, match=r"task='none': expected None .* for the base model"):
+            pick_tasks(Stub({}), "retrieval", task)
+
+    @pytest.mark.parametrize(
+        ("word", "meant"),
+        [
+            ("none", None),
+            ("auto", "auto"),
+            ("separation", "separation"),
+            (("none", "auto"), (None, "auto")),
+            (None, None),
+        ],
+    )
+    def test_words_of_the_command_line_and_of_toml(self, word, meant):
+        assert from_word(word) == meant
 
     def test_an_adapter_that_the_model_lacks(self, model):
         with pytest.raises(ValueError, match="nothing-like-it"):
@@ -766,14 +784,14 @@ class TestEvaluation:
         vectors, (a, b, c, d) = random_vectors("abcd"), "abcd"
         labelled = [a, b, c, d], ["x", "y", "x", "y"]
         direct = {
-            "sts": evaluation.sts(Stub(vectors), [a, c, a], [b, d, d], [1, 2, 3], task="none"),
-            "bitext": evaluation.bitext(Stub(vectors), [a, b], [c, d], task="none"),
+            "sts": evaluation.sts(Stub(vectors), [a, c, a], [b, d, d], [1, 2, 3], task=None),
+            "bitext": evaluation.bitext(Stub(vectors), [a, b], [c, d], task=None),
             "classification": evaluation.classification(
-                Stub(vectors), *labelled, *labelled, task="none"
+                Stub(vectors), *labelled, *labelled, task=None
             ),
-            "clustering": evaluation.clustering(Stub(vectors), *labelled, task="none"),
+            "clustering": evaluation.clustering(Stub(vectors), *labelled, task=None),
             "retrieval": evaluation.retrieval(
-                Stub(vectors), {"1": a, "2": b}, {"q": c}, {"q": {"1": 1}}, task="none"
+                Stub(vectors), {"1": a, "2": b}, {"q": c}, {"q": {"1": 1}}, task=None
             ),
         }
         primary = {

@@ -246,7 +246,9 @@ class TestTasks:
             (BOTH, {}, BOTH),
             ((), {}, (None, None)),
             (("retrieval.query", "x"), {}, ("retrieval.query", None)),
-            (BOTH, {"query_task": None, "passage_task": "x"}, (None, "x")),
+            (BOTH, {"task": (None, "x")}, (None, "x")),
+            (BOTH, {"task": "x"}, ("x", "x")),
+            (BOTH, {"task": (None, "auto")}, (None, "retrieval.passage")),
         ],
     )
     def test_which_are_asked_for(self, tasks, options, expected):

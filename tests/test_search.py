@@ -80,9 +80,9 @@ class TestFind:
         ("task", "pair"),
         [
             ("auto", TASKS[:2]),
-            ("none", (None, None)),
+            (None, (None, None)),
             ("separation", ("separation", "separation")),
-            (("retrieval.query", "none"), ("retrieval.query", None)),
+            (("retrieval.query", None), ("retrieval.query", None)),
         ],
     )
     def test_tasks(self, model, task, pair):

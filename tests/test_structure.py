@@ -14,6 +14,7 @@ ARROWS = {
     "config": set(),
     "files": set(),
     "cache": set(),
+    "tasks": set(),
     "nn": {"config"},
     "text": {"cache"},
     "checkpoints": {"config", "files", "nn"},
@@ -23,15 +24,15 @@ ARROWS = {
     "embedder": {"cache", "checkpoints", "config", "convert", "nn", "runtime", "text"},
     "gold": {"checkpoints", "embedder", "verify"},
     "data": set(),
-    "search": {"data", "embedder", "files", "nn", "runtime"},
-    "evaluation": {"data", "embedder", "nn", "search"},
+    "search": {"data", "embedder", "files", "nn", "runtime", "tasks"},
+    "evaluation": {"data", "embedder", "nn", "search", "tasks"},
     "training": {
         *("cache", "checkpoints", "config", "convert", "data", "embedder", "evaluation", "nn"),
-        *("runtime", "text"),
+        *("runtime", "tasks", "text"),
     },
     "cli": {
         *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),
-        *("runtime", "search", "text", "training", "verify"),
+        *("runtime", "search", "tasks", "text", "training", "verify"),
     },
 }
 MOST_ROOMS = 18

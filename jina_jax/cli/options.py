@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from jina_jax.tasks import AUTO, from_word
+
 LAYOUTS = ("native", "published", "transformers", "xlm-roberta")
 DTYPES = ("float32", "bfloat16", "float16")
 PATH = click.Path(path_type=Path)
@@ -64,7 +66,7 @@ def task_option(command: Callable) -> Callable:
     def join(context: click.Context, _: click.Parameter, tasks: tuple[str, ...]) -> Any:
         if len(tasks) > 2:
             raise click.UsageError(TOO_MANY_TASKS, context)
-        return tasks if len(tasks) > 1 else (*tasks, "auto")[0]
+        return from_word(tasks if len(tasks) > 1 else (*tasks, AUTO)[0])
 
     return click.option(
         "--task",

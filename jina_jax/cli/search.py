@@ -132,7 +132,7 @@ def find(
       query: what to look for.
       passages: to look among; of equally near ones the earlier is taken.
       top_k: how many; all, if there are fewer.
-      task: as for ``jina_jax.evaluation.pick_tasks``, kind "retrieval".
+      task: as for ``jina_jax.tasks.pick_tasks``, job "retrieval".
       truncate_dim: Matryoshka dimension to compare in; None for the checkpoint's own.
 
     Raises:
@@ -140,8 +140,8 @@ def find(
     """
     import numpy as np
 
-    from jina_jax.evaluation import pick_tasks
     from jina_jax.search.nearest import nearest
+    from jina_jax.tasks import pick_tasks
 
     query_task, passage_task = pick_tasks(model, "retrieval", task)
     vectors = model.encode(

@@ -6,21 +6,19 @@ Needs the extra ``eval``. Each function takes a model with an ``encode`` like th
 """
 
 from jina_jax.evaluation.classes import classification, clustering
-from jina_jax.evaluation.encoding import TASKS, TextEncoder, pick_tasks
 from jina_jax.evaluation.files import read_beir, read_labelled, read_pairs, read_scored
 from jina_jax.evaluation.ranking import retrieval
 from jina_jax.evaluation.similarity import bitext, sts
 from jina_jax.evaluation.suite import KINDS, Evaluation
+from jina_jax.tasks import TextEncoder
 
 __all__ = [
     "KINDS",
-    "TASKS",
     "Evaluation",
     "TextEncoder",
     "bitext",
     "classification",
     "clustering",
-    "pick_tasks",
     "read_beir",
     "read_labelled",
     "read_pairs",

@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.evaluation.encoding import (
-    Task,
-    TextEncoder,
-    Vectors,
-    check_lengths,
-    optional,
-    pick_tasks,
-)
+from jina_jax.evaluation.encoding import Vectors, check_lengths, optional
+from jina_jax.tasks import Task, TextEncoder, pick_tasks
 
 FOLDS = 5
 SEED = 42

@@ -1,71 +1,15 @@
-"""What all evaluations have in common: the model, its adapter, its dimensions."""
+"""Vectors for evaluations: computed once, checked, cut to each dimension; optional packages."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jina_jax.nn.pooling import truncate
-
-# arXiv 2409.10173, section 5. It names no adapter for bitext mining: the one for symmetric pairs.
-TASKS: dict[str, tuple[str, ...]] = {
-    "sts": ("text-matching",),
-    "bitext": ("text-matching",),
-    "classification": ("classification",),
-    "clustering": ("separation",),
-    "retrieval": ("retrieval.query", "retrieval.passage"),
-}
-
-Task = str | None | Sequence[str | None]
-
-
-class TextEncoder(Protocol):
-    """What can be evaluated: ``JinaEmbeddings``, or anything that encodes as it does.
-
-    If it has a ``config``, as ``JinaEmbeddings`` has, that tells its adapters and dimensions;
-    without one it counts as a model without adapters.
-    """
-
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        task: str | None,
-        prompt: str | None,
-        truncate_dim: int | None,
-        max_length: int | None,
-        normalize_embeddings: bool,
-    ) -> np.ndarray:
-        """Return float32 (n, d), see ``JinaEmbeddings.encode``."""
-        ...
-
-
-def pick_tasks(model: TextEncoder, kind: str, task: Task = "auto") -> tuple[str | None, ...]:
-    """Choose the adapter of an evaluation, for retrieval those of queries and of passages.
-
-    Args:
-      model: to be evaluated.
-      kind: a key of ``TASKS``.
-      task: adapter, or None or "none" for the base model; "auto" for the one that the paper uses
-        for this kind, if the model has it, else None. For retrieval also a pair of these.
-
-    Raises:
-      ValueError: if it is none of these.
-    """
-    published = TASKS[kind]
-    tasks: Sequence[Any] = task if isinstance(task, list | tuple) else (task,) * len(published)
-    if len(tasks) != len(published) or not all(isinstance(own, str | None) for own in tasks):
-        wanted = "None, a string or a pair of these" if len(published) > 1 else "None or a string"
-        raise ValueError(f"task={task!r}: expected {wanted} for {kind}")
-    known = getattr(getattr(model, "config", None), "lora_adaptations", ())
-    usual = [default if default in known else None for default in published]
-    return tuple(
-        {"auto": default, "none": None}.get(own, own)
-        for own, default in zip(tasks, usual, strict=True)
-    )
+from jina_jax.tasks import TextEncoder
 
 
 class Vectors:

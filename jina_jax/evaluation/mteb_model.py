@@ -8,32 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jina_jax.evaluation.encoding import optional
+from jina_jax.tasks import MTEB_TEXT_MATCHING, MTEB_TYPES, RETRIEVAL
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 Adapters = str | None | tuple[str | None, str | None]
-
-_RETRIEVAL = ("retrieval.query", "retrieval.passage")
-# arXiv 2409.10173, section 5. It is silent on bitext mining, summarization, regression and several
-# labels; those are as in mteb's own entry for jina-embeddings-v3, and with instructions or not is
-# the same.
-BY_TYPE: dict[str, Adapters] = {
-    "BitextMining": "text-matching",
-    "Classification": "classification",
-    "Clustering": "separation",
-    "InstructionReranking": "separation",
-    "InstructionRetrieval": _RETRIEVAL,
-    "MultilabelClassification": "classification",
-    "PairClassification": "classification",
-    "Regression": "classification",
-    "Reranking": "separation",
-    "Retrieval": _RETRIEVAL,
-    "STS": "text-matching",
-    "Summarization": "text-matching",
-}
-# Retrieval tasks whose two sides are alike, and LongEmbed, by parts of their names.
-TEXT_MATCHING = ("ArguAna", "CQADupstack", "Quora", "LEMB")
 
 
 class MtebModel:
@@ -109,13 +89,13 @@ class MtebModel:
         for key in (task_metadata.name, task_metadata.type):
             if key in self.tasks:
                 return _side(self.tasks[key], prompt_type)
-        if task_metadata.type not in BY_TYPE:
+        if task_metadata.type not in MTEB_TYPES:
             raise ValueError(
                 f"task {task_metadata.name!r} is of type {task_metadata.type!r}: expected one of "
-                f"{', '.join(BY_TYPE)}; or name its adapter in tasks"
+                f"{', '.join(MTEB_TYPES)}; or name its adapter in tasks"
             )
-        adapters = BY_TYPE[task_metadata.type]
-        if adapters == _RETRIEVAL and any(part in task_metadata.name for part in TEXT_MATCHING):
+        adapters = MTEB_TYPES[task_metadata.type]
+        if adapters == RETRIEVAL and any(part in task_metadata.name for part in MTEB_TEXT_MATCHING):
             adapters = "text-matching"
         adapter = _side(adapters, prompt_type)
         return adapter if adapter in self.model.config.lora_adaptations else None

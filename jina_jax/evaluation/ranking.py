@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jina_jax.evaluation.encoding import Task, TextEncoder, Vectors, optional, pick_tasks
+from jina_jax.evaluation.encoding import Vectors, optional
 from jina_jax.search.nearest import Nearest
+from jina_jax.tasks import Task, TextEncoder, pick_tasks
 
 DEPTH = 100
 _DOCUMENTS, _QUERIES = 32768, 256  # encoded, and compared, at a time

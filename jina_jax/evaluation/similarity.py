@@ -6,14 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jina_jax.evaluation.encoding import (
-    Task,
-    TextEncoder,
-    Vectors,
-    check_lengths,
-    optional,
-    pick_tasks,
-)
+from jina_jax.evaluation.encoding import Vectors, check_lengths, optional
+from jina_jax.tasks import Task, TextEncoder, pick_tasks
 
 _BLOCK = 1024
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jina_jax.evaluation.classes import classification, clustering
-from jina_jax.evaluation.encoding import Task, TextEncoder, optional
+from jina_jax.evaluation.encoding import optional
 from jina_jax.evaluation.files import read_beir, read_labelled, read_pairs, read_scored
 from jina_jax.evaluation.ranking import retrieval
 from jina_jax.evaluation.similarity import bitext, sts
+from jina_jax.tasks import Task, TextEncoder
 
 
 class _Kind(NamedTuple):
@@ -44,8 +45,8 @@ class Evaluation:
         other; classification one for cross validation, or one to train and one to test;
         retrieval a directory in the layout of BEIR.
       name: in the names of metrics; None for that of the first file, without its suffix.
-      task: adapter, None or "none" for the base model, for retrieval also a pair of these; "auto"
-        for the one that the paper uses for this kind, if the model has it.
+      task: adapter, or None for the base model; "auto" for the adapter that this kind uses, if the
+        model has it. For retrieval also a pair of these.
       dims: Matryoshka dimensions to score beside the model's own.
       max_length: most tokens of a text; None for the model's limit.
       columns: names, or positions for CSV and TSV without a header, for sts of two sentences and a

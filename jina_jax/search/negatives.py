@@ -14,6 +14,7 @@ from jina_jax.data.rows import check_row
 from jina_jax.files import new_output
 from jina_jax.search.nearest import nearest
 from jina_jax.search.rules import Rules
+from jina_jax.tasks import Task, pick_tasks
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
@@ -70,8 +71,7 @@ def mine_hard_negatives(
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
     sampling_strategy: str = "top",
-    query_task: str | None = "auto",
-    passage_task: str | None = "auto",
+    task: Task = "auto",
     truncate_dim: int | None = None,
     seed: int = 0,
     show_progress_bar: bool | None = None,
@@ -96,8 +96,8 @@ def mine_hard_negatives(
       relative_margin: the same as a share of the size of the positive's score; NV-Retriever (arXiv
         2407.15831) takes 0.05.
       sampling_strategy: "top" for the nearest, "random" for a draw among all that are left.
-      query_task, passage_task: adapters, with their prompts; "auto" for "retrieval.query" and
-        "retrieval.passage" if the model has them, else None.
+      task: adapter for queries and texts, None for the base model, or a pair (queries, texts);
+        "auto" for "retrieval.query" and "retrieval.passage" if the model has them.
       truncate_dim: Matryoshka dimension to search in; None for the checkpoint's own.
       seed: of the draw.
       show_progress_bar: of embedding, as for ``JinaEmbeddings.encode``.
@@ -118,14 +118,12 @@ def mine_hard_negatives(
     queries = list(dict.fromkeys(query for query, _ in pairs))
     texts = list(dict.fromkeys([*corpus, *(positive for _, positive in pairs)]))
 
-    def embed(texts: list[str], task: str | None, name: str) -> np.ndarray:
-        if task == "auto":
-            task = name if name in model.config.lora_adaptations else None
+    def embed(texts: list[str], task: str | None) -> np.ndarray:
         options: Any = {"truncate_dim": truncate_dim, "show_progress_bar": show_progress_bar}
         return _check_finite(model.encode(texts, task=task, **options), texts)
 
-    query_vectors = embed(queries, query_task, "retrieval.query")
-    text_vectors = embed(texts, passage_task, "retrieval.passage")
+    query_task, text_task = pick_tasks(model, "hard negatives", task)
+    query_vectors, text_vectors = embed(queries, query_task), embed(texts, text_task)
     found, removed = _search(pairs, queries, texts, query_vectors, text_vectors, rules)
     rows, left_out, repeated = _rows(pairs, found)
     return Mined(rows, left_out, repeated, dict(removed), len(queries), len(texts))
