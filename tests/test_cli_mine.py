@@ -9,7 +9,8 @@ from jina_jax import JinaEmbeddings
 from jina_jax.cli import main as cli
 from jina_jax.cli.mine import report
 from jina_jax.data import read_source
-from jina_jax.search.negatives import Mined, MinedRow, mine_hard_negatives
+from jina_jax.search import Rules, mine_hard_negatives
+from jina_jax.search.negatives import Mined, MinedRow
 
 PAIRS = [("cat", "a cat purrs"), ("dog", "a dog barks"), ("cat", "a cat purrs"), ("sun", "it is")]
 CORPUS = ["mice", "men", "trees", "a cat runs"]
@@ -70,7 +71,7 @@ def test_options_are_those_of_the_function(directory, files, args, options):
     )
     assert result.exit_code == 0, result.output
     model = JinaEmbeddings.from_pretrained(directory, dtype="bfloat16")
-    expected = mine_hard_negatives(model, PAIRS, CORPUS, **options)
+    expected = mine_hard_negatives(model, PAIRS, CORPUS, rules=Rules(**options))
     found = written(files / "out.jsonl")
     assert [row[:3] for row in found] == [row[:3] for row in expected.rows]
     for row, wanted in zip(found, expected.rows, strict=True):
@@ -108,7 +109,7 @@ def test_what_was_left_out_is_told():
 
 def test_nothing_mined_is_an_error_and_leaves_no_file(directory, files):
     error = refusal(directory, files / "pairs.jsonl", files / "out.jsonl", "--max-score", -0.99)
-    assert "none of 3 pairs got enough negatives from 3 texts" in error
+    assert "none of 3 pairs has enough negatives from 3 texts" in error
     assert sorted(path.name for path in files.iterdir()) == ["corpus.txt", "pairs.jsonl"]
 
 

@@ -12,7 +12,8 @@ from published import PROMPTS, TASKS
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, evaluation
-from jina_jax.evaluation import Evaluation, classes, ranking, similarity
+from jina_jax.evaluation import Evaluation, classes, ranking
+from jina_jax.search import nearest as search
 from jina_jax.tasks import from_word, pick_tasks
 from jina_jax.training import settings
 
@@ -283,7 +284,8 @@ class TestBitext:
 
     @pytest.mark.parametrize("dim", [None, 3])
     def test_against_a_matrix_in_blocks(self, dim, monkeypatch):
-        monkeypatch.setattr(similarity, "_BLOCK", 7)
+        monkeypatch.setattr(search, "BLOCK_QUERIES", 7)
+        monkeypatch.setattr(search, "BLOCK_TEXTS", 11)
         source, target = [f"a{i}" for i in range(30)], [f"b{i}" for i in range(30)]
         vectors = random_vectors(source)
         noise = random_vectors(target, seed=1)

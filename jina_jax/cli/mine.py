@@ -95,12 +95,15 @@ def mine(
     with new_output(output, force=force) as file:
         from jina_jax.embedder import JinaEmbeddings  # seconds, after what can be refused at once
         from jina_jax.search.negatives import mine_hard_negatives, triplet_lines
+        from jina_jax.search.rules import Rules
 
         embedder = JinaEmbeddings.from_pretrained(
             model, dtype=dtype, revision=revision, local_files_only=local_files_only
         )
-        options["show_progress_bar"] = sys.stderr.isatty()
-        mined = mine_hard_negatives(embedder, rows, texts, **options)
+        shown = sys.stderr.isatty()
+        mined = mine_hard_negatives(
+            embedder, rows, texts, rules=Rules(**options), show_progress_bar=shown
+        )
         file.writelines(triplet_lines(mined))
     click.echo(report(mined, output, options["num_negatives"]))
 

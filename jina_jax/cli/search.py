@@ -9,29 +9,16 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jina_jax.cli.options import PATH, dtype_option, hub_options, task_option
 
 if TYPE_CHECKING:
-    from jina_jax.embedder import JinaEmbeddings
+    from jina_jax.search import Passage
 
 UNITS = ("line", "paragraph")
-
-
-class Passage(NamedTuple):
-    """A piece of a file.
-
-    Attributes:
-      first, last: numbers of its lines, from 1.
-      text: its lines, joined by line feeds.
-    """
-
-    first: int
-    last: int
-    text: str
 
 
 @click.command()
@@ -81,6 +68,7 @@ def search(
     width. Blank lines are not searched.
     """
     from jina_jax.cli.rows import named_lines, opened
+    from jina_jax.search import find, split
 
     if not query.strip():
         raise ValueError(f"query={query!r}: expected a text that is not blank")
@@ -93,67 +81,15 @@ def search(
     embedder = JinaEmbeddings.from_pretrained(
         model, dtype=dtype, revision=revision, local_files_only=local_files_only
     )
-    found = find(embedder, query, passages, top_k, task, truncate_dim)
-    show = _as_json if as_json else _as_text
-    for line in show(name, found):
-        click.echo(line)
-
-
-def split(lines: Sequence[str], by: str) -> Iterator[Passage]:
-    """Give what is searched: lines, or runs of lines between blank ones. Nothing is blank.
-
-    Args:
-      lines: of the file, all of them.
-      by: "line" or "paragraph".
-    """
-    numbered = enumerate(lines, start=1)
-    for blank, run in itertools.groupby(numbered, key=lambda pair: not pair[1].strip()):
-        if blank:
-            continue
-        if by == "line":
-            yield from (Passage(number, number, line) for number, line in run)
-        else:
-            numbers, texts = zip(*run, strict=True)
-            yield Passage(numbers[0], numbers[-1], "\n".join(texts))
-
-
-def find(
-    model: JinaEmbeddings,
-    query: str,
-    passages: Sequence[Passage],
-    top_k: int,
-    task: str | Sequence[str | None] | None = "auto",
-    truncate_dim: int | None = None,
-) -> list[tuple[float, Passage]]:
-    """Return the passages nearest to a query with their cosines, the nearest first.
-
-    Args:
-      model: to embed with.
-      query: what to look for.
-      passages: to look among; of equally near ones the earlier is taken.
-      top_k: how many; all, if there are fewer.
-      task: as for ``jina_jax.tasks.pick_tasks``, job "retrieval".
-      truncate_dim: Matryoshka dimension to compare in; None for the checkpoint's own.
-
-    Raises:
-      ValueError: for a task or a dimension that the model lacks, or a vector that is not finite.
-    """
-    import numpy as np
-
-    from jina_jax.search.nearest import nearest
-    from jina_jax.tasks import pick_tasks
-
-    query_task, passage_task = pick_tasks(model, "retrieval", task)
-    vectors = model.encode(
-        [query, *(passage.text for passage in passages)],
-        task=[query_task] + [passage_task] * len(passages),
+    found = find(
+        *(embedder, query, passages, top_k),
+        task=task,
         truncate_dim=truncate_dim,
         show_progress_bar=sys.stderr.isatty(),
     )
-    if not np.isfinite(vectors).all():  # float16 may give such
-        raise ValueError("embeddings: expected finite numbers, got others; try --dtype float32")
-    ((scores, numbers),) = nearest(vectors[:1], vectors[1:], min(top_k, len(passages)))
-    return [(float(score), passages[i]) for score, i in zip(scores, numbers, strict=True)]
+    show = _as_json if as_json else _as_text
+    for line in show(name, found):
+        click.echo(line)
 
 
 def _as_json(name: str, found: Sequence[tuple[float, Passage]]) -> Iterator[str]:

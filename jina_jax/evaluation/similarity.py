@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jina_jax.evaluation.encoding import Vectors, check_lengths, optional
+from jina_jax.search.nearest import nearest
 from jina_jax.tasks import Task, TextEncoder, pick_tasks
-
-_BLOCK = 1024
 
 
 def sts(
@@ -119,5 +118,4 @@ def bitext(
 
 def _nearest(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """Return for each unit vector (n, d) the nearest of (m, d), of equals the first."""
-    blocks = [queries[start : start + _BLOCK] for start in range(0, len(queries), _BLOCK)]
-    return np.concatenate([np.argmax(block @ documents.T, axis=1) for block in blocks])
+    return np.concatenate([ids for _, ids in nearest(queries, documents, 1)])

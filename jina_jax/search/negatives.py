@@ -1,4 +1,4 @@
-"""Hard negatives: for each query, texts that the model finds near but that do not answer it."""
+"""Hard negatives: for each query, texts that are near it but do not answer it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class MinedRow(NamedTuple):
 
 
 class Mined(NamedTuple):
-    """What was mined, and what was not.
+    """Result of ``mine_hard_negatives``.
 
     Attributes:
-      rows: in the order of the pairs.
-      left_out: indices of pairs whose query got fewer than ``num_negatives`` negatives.
-      repeated: indices of pairs that came before; they are not looked at again.
+      rows: pairs with their negatives, in the order of the pairs.
+      left_out: indices of pairs whose query has fewer than ``num_negatives`` negatives.
+      repeated: indices of pairs that repeat an earlier one, and are not used again.
       removed: for each filter the number of candidates that it removed, of those that the filters
         before it in this order had left.
       queries: number of distinct queries.
@@ -63,56 +63,36 @@ def mine_hard_negatives(
     pairs: Sequence[Pair],
     corpus: Sequence[str] | None = None,
     *,
-    num_negatives: int = 7,
-    range_min: int = 0,
-    range_max: int = 100,
-    max_score: float | None = None,
-    min_score: float | None = None,
-    absolute_margin: float | None = None,
-    relative_margin: float | None = None,
-    sampling_strategy: str = "top",
+    rules: Rules | None = None,
     task: Task = "auto",
     truncate_dim: int | None = None,
-    seed: int = 0,
     show_progress_bar: bool | None = None,
 ) -> Mined:
     """Find texts that are near a query, and are none of its positives.
 
-    Options have the names and the meaning of sentence-transformers' function. A query's candidates
-    are the ``range_max`` texts nearest to it by cosine similarity, without its positives and
-    without a text equal to the query; of those that the filters leave, the first ``range_min`` are
-    skipped. The search is exact; of equally near texts the one that comes first is taken.
+    A query's candidates are the ``range_max`` texts nearest to it by cosine similarity, without
+    its positives and without a text equal to the query; ``rules`` select among them. The search is
+    exact; of equally near texts the first in order is used.
 
     Args:
-      model: to embed with.
-      pairs: (query, positive). All that a query has in any pair are its positives.
+      model: encodes queries and texts.
+      pairs: (query, positive). Every text paired with a query is one of its positives.
       corpus: texts to search, in addition to all positives; None for the positives alone.
-      num_negatives: for each pair.
-      range_min: nearest candidates to skip, which are often positives that nobody marked.
-      range_max: candidates of a query.
-      max_score, min_score: bounds of a negative's score.
-      absolute_margin: least distance of a negative's score below the positive's; with several
-        positives below the lowest of theirs.
-      relative_margin: the same as a share of the size of the positive's score; NV-Retriever (arXiv
-        2407.15831) takes 0.05.
-      sampling_strategy: "top" for the nearest, "random" for a draw among all that are left.
-      task: adapter for queries and texts, None for the base model, or a pair (queries, texts);
-        "auto" for "retrieval.query" and "retrieval.passage" if the model has them.
+      rules: number of negatives and filters, named as the options of sentence-transformers; None
+        for the defaults of ``Rules``.
+      task: adapter, None for the base model, or a pair (queries, texts); "auto" for
+        "retrieval.query" and "retrieval.passage" if the model has them.
       truncate_dim: Matryoshka dimension to search in; None for the checkpoint's own.
-      seed: of the draw.
-      show_progress_bar: of embedding, as for ``JinaEmbeddings.encode``.
+      show_progress_bar: as for ``JinaEmbeddings.encode``.
 
     Returns:
-      ``Mined``, with a row for each distinct pair that got ``num_negatives`` negatives.
+      ``Mined``, with a row for each distinct pair that has ``num_negatives`` negatives.
 
     Raises:
-      ValueError: for an option out of range, no pairs, a text that is blank or no valid string, or
-        an embedding that is not finite; the message names it.
+      ValueError: for no pairs, a text that is blank or no valid string, or a task or dimension
+        that the model lacks; the message names it.
     """
-    rules = Rules(
-        *(num_negatives, range_min, range_max, max_score, min_score),
-        *(absolute_margin, relative_margin, sampling_strategy, seed),
-    )
+    rules = rules or Rules()
     pairs, corpus = _check_pairs(pairs), _check_corpus(corpus)
     # dict.fromkeys drops what comes again and keeps the order.
     queries = list(dict.fromkeys(query for query, _ in pairs))
@@ -136,13 +116,13 @@ def write_triplets(path: str | Path, mined: Mined, *, force: bool = False) -> No
     is complete.
 
     Args:
-      path: of the file.
-      mined: what to write.
-      force: replace a file that is there.
+      path: the file to write.
+      mined: rows to write.
+      force: overwrite an existing file.
 
     Raises:
       ValueError: if there are no rows.
-      FileExistsError: if the file is there and ``force`` is not given.
+      FileExistsError: if the file exists and ``force`` is False.
       FileNotFoundError: if its directory does not exist.
     """
     with new_output(Path(path), force=force) as file:
@@ -150,10 +130,10 @@ def write_triplets(path: str | Path, mined: Mined, *, force: bool = False) -> No
 
 
 def triplet_lines(mined: Mined) -> Iterator[bytes]:
-    """Give the lines that ``write_triplets`` writes. Raises ``ValueError`` if there are none."""
+    """Yield the lines of ``write_triplets``. Raises ``ValueError`` if there are no rows."""
     if not mined.rows:
         raise ValueError(
-            f"mined: expected at least one row, but none of {len(mined.left_out)} pairs got enough "
+            f"mined: expected at least one row, but none of {len(mined.left_out)} pairs has enough "
             f"negatives from {mined.texts} texts; removed by filters: {mined.removed or 'none'}"
         )
     for row in mined.rows:
@@ -168,7 +148,7 @@ def triplet_lines(mined: Mined) -> Iterator[bytes]:
 
 
 class _Found(NamedTuple):
-    """A query's scores of its positives, and its negatives with their scores, if enough."""
+    """Scores of a query's positives, and its negatives with scores; None if there are too few."""
 
     positives: dict[str, float]
     negatives: list[tuple[str, float]] | None
@@ -182,12 +162,12 @@ def _search(
     text_vectors: np.ndarray,
     rules: Rules,
 ) -> tuple[dict[str, _Found], collections.Counter[str]]:
-    """Find every query's candidates and choose among them; count what filters removed."""
-    place = {text: i for i, text in enumerate(texts)}
+    """Find every query's candidates and choose among them; count what each filter removed."""
+    index = {text: i for i, text in enumerate(texts)}
     positives: dict[str, list[int]] = {query: [] for query in queries}
     for query, positive in pairs:
-        positives[query].append(place[positive])
-    excluded = [{*positives[query], place.get(query, -1)} for query in queries]
+        positives[query].append(index[positive])
+    excluded = [{*positives[query], index.get(query, -1)} for query in queries]
     depth = min(rules.range_max + max(map(len, excluded)), len(texts))
     found: dict[str, _Found] = {}
     removed: collections.Counter[str] = collections.Counter()
@@ -205,15 +185,15 @@ def _search(
 
 
 def _named(
-    places: np.ndarray, scores: np.ndarray, ids: np.ndarray, texts: list[str]
+    ranks: np.ndarray, scores: np.ndarray, ids: np.ndarray, texts: list[str]
 ) -> list[tuple[str, float]]:
-    return [(texts[ids[place]], float(scores[place])) for place in places]
+    return [(texts[ids[rank]], float(scores[rank])) for rank in ranks]
 
 
 def _rows(
     pairs: list[Pair], found: dict[str, _Found]
 ) -> tuple[list[MinedRow], list[int], list[int]]:
-    """Give rows, the pairs that are left out, and those that came before."""
+    """Return rows, the pairs that are left out, and those that repeat an earlier one."""
     rows: list[MinedRow] = []
     left_out: list[int] = []
     repeated: list[int] = []
@@ -251,7 +231,7 @@ def _check_corpus(corpus: Sequence[str] | None) -> Sequence[str]:
 
 
 def _check_texts(where: str, **texts: str) -> None:
-    """Refuse what could not be read again from a file of triplets."""
+    """Refuse texts that could not be read again from a file of triplets."""
     try:
         check_row(list(texts.items()), "texts", None, delimited=False)
     except ValueError as error:
