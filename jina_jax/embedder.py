@@ -28,12 +28,12 @@ from jina_jax.runtime.batching import DEFAULTS, Batching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Item, Pipeline, ahead
 from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
+from jina_jax.tasks import LONG_TEXT
 from jina_jax.text import spans as chunking
 from jina_jax.text.tokenizer import Tokenizer, check_texts
 
 _LOGGER = logging.getLogger("jina_jax")
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
-LONG_TEXT = ("truncate", "windows")
 _PASSAGE = "retrieval.passage"  # the adapter that late chunking was published with
 _OVERLAP = 256
 

@@ -1,7 +1,8 @@
-"""Job → adapters: which task adapters a job uses, and what can encode texts for it.
+"""Job → adapters: the task adapters of each job, and the words that options of jobs take.
 
-The one place for it. Absence is ``None`` everywhere in Python; the command line and TOML, which
-have no ``None``, write "none".
+The one place for both, and it imports nothing, since the command line's help lists these words.
+Absence is ``None`` everywhere in Python; the command line and TOML, which have no ``None``, write
+"none".
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 Task = str | None | Sequence[str | None]
 
 AUTO, NONE = "auto", "none"
+LONG_TEXT = ("truncate", "windows")  # of ``JinaEmbeddings.encode``
+UNITS = ("line", "paragraph")  # of ``jina_jax.search.split``
+SAMPLING_STRATEGIES = ("top", "random")  # of ``jina_jax.search.Rules``
 QUERY, PASSAGE = RETRIEVAL = ("retrieval.query", "retrieval.passage")
 
 # arXiv 2409.10173, section 5. It names no adapter for bitext mining: the one for symmetric pairs.

@@ -205,7 +205,7 @@ class TestRefused:
         ("args", "stdin", "message"),
         [
             (("-", " \n"), "text", r"query=' \n': expected a text that is not blank"),
-            (("-", "x"), "", "stdin: expected a text, got an empty file or blank lines alone"),
+            (("-", "x"), "", "stdin: expected a text, got an empty file or only blank lines"),
             (("-", "x"), "\n \n", "stdin: expected a text, got an empty file"),
             (("-", "x"), b"a\n\nb\xff\n", "stdin:3: not UTF-8"),
             (("none.txt", "x"), None, "none.txt: No such file"),

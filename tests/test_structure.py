@@ -21,7 +21,9 @@ ARROWS = {
     "convert": {"checkpoints", "config", "files", "nn"},
     "runtime": {"config", "nn"},
     "verify": {"checkpoints", "config", "convert", "nn", "runtime", "text"},
-    "embedder": {"cache", "checkpoints", "config", "convert", "nn", "runtime", "text"},
+    "embedder": {
+        *("cache", "checkpoints", "config", "convert", "nn", "runtime", "tasks", "text"),
+    },
     "gold": {"checkpoints", "embedder", "verify"},
     "data": set(),
     "search": {"data", "embedder", "files", "nn", "runtime", "tasks"},

@@ -1,4 +1,4 @@
-"""What ``jina-jax encode`` reads and writes: texts, lines and JSONL rows; vectors and tables."""
+"""Input of ``jina-jax encode`` and ``search``: texts, lines, JSONL rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
+from jina_jax.cli.formats import SUFFIXES
 from jina_jax.data.lines import decode_line, json_object
-
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".txt": "table"}
-MOST_TABLE_TEXTS = 20
-
-_LABEL_LENGTH = 60
+from jina_jax.tasks import from_word
 
 
 class Rows(NamedTuple):
@@ -107,7 +102,7 @@ def _from_json(
         row = _json_object(where, line)
         own = None if task_field is None else row.get(task_field)
         texts.append(_string(where, field, row.get(field)))
-        tasks.append(task if own is None else _string(where, str(task_field), own))
+        tasks.append(task if own is None else from_word(_string(where, str(task_field), own)))
     return Rows(texts, tasks if task_field else task, [line.strip() for _, line in lines])
 
 
@@ -128,78 +123,3 @@ def _string(where: str, field: str, value: Any) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{where}: field {field!r}: expected Unicode text, got a lone surrogate")
     return value
-
-
-def pick_format(output: Path | None, kind: str | None) -> str:
-    """Choose "jsonl", "npy" or "table": as named, else by the file's suffix, else "jsonl".
-
-    Raises:
-      ValueError: for an unknown suffix, or an array that would go to stdout.
-    """
-    if output is None:
-        if kind == "npy":
-            raise ValueError("format npy: expected a file to write, --output FILE.npy")
-        return kind or "jsonl"
-    kind = kind or SUFFIXES.get(output.suffix)
-    if kind is None:
-        known = ", ".join(SUFFIXES)
-        raise ValueError(f"{output}: expected one of the suffixes {known}, or --format")
-    return kind
-
-
-def check_table(count: int) -> None:
-    """Refuse to compare so many texts that nobody would read the table."""
-    if count > MOST_TABLE_TEXTS:
-        raise ValueError(
-            f"format table: expected at most {MOST_TABLE_TEXTS} texts, got {count}; "
-            "use jsonl or npy"
-        )
-
-
-def write_rows(file: BinaryIO, kind: str, rows: Rows, vectors: np.ndarray) -> None:
-    """Write what was computed.
-
-    Args:
-      file: to write to.
-      kind: "jsonl", "npy" or "table".
-      rows: the n texts.
-      vectors: float32 (n, d).
-
-    Raises:
-      ValueError: for infinities and NaN, which float16 may give, before anything is written.
-    """
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        raise ValueError(f"embedding of text {broken[0] + 1} is not finite; try --dtype float32")
-    if kind == "npy":
-        np.save(file, vectors)
-    elif kind == "table":
-        file.write(similarity_table(rows.texts, vectors).encode())
-    else:
-        for text, vector in zip(rows.objects, vectors, strict=True):
-            # Nine digits give a float32 back exactly.
-            numbers = ", ".join(f"{value:.9g}" for value in vector.tolist())
-            file.write(f'{text[:-1].rstrip()}, "embedding": [{numbers}]}}\n'.encode())
-
-
-def similarity_table(texts: Sequence[str], vectors: np.ndarray) -> str:
-    """Lay out the cosine similarities of n texts with vectors (n, d) for reading.
-
-    Returns:
-      A heading, and n lines with a text's number, n similarities (0 to a zero vector), the text.
-    """
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    lines = ["  " + "".join(f"{number:>8}" for number in range(1, len(texts) + 1))]
-    for number, (text, row) in enumerate(zip(texts, units @ units.T, strict=True), start=1):
-        lines.append(f"{number:>2}" + "".join(f"{v:>8.3f}" for v in row) + f"  {_label(text)}")
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def one_line(text: str) -> str:
-    """Show a text in one line, without control characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-
-
-def _label(text: str) -> str:
-    text = one_line(text)
-    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"

@@ -13,47 +13,50 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli.options import PATH, dtype_option, hub_options, task_option
+from jina_jax.cli.options import (
+    PATH,
+    Model,
+    dtype_option,
+    json_option,
+    model_options,
+    task_option,
+)
+from jina_jax.tasks import UNITS, Task
 
 if TYPE_CHECKING:
     from jina_jax.search import Passage
-
-UNITS = ("line", "paragraph")
 
 
 @click.command()
 @click.argument("file", type=PATH)
 @click.argument("query")
-@click.option("--model", help="Directory or Hub id.  [default: tiny, in the package]")
+@model_options
 @click.option(
     "--by",
     type=click.Choice(UNITS),
     default=UNITS[0],
     show_default=True,
-    help="What to find; blank lines separate paragraphs.",
+    help="Unit of search; blank lines separate paragraphs.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many to show."
+    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Number of results."
 )
 @task_option
 @click.option(
     "--truncate-dim", type=click.IntRange(min=0), help="Compare this many dimensions (see info)."
 )
 @dtype_option
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
-@hub_options
+@json_option
 def search(
     file: Path,
     query: str,
-    model: str | None,
+    model: Model,
     by: str,
     top_k: int,
-    task: str | tuple[str, ...],
+    task: Task,
     truncate_dim: int | None,
     dtype: str | None,
     as_json: bool,
-    revision: str | None,
-    local_files_only: bool,
 ) -> None:
     """Search a text file by meaning.
 
@@ -64,25 +67,24 @@ def search(
     jina-jax search book.txt "the storm at sea" --by paragraph --top-k 3
     git log --format=%s | jina-jax search - "faster start"
 
-    Prints rank, cosine similarity, file and line, and the text, which a terminal gets cut to its
-    width. Blank lines are not searched.
+    Prints rank, cosine similarity, file and line, and the text (shortened to the terminal's width);
+    with --json one object per result. Blank lines are not searched.
     """
     from jina_jax.cli.rows import named_lines, opened
-    from jina_jax.search import find, split
 
     if not query.strip():
         raise ValueError(f"query={query!r}: expected a text that is not blank")
     with opened(file) as (name, source):
-        passages = list(split([line for _, line in named_lines(source, name)], by))
-    if not passages:
-        raise ValueError(f"{name}: expected a text, got an empty file or blank lines alone")
-    from jina_jax.embedder import JinaEmbeddings  # seconds, after what can be refused at once
+        lines = [line for _, line in named_lines(source, name)]
+    if not any(map(str.strip, lines)):
+        raise ValueError(f"{name}: expected a text, got an empty file or only blank lines")
+    from jina_jax.search import find, split
 
-    embedder = JinaEmbeddings.from_pretrained(
-        model, dtype=dtype, revision=revision, local_files_only=local_files_only
-    )
     found = find(
-        *(embedder, query, passages, top_k),
+        model.load(dtype=dtype),
+        query,
+        list(split(lines, by)),
+        top_k,
         task=task,
         truncate_dim=truncate_dim,
         show_progress_bar=sys.stderr.isatty(),
@@ -101,18 +103,18 @@ def _as_json(name: str, found: Sequence[tuple[float, Passage]]) -> Iterator[str]
 
 
 def _as_text(name: str, found: Sequence[tuple[float, Passage]]) -> Iterator[str]:
-    from jina_jax.cli.rows import one_line
+    from jina_jax.cli.formats import one_line
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    places = [f"{name}:{p.first}" + (f"-{p.last}" if p.last > p.first else "") for _, p in found]
-    wide, digits = max(map(len, places)), len(str(len(found)))
-    for rank, ((score, passage), place) in enumerate(zip(found, places, strict=True), start=1):
-        line = f"{rank:>{digits}}  {score:6.3f}  {place:<{wide}}  {one_line(passage.text)}"
+    labels = [f"{name}:{p.first}" + (f"-{p.last}" if p.last > p.first else "") for _, p in found]
+    wide, digits = max(map(len, labels)), len(str(len(found)))
+    for rank, ((score, passage), label) in enumerate(zip(found, labels, strict=True), start=1):
+        line = f"{rank:>{digits}}  {score:6.3f}  {label:<{wide}}  {one_line(passage.text)}"
         yield line if columns is None else cut(line, columns)
 
 
 def cut(line: str, columns: int) -> str:
-    """Cut a line to a terminal's columns, "…" for the rest; a wide character takes two of them."""
+    """Cut a line to a terminal's columns, "…" for the rest; wide characters have two columns."""
     ends = list(itertools.accumulate(map(_columns, line)))
     if not ends or ends[-1] <= columns:
         return line

@@ -12,7 +12,7 @@ from jina_jax.evaluation.encoding import optional
 from jina_jax.evaluation.files import read_beir, read_labelled, read_pairs, read_scored
 from jina_jax.evaluation.ranking import retrieval
 from jina_jax.evaluation.similarity import bitext, sts
-from jina_jax.tasks import Task, TextEncoder
+from jina_jax.tasks import EVALUATIONS, Task, TextEncoder
 
 
 class _Kind(NamedTuple):
@@ -32,7 +32,7 @@ _KINDS = {
     "retrieval": _Kind(retrieval, "ndcg_at_10", (1,), ("pytrec_eval",)),
 }
 _WITHOUT_COLUMNS = ("bitext", "retrieval")
-KINDS = tuple(_KINDS)
+KINDS = tuple(EVALUATIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

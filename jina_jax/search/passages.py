@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jina_jax.search.nearest import nearest
-from jina_jax.tasks import Task, pick_tasks
+from jina_jax.tasks import UNITS, Task, pick_tasks
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
-
-UNITS = ("line", "paragraph")
 
 
 class Passage(NamedTuple):

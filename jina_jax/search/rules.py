@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SAMPLING_STRATEGIES = ("top", "random")
+from jina_jax.tasks import SAMPLING_STRATEGIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

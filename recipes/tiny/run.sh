@@ -29,15 +29,15 @@ done
 [ -e bag.npy ] || python "$recipe/start.py" bag .
 [ -e start ] || python "$recipe/start.py" model . start 3 192
 
-# The base, then one adapter after the other: each run starts from the export of the one before.
-train() { # config, run, export
+# The base, then one adapter after the other: each run starts from the run before it.
+train() { # config, run, converted run
   [ -e "$3" ] && return
   if [ -e "runs/$2" ]; then jina-jax train "$recipe/$1" --resume; else jina-jax train "$recipe/$1"; fi
-  jina-jax export "runs/$2" "$3" --to native
+  jina-jax convert "runs/$2" "$3" --to native
 }
 train base.toml base base
 train text_matching.toml text-matching text-matching
-[ -e triplets.jsonl ] || jina-jax mine base retrieval.jsonl triplets.jsonl \
+[ -e triplets.jsonl ] || jina-jax mine retrieval.jsonl triplets.jsonl --model base \
   --num-negatives 2 --range-max 50 --relative-margin 0.05
 train retrieval.toml retrieval retrieval
 train classification.toml classification classification
@@ -50,7 +50,7 @@ for fold in 0 1 2 3 4; do
     -e "s#runs/classification#runs/fold-$fold#" "$recipe/classification.toml" > "folds/$fold.toml"
   [ -e "folds/$fold" ] && continue
   jina-jax train "folds/$fold.toml"
-  jina-jax export "runs/fold-$fold" "folds/$fold" --to native
+  jina-jax convert "runs/fold-$fold" "folds/$fold" --to native
 done
 
 python "$recipe/package.py" separation "$recipe/../../jina_jax/tiny"
