@@ -70,7 +70,8 @@ def search(
     Prints rank, cosine similarity, file and line, and the text (shortened to the terminal's width);
     with --json one object per result. Blank lines are not searched.
     """
-    from jina_jax.cli.rows import named_lines, opened
+    from jina_jax.cli.rows import opened
+    from jina_jax.data.lines import named_lines
 
     if not query.strip():
         raise ValueError(f"query={query!r}: expected a text that is not blank")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jina_jax.data import read_beir
 from jina_jax.evaluation.classes import classification, clustering
 from jina_jax.evaluation.encoding import optional
-from jina_jax.evaluation.files import read_beir, read_labelled, read_pairs, read_scored
+from jina_jax.evaluation.files import read_labelled, read_pairs, read_scored
 from jina_jax.evaluation.ranking import retrieval
 from jina_jax.evaluation.similarity import bitext, sts
 from jina_jax.tasks import EVALUATIONS, Task, TextEncoder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jina_jax.data.rows import check_row
+from jina_jax.data.lines import check_text, labelled
 from jina_jax.files import new_output
 from jina_jax.search.nearest import nearest
 from jina_jax.search.rules import Rules
@@ -230,12 +230,11 @@ def _check_corpus(corpus: Sequence[str] | None) -> Sequence[str]:
     return corpus or ()
 
 
-def _check_texts(where: str, **texts: str) -> None:
+def _check_texts(label: str, **texts: Any) -> None:
     """Refuse texts that could not be read again from a file of triplets."""
-    try:
-        check_row(list(texts.items()), "texts", None, delimited=False)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    with labelled(label):
+        for name, text in texts.items():
+            check_text(text, name)
 
 
 def _check_finite(vectors: np.ndarray, texts: list[str]) -> np.ndarray:

@@ -18,8 +18,7 @@ import numpy as np
 from common import FOLDS, SHARED, STS_LANGUAGES, read_rows
 
 from jina_jax import JinaEmbeddings
-from jina_jax.evaluation import Evaluation
-from jina_jax.evaluation.files import read_beir
+from jina_jax.evaluation import Evaluation, read_beir
 
 TATOEBA = ("ben", "ell", "fin", "fra", "jpn", "kor", "nld", "spa", "ukr", "vie")
 DIMS = (32, 64, 128)
