@@ -13,21 +13,21 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
-    """Open stdout, or a file that appears under its name only when all went well.
+    """Open stdout, or a file that appears under its name only if all went well.
 
     Args:
-      path: of the file; None for stdout.
-      force: replace a file that is there.
+      path: the file to write; None for stdout.
+      force: overwrite an existing file.
 
     Raises:
-      FileExistsError: if it is there and ``force`` is not given, or if it is no regular file.
+      FileExistsError: if it exists and ``force`` is False, or if it is no regular file.
       FileNotFoundError: if its directory does not exist.
     """
     if path is None:
         yield sys.stdout.buffer
-        sys.stdout.buffer.flush()  # here, where a broken pipe is still dealt with
+        sys.stdout.buffer.flush()  # here, where a broken pipe is still handled
         return
-    path = path.resolve()  # a link stays, the file that it names is replaced
+    path = path.resolve()  # a link stays, its target is replaced
     _check_free(path, force)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -45,17 +45,17 @@ def _check_free(path: Path, force: bool) -> None:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: not a regular file")
     if path.exists() and not force:
-        raise FileExistsError(f"{path}: exists already; --force replaces it")
+        raise FileExistsError(f"{path}: exists already; --force overwrites it")
 
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary directory beside ``path``, and rename it to ``path`` if all went well.
+    """Yield a temporary directory beside ``path``, and rename it to ``path`` if all went well.
 
-    If not, or if interrupted, nothing stays: neither it nor the parents that were made for it.
+    On an error or interruption it is removed, with the parents that were made for it.
 
     Raises:
-      FileExistsError: if ``path`` is there already, unless it is an empty directory.
+      FileExistsError: if ``path`` exists, unless it is an empty directory.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; give the name of a new directory")

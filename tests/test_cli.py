@@ -236,7 +236,7 @@ class TestOutputFile:
         target = tmp_path / "out.npy"
         target.write_text("precious")
         args = ("encode", "--model", directory, "--output", target, *TEXTS)
-        assert "exists already; --force replaces it" in refusal(*args)
+        assert "exists already; --force overwrites it" in refusal(*args)
         assert target.read_text() == "precious"
         assert run(*args, "--force").exit_code == 0
         assert np.load(target).shape == (4, 64)

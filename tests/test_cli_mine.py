@@ -119,7 +119,7 @@ def test_an_output_is_kept_unless_forced(directory, files):
     output = files / "out.jsonl"
     output.write_text("mine")
     args = ("--model", directory, files / "pairs.jsonl", output, "--num-negatives", 1)
-    assert "exists already; --force replaces it" in refusal(*args)
+    assert "exists already; --force overwrites it" in refusal(*args)
     assert output.read_text() == "mine"
     assert run(*args, "--force").exit_code == 0
     assert len(written(output)) == 3

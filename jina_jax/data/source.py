@@ -16,8 +16,6 @@ import numpy as np
 from jina_jax.data.records import DELIMITERS, SUFFIXES, Columns, DataError, read_records
 from jina_jax.data.rows import Row, check_row, pair_overlap
 
-KINDS = ("pairs", "triplets", "scored", "labelled", "texts")
-
 _COLUMNS = {
     "pairs": ("anchor", "positive"),
     "triplets": ("anchor", "positive", "negative"),
@@ -25,6 +23,7 @@ _COLUMNS = {
     "labelled": ("text", "label"),
     "texts": ("text",),
 }
+KINDS = tuple(_COLUMNS)
 _MOST_LISTED = 20
 
 

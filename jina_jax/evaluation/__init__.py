@@ -1,7 +1,7 @@
-"""Evaluation: what embeddings are worth, task by task, as MTEB and BEIR measure it.
+"""Evaluate embeddings with the metrics of MTEB and BEIR.
 
 Needs the extra ``eval``. Each function takes a model with an ``encode`` like that of
-``JinaEmbeddings`` and returns metrics by name. ``Evaluation`` reads data from files for them;
+``JinaEmbeddings`` and returns metrics by name. ``Evaluation`` reads their data from files;
 ``jina_jax.evaluation.mteb_model`` runs the tasks of the package mteb itself.
 """
 

@@ -16,12 +16,12 @@ class Vectors:
     """Vectors of a model: computed once, and cut to each dimension that is to be scored.
 
     Args:
-      model: to be evaluated.
+      model: the model to evaluate.
       dims: Matryoshka dimensions to score beside the model's own; None for none.
-      max_length: most tokens of a text, see ``JinaEmbeddings.encode``.
+      max_length: maximum tokens per text, see ``JinaEmbeddings.encode``.
 
     Raises:
-      ValueError: for a dimension that the model does not have.
+      ValueError: for a dimension that the model lacks.
     """
 
     def __init__(self, model: TextEncoder, dims: Sequence[int] | None, max_length: int | None):
@@ -36,7 +36,7 @@ class Vectors:
             self._truncate_dim = max(self._own, *map(config.embedding_dim, self._dims))
 
     def encode(self, texts: Sequence[str], task: str | None) -> np.ndarray:
-        """Return float32 (n, d), not normalised: what ``score`` takes.
+        """Return float32 (n, d), not normalised, for ``cut`` and ``score``.
 
         Raises:
           ValueError: if there are infinities or NaN in them, which float16 may give, or they have
@@ -62,7 +62,7 @@ class Vectors:
     def cut(self, *vectors: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
         """Return unit vectors for each dimension, by the suffix of its metrics' names.
 
-        They are what ``encode(truncate_dim=dim)`` gives.
+        They equal those of ``encode(truncate_dim=dim)``.
         """
         dims = {"": self._own or vectors[0].shape[1], **{f"@{dim}": dim for dim in self._dims}}
         return {
@@ -73,7 +73,7 @@ class Vectors:
     def score(
         self, metrics: Callable[..., dict[str, float]], *vectors: np.ndarray
     ) -> dict[str, float]:
-        """Return the metrics of unit vectors, for each dimension but the own with "@" behind."""
+        """Return metrics of unit vectors; names of other dimensions than the own end in "@dim"."""
         return {
             f"{name}{suffix}": float(value)
             for suffix, cut in self.cut(*vectors).items()
@@ -93,7 +93,7 @@ def _check_dims(dims: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def check_lengths(**columns: Sequence[Any]) -> None:
-    """Refuse columns that are empty, or not equally long."""
+    """Refuse columns that are empty or of different length."""
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1 or not all(counts.values()):
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -101,14 +101,14 @@ def check_lengths(**columns: Sequence[Any]) -> None:
 
 
 def optional(module: str, install: str = '"jina-jax[eval]"') -> Any:
-    """Import a module that does not come with this library alone.
+    """Import a module of an optional dependency.
 
     Args:
       module: dotted name.
-      install: what to give to pip.
+      install: argument of pip install.
 
     Raises:
-      ImportError: if it is not installed; tells how to install it.
+      ImportError: if it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Evaluations of pairs: how similar two sentences are, and which one is the other's translation."""
+"""Evaluations of sentence pairs: semantic similarity and bitext mining."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def sts(
       scores: n numbers, larger for pairs that are more alike.
       task: adapter, or None for the base model; "auto" for "text-matching" if the model has it.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Returns:
       "spearman" and "pearson", in -1 … 1; for each of ``dims`` also "spearman@64" and so on.
 
     Raises:
-      ValueError: for columns that do not fit each other, scores or similarities of which no
-        correlation exists, or an argument out of range.
+      ValueError: for columns of different length, constant or non-finite scores or similarities,
+        or an argument out of range.
       ImportError: without the extra ``eval``.
     """
     stats, pairwise = optional("scipy.stats"), optional("sklearn.metrics.pairwise")
@@ -60,7 +60,7 @@ def sts(
 
 
 def _varied(values: np.ndarray, name: str) -> np.ndarray:
-    """Refuse values with which nothing can correlate."""
+    """Reject constant or non-finite values."""
     if not np.isfinite(values).all() or np.ptp(values) == 0:
         raise ValueError(f"{name}: expected finite numbers that are not all equal")
     return values
@@ -86,7 +86,7 @@ def bitext(
       task: adapter, or None for the base model; "auto" for "text-matching" if the model has it (the
         paper names no adapter for bitext mining).
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Returns:
       "source_to_target" and "target_to_source", the shares of sentences whose translation is found

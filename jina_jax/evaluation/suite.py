@@ -1,4 +1,4 @@
-"""An evaluation with its data: read once, run as often as one likes."""
+"""An evaluation with its data, which is loaded once and can be reused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jina_jax.tasks import EVALUATIONS, Task, TextEncoder
 
 
 class _Kind(NamedTuple):
-    """How to score, the main metric, how many files it takes, what must be installed."""
+    """A kind of evaluation: function, main metric, numbers of files, packages it needs."""
 
     score: Callable[..., dict[str, float]]
     primary: str
@@ -38,21 +38,21 @@ KINDS = tuple(EVALUATIONS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation on data from files, which are read when this is made.
+    """One evaluation on data from files, which are read on construction.
 
     Attributes:
-      kind: one of ``KINDS``; each is explained at the function of that name.
+      kind: one of ``KINDS``, each documented at the function of that name.
       paths: sts and clustering one file; bitext two, line i of one a translation of line i of the
         other; classification one for cross validation, or one to train and one to test;
         retrieval a directory in the layout of BEIR.
-      name: in the names of metrics; None for that of the first file, without its suffix.
+      name: used in the names of metrics; None for the first file's name without its suffix.
       task: adapter, or None for the base model; "auto" for the adapter that this kind uses, if the
         model has it. For retrieval also a pair of these.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
-      columns: names, or positions for CSV and TSV without a header, for sts of two sentences and a
+      max_length: maximum tokens per text; None for the model's limit.
+      columns: names, or positions in CSV and TSV without a header: for sts of two sentences and a
         score, for classification and clustering of text and label; None for the usual names.
-      split: of a retrieval data set, whose judgements to take.
+      split: split of a retrieval data set.
 
     Raises:
       ValueError: if kind, paths and columns do not go together, or a file cannot be used.
@@ -96,7 +96,7 @@ class Evaluation:
 
     @property
     def primary(self) -> str:
-        """Name of the main metric among those that ``run`` gives, at the model's own dimension."""
+        """Name of the main metric in the results of ``run``, at the model's own dimension."""
         return f"{self.kind}/{self.name}/{_KINDS[self.kind].primary}"
 
     def run(self, model: TextEncoder) -> dict[str, float]:
