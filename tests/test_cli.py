@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from published import PROMPTS, TASKS
 
 from jina_jax import JinaEmbeddings, files
-from jina_jax.cli import formats as cli_formats
 from jina_jax.cli import main as cli
 from jina_jax.cli import rows as cli_rows
 
@@ -282,13 +281,6 @@ class TestOutputFile:
             files.new_output(tmp_path, force=True),
         ):
             pass
-
-    @pytest.mark.parametrize("kind", cli_formats.FORMATS)
-    def test_vectors_that_are_no_numbers_are_refused(self, kind):
-        rows = cli_rows.Rows(["a", "b"], None, ['{"index": 0}', '{"index": 1}'])
-        vectors = np.array([[1, 2], [np.nan, 3]], np.float32)
-        with pytest.raises(ValueError, match="embedding of text 2 is not finite"):
-            cli_formats.write_rows(io.BytesIO(), kind, rows, vectors)
 
 
 class TestCheckpoints:

@@ -329,13 +329,6 @@ class TestRefusals:
             mine_hard_negatives(model, **{"pairs": [("a", "b")], **options})
         assert model.calls == []
 
-    @pytest.mark.parametrize("wrong", ["a", "c"])
-    def test_embeddings_that_are_not_finite(self, wrong):
-        model = Stub({"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [1.0, 0.0]})
-        model.vectors[wrong][1] = np.nan
-        with pytest.raises(ValueError, match=f"embedding of '{wrong}' is not finite"):
-            mine_hard_negatives(model, [("a", "b")], ["c"], rules=Rules(num_negatives=1))
-
 
 class TestWrite:
     ROWS = (

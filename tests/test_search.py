@@ -114,13 +114,6 @@ class TestFind:
         with pytest.raises(ValueError, match="passages: expected at least one"):
             find(model, QUERY, [], 1)
 
-    def test_vectors_that_are_no_numbers_are_refused(self, model, monkeypatch):
-        monkeypatch.setattr(
-            JinaEmbeddings, "encode", lambda *_, **__: np.array([[1.0], [np.nan]], np.float32)
-        )
-        with pytest.raises(ValueError, match="embeddings: expected finite numbers"):
-            find(model, QUERY, PASSAGES[:1], 1)
-
 
 class TestOutput:
     def test_text(self, directory, model, notes):

@@ -39,8 +39,7 @@ class Vectors:
         """Return float32 (n, d), not normalised, for ``cut`` and ``score``.
 
         Raises:
-          ValueError: if there are infinities or NaN in them, which float16 may give, or they have
-            fewer dimensions than are to be scored.
+          ValueError: for infinities or NaN, or fewer dimensions than are to be scored.
         """
         vectors = self._model.encode(
             list(texts),
@@ -50,6 +49,7 @@ class Vectors:
             max_length=self._max_length,
             normalize_embeddings=False,
         )
+        # ``JinaEmbeddings`` refuses these itself; other encoders may not.
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if broken.size:
             raise ValueError(f"embedding of text {broken[0] + 1} is not finite; try float32")

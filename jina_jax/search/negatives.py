@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -97,14 +98,12 @@ def mine_hard_negatives(
     # dict.fromkeys drops what comes again and keeps the order.
     queries = list(dict.fromkeys(query for query, _ in pairs))
     texts = list(dict.fromkeys([*corpus, *(positive for _, positive in pairs)]))
-
-    def embed(texts: list[str], task: str | None) -> np.ndarray:
-        options: Any = {"truncate_dim": truncate_dim, "show_progress_bar": show_progress_bar}
-        return _check_finite(model.encode(texts, task=task, **options), texts)
-
     query_task, text_task = pick_tasks(model, "hard negatives", task)
-    query_vectors, text_vectors = embed(queries, query_task), embed(texts, text_task)
-    found, removed = _search(pairs, queries, texts, query_vectors, text_vectors, rules)
+    encode = functools.partial(
+        model.encode, truncate_dim=truncate_dim, show_progress_bar=show_progress_bar
+    )
+    vectors = encode(queries, task=query_task), encode(texts, task=text_task)
+    found, removed = _search(pairs, queries, texts, *vectors, rules)
     rows, left_out, repeated = _rows(pairs, found)
     return Mined(rows, left_out, repeated, dict(removed), len(queries), len(texts))
 
@@ -235,10 +234,3 @@ def _check_texts(label: str, **texts: Any) -> None:
     with labelled(label):
         for name, text in texts.items():
             check_text(text, name)
-
-
-def _check_finite(vectors: np.ndarray, texts: list[str]) -> np.ndarray:
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        raise ValueError(f"embedding of {texts[broken[0]]!r} is not finite; try dtype='float32'")
-    return vectors

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from jina_jax.search.nearest import nearest
 from jina_jax.tasks import UNITS, Task, pick_tasks
 
@@ -85,7 +83,5 @@ def find(
         truncate_dim=truncate_dim,
         show_progress_bar=show_progress_bar,
     )
-    if not np.isfinite(vectors).all():  # float16 may give such
-        raise ValueError("embeddings: expected finite numbers, got others; try --dtype float32")
     ((scores, numbers),) = nearest(vectors[:1], vectors[1:], min(top_k, len(passages)))
     return [(float(score), passages[i]) for score, i in zip(scores, numbers, strict=True)]
