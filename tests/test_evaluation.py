@@ -89,6 +89,8 @@ class TestTasks:
             ("classification", ("classification",)),
             ("clustering", ("separation",)),
             ("retrieval", ("retrieval.query", "retrieval.passage")),
+            ("hard negatives", ("retrieval.query", "retrieval.passage")),
+            ("late chunking", ("retrieval.passage",)),
         ],
     )
     def test_auto_is_the_papers_choice(self, kind, expected):
