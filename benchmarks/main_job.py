@@ -67,7 +67,7 @@ def prepare(directory: Path, count: int, layers: int, for_transformers: bool) ->
         write_published(published, {**FULL, "layers": layers}, "bfloat16")
         shutil.copyfile(SHARED / "xlm-roberta" / "tokenizer.json", published / "tokenizer.json")
     if for_transformers and not (directory / "transformers").exists():
-        command = [sys.executable, "-m", "jina_jax.cli.main", "convert", published]
+        command = [sys.executable, "-m", "jina_jax.cli", "convert", published]
         command += [directory / "transformers", "--to", "transformers"]
         subprocess.run(command, check=True)
     rows = [
@@ -184,7 +184,7 @@ def command_line(directory: Path) -> dict[str, float]:
     command = [
         sys.executable,
         "-m",
-        "jina_jax.cli.main",
+        "jina_jax.cli",
         "encode",
         "--model",
         directory / "published",

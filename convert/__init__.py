@@ -1,8 +1,9 @@
 """Checkpoints of other libraries, to and from ours."""
 
+from jina_jax.checkpoints.names import LAYOUTS
 from jina_jax.convert.adapters import add_task, with_adapters, with_weights
 from jina_jax.convert.read import Checkpoint, open_checkpoint
-from jina_jax.convert.write import LAYOUTS, merge_checkpoint, write_checkpoint
+from jina_jax.convert.write import merge_checkpoint, write_checkpoint
 
 __all__ = [
     "LAYOUTS",

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from jina_jax.checkpoints.names import LAYOUTS
 from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
 from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
-from jina_jax.convert.layouts import TABLES, Binding, bindings
+from jina_jax.convert.layouts import Binding, bindings
 from jina_jax.convert.read import Checkpoint
 from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
 from jina_jax.nn.parameters import adapters_of, is_adapter
-
-LAYOUTS = ("native", *TABLES)
 
 _BLOCK_ROWS = 1024
 

@@ -28,6 +28,7 @@ from jina_jax.runtime.results import (
     warn_dropped,
 )
 from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
+from jina_jax.tasks import AUTO, Task, usual_tasks
 from jina_jax.text.spans import Chunker
 from jina_jax.text.tokenizer import Tokenizer
 
@@ -137,7 +138,7 @@ class JinaEmbeddings(Model):
         self,
         texts: Texts,
         *,
-        task: arguments.Task = None,
+        task: Task = None,
         prompt: str | None = "auto",
         truncate_dim: int | None = None,
         max_length: int | None = None,
@@ -220,12 +221,12 @@ class JinaEmbeddings(Model):
 
     def encode_query(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:
         """Embed queries: ``encode`` with "retrieval.query" where the model has it."""
-        options.setdefault("task", arguments.own(self.config, "retrieval.query"))
+        options.setdefault("task", usual_tasks(self, "retrieval")[0])
         return self.encode(texts, **options)
 
     def encode_document(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:
         """Embed documents: ``encode`` with "retrieval.passage" where the model has it."""
-        options.setdefault("task", arguments.own(self.config, arguments.PASSAGE))
+        options.setdefault("task", usual_tasks(self, "retrieval")[1])
         return self.encode(texts, **options)
 
     @overload
@@ -245,7 +246,7 @@ class JinaEmbeddings(Model):
         texts: Texts,
         chunks: Wanted,
         *,
-        task: arguments.Task = "auto",
+        task: Task = AUTO,
         prompt: str | None = "auto",
         truncate_dim: int | None = None,
         max_length: int | None = None,
@@ -282,7 +283,7 @@ class JinaEmbeddings(Model):
             names it.
         """
         arguments.check_mean_pooler(self.config, "encode_chunks")
-        task = arguments.own(self.config, arguments.PASSAGE) if task == "auto" else task
+        task = usual_tasks(self, "late chunking")[0] if task == AUTO else task
         requests = arguments.make_requests(self.config, texts, task, prompt, chunks)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)

@@ -28,9 +28,9 @@ def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
     """
     if path is None:
         yield sys.stdout.buffer
-        sys.stdout.buffer.flush()  # here, where a broken pipe is still dealt with
+        sys.stdout.buffer.flush()  # here, where a broken pipe is still handled
         return
-    path = path.resolve()  # a link stays, the file that it names is replaced
+    path = path.resolve()  # a link stays, its target is replaced
     _check_free(path, force)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -48,7 +48,7 @@ def _check_free(path: Path, force: bool) -> None:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: not a regular file")
     if path.exists() and not force:
-        raise FileExistsError(f"{path}: exists already; --force replaces it")
+        raise FileExistsError(f"{path}: exists already; --force overwrites it")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from published import PROMPTS, TASKS
 
 from jina_jax import JinaEmbeddings, files
 from jina_jax.cli import main as cli
-from jina_jax.cli import options as cli_options
 from jina_jax.cli import rows as cli_rows
 
 # Most tests run four texts of up to 16 tokens: so many shapes, so many seconds of compiling.
@@ -107,6 +107,16 @@ class TestEncode:
         expected = model.encode(prompted, task="retrieval.query", prompt=None)
         np.testing.assert_array_equal(vectors_of(out), expected)
 
+    def test_none_is_the_base_model(self, directory, model):
+        lines = '{"t": "a cat", "own": "none"}\n{"t": "a cat"}'
+        args = ("--field", "t", "--task-field", "own", "--task", "separation")
+        vectors = vectors_of(run_encode(directory, *args, stdin=lines))
+        np.testing.assert_array_equal(
+            vectors, model.encode(["a cat"] * 2, task=[None, "separation"])
+        )
+        out = run_encode(directory, "--task", "none", "a cat")
+        np.testing.assert_array_equal(vectors_of(out)[0], model.encode("a cat"))
+
     def test_options_reach_the_library(self, directory):
         args = ("--truncate-dim", 32, "--no-normalize", "--batch-size", 2, "--dtype", "bfloat16")
         out = run_encode(directory, *args, "--max-length", 20, *TEXTS)
@@ -141,6 +151,17 @@ class TestEncode:
             "犬",
             "犬" * 59 + "…",
         ]
+
+    def test_the_table_in_the_help_shows_what_it_should(self):
+        """The two questions of one meaning are nearest, with the model in the package."""
+        help_text = run("encode", "--help").stdout
+        example = help_text.split("--format table \\\n")[1].split("\n")[0]
+        texts = shlex.split(example)
+        assert len(texts) == 3
+        args = ("--task", "text-matching", "--format", "table", *texts)
+        rows = [line.split() for line in run_encode("tiny", *args).splitlines()[1:]]
+        same, other, another = float(rows[0][2]), float(rows[0][3]), float(rows[1][3])
+        assert same > 0.1 + max(other, another)
 
     @pytest.mark.filterwarnings("default")
     def test_truncation_is_one_line(self, directory):
@@ -182,12 +203,12 @@ class TestEncode:
             ('{"t": "a"}\n{"t": ', "stdin:2: not valid JSON"),
             ('{"t": NaN}', "stdin:1: not valid JSON (NaN is no JSON value)"),
             ("[1]", "stdin:1: expected a JSON object, got list"),
-            ('{"t": 5}', "stdin:1: field 't': expected a string, got int"),
-            ('{"t": null}', "stdin:1: field 't': expected a string, got none"),
-            ('{"t": {"t": "a"}}', "stdin:1: field 't': expected a string, got dict"),
-            ('{"t": ""}\n{"u": "a"}', "stdin:2: field 't': expected a string, got none"),
+            ('{"t": 5}', "stdin:1: field 't': expected a text, got int"),
+            ('{"t": null}', "stdin:1: field 't': expected a text, got none"),
+            ('{"t": {"t": "a"}}', "stdin:1: field 't': expected a text, got dict"),
+            ('{"t": ""}\n{"u": "a"}', "stdin:2: field 't': expected a text, got none"),
             ('{"t": "a"}\n\n{"t": "a"}', "stdin:2: not valid JSON"),
-            ('{"t": "a", "task": 1}', "stdin:1: field 'task': expected a string, got int"),
+            ('{"t": "a", "task": 1}', "stdin:1: field 'task': expected a text, got int"),
             ('{"t": "a", "embedding": [0]}', "stdin:1: has a field 'embedding'"),
             (b'{"t": "\xff"}', "stdin:1: not UTF-8"),
             ('{"t": "\\ud800"}', "stdin:1: field 't': expected Unicode text"),
@@ -214,7 +235,7 @@ class TestOutputFile:
         target = tmp_path / "out.npy"
         target.write_text("precious")
         args = ("encode", "--model", directory, "--output", target, *TEXTS)
-        assert "exists already; --force replaces it" in refusal(*args)
+        assert "exists already; --force overwrites it" in refusal(*args)
         assert target.read_text() == "precious"
         assert run(*args, "--force").exit_code == 0
         assert np.load(target).shape == (4, 64)
@@ -233,7 +254,7 @@ class TestOutputFile:
             file.write(b"half")
             raise error
 
-        monkeypatch.setattr(cli_rows, "write_rows", fail)
+        monkeypatch.setattr("jina_jax.cli.encode.write_rows", fail)
         output = tmp_path / "out.npy"
         result = run("encode", "--model", directory, "--output", output, *TEXTS)
         assert (result.exit_code, result.output.strip()) == (code, message)
@@ -261,23 +282,8 @@ class TestOutputFile:
         ):
             pass
 
-    @pytest.mark.parametrize("kind", cli.FORMATS)
-    def test_vectors_that_are_no_numbers_are_refused(self, kind):
-        rows = cli_rows.Rows(["a", "b"], None, ['{"index": 0}', '{"index": 1}'])
-        vectors = np.array([[1, 2], [np.nan, 3]], np.float32)
-        with pytest.raises(ValueError, match="embedding of text 2 is not finite"):
-            cli_rows.write_rows(io.BytesIO(), kind, rows, vectors)
-
 
 class TestCheckpoints:
-    def test_choices_are_those_of_the_library(self):
-        from jina_jax.checkpoints.native import FLOAT_DTYPES
-        from jina_jax.convert import LAYOUTS
-
-        assert set(cli.LAYOUTS) == set(LAYOUTS)
-        assert set(cli_options.DTYPES) == set(FLOAT_DTYPES)
-        assert set(cli.FORMATS) == set(cli_rows.SUFFIXES.values())
-
     def test_convert(self, directory, model, tmp_path):
         result = run("convert", directory, tmp_path / "native", "--to", "native")
         assert result.exit_code == 0, result.stderr
@@ -288,18 +294,15 @@ class TestCheckpoints:
         converted = JinaEmbeddings.from_pretrained(tmp_path / "native")
         np.testing.assert_array_equal(converted.encode(TEXTS), model.encode(TEXTS))
 
-    def test_merge_keeps_the_layout_unless_told(self, directory, model, tmp_path):
+    def test_convert_merges_an_adapter(self, directory, model, tmp_path):
         task = "retrieval.query"
-        result = run("merge", directory, tmp_path / "merged", "--task", task)
+        result = run("convert", directory, tmp_path / "merged", "--to", "native", "--merge", task)
         assert result.exit_code == 0, result.stderr
         assert f"merged   {task}; left out: retrieval.passage, separation" in result.stdout
-        assert "layout published, model.safetensors" in result.stdout
+        assert "layout native, flax_model.safetensors" in result.stdout
         merged = JinaEmbeddings.from_pretrained(tmp_path / "merged")
         expected = model.encode(TEXTS, task=task)
         np.testing.assert_allclose(merged.encode(TEXTS), expected, atol=1e-5)
-        result = run("merge", directory, tmp_path / "m2", "--task", task, "--to", "native")
-        assert "wrote    " in result.stdout
-        assert (tmp_path / "m2" / "flax_model.safetensors").exists()
 
     def test_what_is_ignored_or_lacking_is_said(self, tmp_path, directory):
         from safetensors.numpy import load_file, save_file
@@ -311,10 +314,12 @@ class TestCheckpoints:
         tensors["lm_head.bias"] = np.zeros(3, np.float32)
         save_file(tensors, source / "model.safetensors")
         result = run("convert", source, tmp_path / "target", "--to", "native")
-        assert "ignored  no part of the encoder: lm_head.bias" in result.stdout
-        assert "there is no tokenizer.json" in result.stdout
-        assert json.loads(run("info", source, "--json").stdout)["ignored"] == ["lm_head.bias"]
-        assert "ignored" in run("info", source).stdout
+        assert "ignored  not part of the encoder: lm_head.bias" in result.stdout
+        assert "note     no tokenizer.json" in result.stdout
+        assert json.loads(run("info", "--model", source, "--json").stdout)["ignored"] == [
+            "lm_head.bias"
+        ]
+        assert "ignored" in run("info", "--model", source).stdout
 
     def test_refusals(self, directory, tmp_path):
         (tmp_path / "full").mkdir()
@@ -327,21 +332,22 @@ class TestCheckpoints:
         )
         assert "Choose from: native" in refusal("convert", directory, target)
         assert "no place for" in refusal("convert", directory, target, "--to", "xlm-roberta")
-        assert "task='x': this checkpoint" in refusal("merge", directory, target, "--task", "x")
-        assert "Missing option '--task'" in refusal("merge", directory, target)
-        assert "no such directory" in refusal("info", tmp_path / "nowhere")
-        assert "config.json" in refusal("info", tmp_path / "full")
-        places = "expected [SOURCE] TARGET, got"
-        assert f"{places} no arguments (see" in refusal("convert", "--to", "native")
-        message = refusal("merge", directory, target, "x", "--task", "separation")
-        assert f"{places} 3 arguments: {directory} {target} x (see" in message
+        merge = ("convert", directory, target, "--to", "native", "--merge", "x")
+        assert "task='x': this checkpoint" in refusal(*merge)
+        assert "no such directory" in refusal("info", "--model", tmp_path / "nowhere")
+        assert "config.json" in refusal("info", "--model", tmp_path / "full")
+        step = refusal("convert", directory, target, "--to", "native", "--step", 1)
+        assert f"--step: expected a training run as SOURCE, got {directory}" in step
+        assert "Missing argument 'SOURCE'" in refusal("convert", "--to", "native")
+        assert "Missing argument 'TARGET'" in refusal("convert", directory, "--to", "native")
+        assert "unexpected extra argument (y)" in refusal(*merge, "y")
         assert not target.exists()
 
     def test_all_lines_of_a_checkpoint_error_are_shown(self, directory, tmp_path):
         config = json.loads((directory / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
         (tmp_path / "model.safetensors").symlink_to(directory / "model.safetensors")
-        result = run("info", tmp_path)
+        result = run("info", "--model", tmp_path)
         assert result.exit_code == 2
         lines = result.stderr.splitlines()
         assert lines[0].startswith("jina-jax: error: ")
@@ -349,7 +355,7 @@ class TestCheckpoints:
         assert all(line.startswith("  - ") for line in lines[1:])
 
     def test_info(self, directory):
-        facts = json.loads(run("info", directory, "--json").stdout)
+        facts = json.loads(run("info", "--model", directory, "--json").stdout)
         assert facts["layout"] == "published"
         assert facts["dtypes"] == ["float32"]
         count = facts["parameters"]
@@ -362,7 +368,7 @@ class TestCheckpoints:
         assert facts["rotary_emb_base"] == 20000.0
         size = (directory / "model.safetensors").stat().st_size
         assert facts["files"]["model.safetensors"] == size
-        text = run("info", directory).stdout
+        text = run("info", "--model", directory).stdout
         assert "rotary, base 20000, at most 128 tokens" in text
         assert f"{count['total']:,}" in text
         assert all(repr(prompt) in text for prompt in PROMPTS.values())
@@ -379,13 +385,14 @@ class TestCheckpoints:
         assert "token_budget 1024" in text
 
     def test_info_is_of_a_model_or_of_the_devices(self):
-        assert "expected either MODEL or --devices" in refusal("info", "somewhere", "--devices")
+        message = refusal("info", "--model", "somewhere", "--devices")
+        assert "expected either --model or --devices" in message
 
     def test_info_reads_no_weights(self, directory, monkeypatch):
         from jina_jax.checkpoints.tensors import MappedFile
 
         monkeypatch.setattr(MappedFile, "array", lambda *_: pytest.fail("read a tensor"))
-        assert run("info", directory).exit_code == 0
+        assert run("info", "--model", directory).exit_code == 0
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +415,7 @@ def gold(model, tmp_path_factory):
 
 class TestVerify:
     def test_agreement(self, directory, gold):
-        result = run("verify", directory, "--gold", gold)
+        result = run("verify", "--model", directory, "--gold", gold)
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
         assert len(lines) == 14
@@ -420,7 +427,7 @@ class TestVerify:
         content = json.loads(gold.read_text())
         content["sentence"]["values"]["separation"][1][1] += 0.01
         (tmp_path / "gold.json").write_text(json.dumps(content))
-        result = run("verify", directory, "--gold", tmp_path / "gold.json")
+        result = run("verify", "--model", directory, "--gold", tmp_path / "gold.json")
         assert (result.exit_code, result.stderr) == (1, "")
         wrong = [line for line in result.stdout.splitlines() if "DIFFERS" in line]
         assert len(wrong) == 1
@@ -428,22 +435,26 @@ class TestVerify:
         assert "12 of 13 agree" in result.stdout
 
     def test_refusals(self, directory, gold, tmp_path):
-        assert "not comparable" in refusal("verify", directory)
+        assert "not comparable" in refusal("verify", "--model", directory)
         (tmp_path / "gold.json").write_text("{}")
-        message = refusal("verify", directory, "--gold", tmp_path / "gold.json")
+        message = refusal("verify", "--model", directory, "--gold", tmp_path / "gold.json")
         assert "not in the form of published.json" in message
-        assert "No such file" in refusal("verify", directory, "--gold", tmp_path / "none.json")
+        assert "No such file" in refusal(
+            "verify", "--model", directory, "--gold", tmp_path / "none.json"
+        )
 
     def test_a_model_s_own_values_are_taken_unless_others_are_named(
         self, directory, gold, tmp_path
     ):
         shutil.copytree(directory, tmp_path / "model")
         shutil.copy(gold, tmp_path / "model" / "gold.json")
-        result = run("verify", tmp_path / "model")
+        result = run("verify", "--model", tmp_path / "model")
         assert result.exit_code == 0, result.output
-        assert result.stdout == run("verify", directory, "--gold", gold).stdout
+        assert result.stdout == run("verify", "--model", directory, "--gold", gold).stdout
         (tmp_path / "other.json").write_text("{}")
-        message = refusal("verify", tmp_path / "model", "--gold", tmp_path / "other.json")
+        message = refusal(
+            "verify", "--model", tmp_path / "model", "--gold", tmp_path / "other.json"
+        )
         assert "other.json: not in the form" in message
 
 
@@ -467,31 +478,31 @@ class TestWithoutAModel:
     @pytest.mark.parametrize(
         "args",
         [
-            "encode MODEL a",
-            "info MODEL",
-            "verify MODEL",
-            "convert MODEL out --to native",
-            "merge MODEL out --task separation",
-            "mine MODEL ../pairs.jsonl out.jsonl --num-negatives 1",
-            "search MODEL ../notes.txt cat",
+            "encode a",
+            "info",
+            "verify",
+            "mine ../pairs.jsonl out.jsonl --num-negatives 1",
+            "search ../notes.txt cat",
         ],
     )
     def test_it_is_the_packaged_one(self, packaged, tmp_path, monkeypatch, args, named):
-        command = args.split()[0]
-        model = [packaged if named == "packaged" else named]
-        option = ["--model", *model] if command in ("encode", "search") else model
+        model = packaged if named == "packaged" else named
         results = []
-        for name, given in (("without", []), ("with", option)):
+        for name, given in (("without", []), ("with", ["--model", model])):
             (tmp_path / name).mkdir()
             monkeypatch.chdir(tmp_path / name)
-            before, after = args.split("MODEL")
-            results.append(run(*before.split(), *given, *after.split()))
+            results.append(run(*args.split(), *given))
         without, with_model = results
         assert without.exit_code == 0, without.output
         assert with_model.stderr == ""
         assert without.stdout == with_model.stdout
         assert without.stderr.count("\n") == 1
         assert without.stderr.startswith("jina-jax: warning: no model named: using tiny")
+
+    def test_tiny_can_be_converted(self, tmp_path):
+        result = run("convert", "tiny", tmp_path / "out", "--to", "native")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert f"read     {tmp_path / 'packaged'}: layout published" in result.stdout
 
     def test_what_can_be_refused_at_once_is_all_that_is_told(self):
         assert "No such file" in refusal("encode", "--input", "/no/such/file")
@@ -502,24 +513,24 @@ class TestErrors:
     @pytest.mark.parametrize("name", ["owner/name", "a b", "gpt2"])
     def test_the_hub_cannot_be_reached(self, name):
         # Offline, as conftest.py says; "a b" is no id at all.
-        assert refusal("info", name, "--offline")
+        assert refusal("info", "--model", name, "--offline")
 
     def test_errors_of_the_network_are_lines(self, monkeypatch):
         lost = type("ConnectError", (Exception,), {"__module__": "httpx"})
         fail_to_fetch(monkeypatch, lost("connection\n\n  lost"))
-        assert refusal("info", "owner/name") == "connection lost"
+        assert refusal("info", "--model", "owner/name") == "connection lost"
 
     def test_bugs_have_a_traceback(self, monkeypatch):
         fail_to_fetch(monkeypatch, RuntimeError("a bug"))
-        assert isinstance(run("info", "owner/name").exception, RuntimeError)
+        assert isinstance(run("info", "--model", "owner/name").exception, RuntimeError)
 
     def test_an_error_without_words_has_its_name(self, monkeypatch):
         fail_to_fetch(monkeypatch, ValueError())
-        assert refusal("info", "owner/name") == "ValueError"
+        assert refusal("info", "--model", "owner/name") == "ValueError"
 
     def test_interruption(self, monkeypatch):
         fail_to_fetch(monkeypatch, KeyboardInterrupt())
-        result = run("info", "owner/name")
+        result = run("info", "--model", "owner/name")
         assert (result.exit_code, result.output.strip()) == (130, "")
 
     def test_unknown_command(self):
@@ -533,14 +544,14 @@ class TestErrors:
             raise OSError("enough")
 
         monkeypatch.setattr("jina_jax.checkpoints.hub.fetch", fetch)
-        assert refusal("info", "owner/name", "--revision", "v1", "--offline") == "enough"
+        assert refusal("info", "--model", "owner/name", "--revision", "v1", "--offline") == "enough"
         assert seen == {"name": "owner/name", "revision": "v1", "local_files_only": True}
 
     def test_help_without_a_command(self):
         result = run()
         assert result.exit_code == 0
         assert "Commands:" in result.stdout
-        for command in ("encode", "convert", "merge", "info", "verify", "search"):
+        for command in cli.main.commands:
             assert f"jina-jax {command}" in run(command, "--help").stdout
         assert run("--version").stdout.startswith("jina-jax, version ")
 
@@ -563,10 +574,11 @@ class TestProcess:
 import sys, time
 start = time.perf_counter()
 from jina_jax.cli.main import main
-try:
-    main(["--help"])
-except SystemExit as end:
-    assert not end.code
+for command in ([], *([name] for name in main.commands)):
+    try:
+        main([*command, "--help"])
+    except SystemExit as end:
+        assert not end.code
 assert not {"jax", "numpy", "huggingface_hub", "sentencepiece"} & sys.modules.keys()
 print(time.perf_counter() - start, file=sys.stderr)
 """
@@ -580,13 +592,13 @@ print(time.perf_counter() - start, file=sys.stderr)
         assert [row["text"] for row in rows_of(result.stdout)] == ["a cat", "the dog"]
 
     def test_the_module_runs(self):
-        command = [sys.executable, "-m", "jina_jax.cli.main", "embed"]
+        command = [sys.executable, "-m", "jina_jax.cli", "embed"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert result.returncode == 2
         assert result.stderr.startswith("jina-jax: error: No such command 'embed'")
 
     def test_an_error_is_one_line(self):
-        result = subprocess_run("info", "/no/such/model")
+        result = subprocess_run("info", "--model", "/no/such/model")
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith("jina-jax: error: model='/no/such/model'")
         assert result.stderr.count("\n") == 1
@@ -608,7 +620,7 @@ print(time.perf_counter() - start, file=sys.stderr)
         code = """
 import signal, time
 import click
-from jina_jax.cli.errors import Program
+from jina_jax.cli.errors import ErrorGroup
 
 class Callback:
     def __del__(self):  # Python drops exceptions here
@@ -619,7 +631,7 @@ def wait():
     Callback()
     time.sleep(30)
 
-Program(commands=[wait]).main(["wait"])
+ErrorGroup(commands=[wait]).main(["wait"])
 """
         start = time.perf_counter()
         result = subprocess_run(code=code)
@@ -631,7 +643,7 @@ Program(commands=[wait]).main(["wait"])
         code = """
 import signal
 import click
-from jina_jax.cli.errors import Program
+from jina_jax.cli.errors import ErrorGroup
 
 @click.command()
 def work():
@@ -641,7 +653,7 @@ def work():
         x = x @ x
     signal.raise_signal(signal.SIGINT)
 
-Program(commands=[work]).main()
+ErrorGroup(commands=[work]).main()
 """
         result = subprocess_run("work", code=code)
         assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "")

@@ -9,7 +9,8 @@ from jina_jax import JinaEmbeddings
 from jina_jax.cli import main as cli
 from jina_jax.cli.mine import report
 from jina_jax.data import read_source
-from jina_jax.search.negatives import Mined, MinedRow, mine_hard_negatives
+from jina_jax.search import Rules, mine_hard_negatives
+from jina_jax.search.negatives import Mined, MinedRow
 
 PAIRS = [("cat", "a cat purrs"), ("dog", "a dog barks"), ("cat", "a cat purrs"), ("sun", "it is")]
 CORPUS = ["mice", "men", "trees", "a cat runs"]
@@ -65,12 +66,12 @@ def written(path):
 )
 def test_options_are_those_of_the_function(directory, files, args, options):
     result = run(
-        *(directory, files / "pairs.jsonl", files / "out.jsonl"),
+        *("--model", directory, files / "pairs.jsonl", files / "out.jsonl"),
         *("--corpus", files / "corpus.txt", "--dtype", "bfloat16", *args),
     )
     assert result.exit_code == 0, result.output
     model = JinaEmbeddings.from_pretrained(directory, dtype="bfloat16")
-    expected = mine_hard_negatives(model, PAIRS, CORPUS, **options)
+    expected = mine_hard_negatives(model, PAIRS, CORPUS, rules=Rules(**options))
     found = written(files / "out.jsonl")
     assert [row[:3] for row in found] == [row[:3] for row in expected.rows]
     for row, wanted in zip(found, expected.rows, strict=True):
@@ -83,40 +84,42 @@ def test_options_are_those_of_the_function(directory, files, args, options):
 def test_without_a_corpus_from_csv_to_triplets(directory, files):
     (files / "pairs.csv").write_text('positive,anchor\na cat purrs,cat\n"it, is",sun\n')
     output = files / "out.jsonl"
-    result = run(directory, files / "pairs.csv", output, "--num-negatives", 1)
+    result = run("--model", directory, files / "pairs.csv", output, "--num-negatives", 1)
     assert result.exit_code == 0, result.output
     assert read_source([output], "triplets").texts == [
         ("cat", "a cat purrs", "it, is"),
         ("sun", "it, is", "a cat purrs"),
     ]
     assert result.stdout == (
-        f"{output}: 2 pairs, negatives of each: 1; searched 2 texts for 2 queries\n"
+        f"{output}: 2 pairs, negatives per pair: 1; searched 2 texts for 2 queries\n"
     )
 
 
 def test_what_was_left_out_is_told():
     mined = Mined([], list(range(4, 29)), [0, 2], {"max_score": 1234, "min_score": 0}, 30, 5000)
     assert report(mined, "out.jsonl", 7).splitlines() == [
-        "out.jsonl: 0 pairs, negatives of each: 7; searched 5,000 texts for 30 queries",
-        "left out, too few negatives: 25 pairs (rows 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "
+        "out.jsonl: 0 pairs, negatives per pair: 7; searched 5,000 texts for 30 queries",
+        "dropped, too few negatives: 25 pairs (rows 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, "
         "17, 18, 19, 20, 21, 22, 23, 24 and 5 more)",
-        "left out, came before: 2 pairs (rows 1, 3)",
+        "dropped, repeated: 2 pairs (rows 1, 3)",
         "1,234 candidates removed by --max-score",
         "0 candidates removed by --min-score",
     ]
 
 
 def test_nothing_mined_is_an_error_and_leaves_no_file(directory, files):
-    error = refusal(directory, files / "pairs.jsonl", files / "out.jsonl", "--max-score", -0.99)
-    assert "none of 3 pairs got enough negatives from 3 texts" in error
+    error = refusal(
+        "--model", directory, files / "pairs.jsonl", files / "out.jsonl", "--max-score", -0.99
+    )
+    assert "none of 3 pairs has enough negatives from 3 texts" in error
     assert sorted(path.name for path in files.iterdir()) == ["corpus.txt", "pairs.jsonl"]
 
 
 def test_an_output_is_kept_unless_forced(directory, files):
     output = files / "out.jsonl"
     output.write_text("mine")
-    args = (directory, files / "pairs.jsonl", output, "--num-negatives", 1)
-    assert "exists already; --force replaces it" in refusal(*args)
+    args = ("--model", directory, files / "pairs.jsonl", output, "--num-negatives", 1)
+    assert "exists already; --force overwrites it" in refusal(*args)
     assert output.read_text() == "mine"
     assert run(*args, "--force").exit_code == 0
     assert len(written(output)) == 3
@@ -132,20 +135,19 @@ def test_an_output_is_kept_unless_forced(directory, files):
     ],
 )
 def test_refusals(directory, files, output, args, message):
-    assert message in refusal(directory, files / "pairs.jsonl", files / output, *args)
+    assert message in refusal("--model", directory, files / "pairs.jsonl", files / output, *args)
     assert not (files / output).exists()
 
 
 def test_the_wrong_number_of_arguments():
-    expected = "expected [MODEL] PAIRS OUT.jsonl, got"
-    assert f"{expected} no arguments (see 'jina-jax mine --help')" in refusal()
-    assert f"{expected} 1 argument: pairs.jsonl" in refusal("pairs.jsonl")
-    assert f"{expected} 4 arguments: a b c d" in refusal("a", "b", "c", "d")
+    assert "Missing argument 'PAIRS'. (see 'jina-jax mine --help')" in refusal()
+    assert "Missing argument 'OUT.jsonl'" in refusal("pairs.jsonl")
+    assert "unexpected extra arguments (c d)" in refusal("a", "b", "c", "d")
 
 
 def test_a_bad_row_is_named(directory, files):
     (files / "bad.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor": "a"}\n')
-    error = refusal(directory, files / "bad.jsonl", files / "out.jsonl")
+    error = refusal("--model", directory, files / "bad.jsonl", files / "out.jsonl")
     assert "bad.jsonl:2: expected a column 'positive'" in error
 
 
@@ -157,7 +159,7 @@ def test_options_of_the_hub(directory, files, monkeypatch):
         raise FileNotFoundError("no such revision")
 
     monkeypatch.setattr(JinaEmbeddings, "from_pretrained", load)
-    args = ("some/model", files / "pairs.jsonl", files / "out.jsonl")
+    args = ("--model", "some/model", files / "pairs.jsonl", files / "out.jsonl")
     assert refusal(*args, "--offline", "--revision", "abc") == "no such revision"
     expected = {"dtype": None, "revision": "abc", "local_files_only": True}
     assert asked == [("some/model", expected)]

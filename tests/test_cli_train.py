@@ -1,4 +1,4 @@
-"""The commands train and export: what they print and write, and how they refuse."""
+"""The command train, and convert of its runs: what they print and write, and how they refuse."""
 
 import importlib.util
 import json
@@ -151,10 +151,13 @@ class TestTrain:
         [
             ("pydantic", ["train", "--fields"]),
             ("orbax", ["train", "x.toml"]),
-            ("orbax", ["export", "run", "out", "--to", "native"]),
+            ("orbax", ["convert", "run", "out", "--to", "native"]),
         ],
     )
-    def test_without_the_extra(self, library, command):
+    def test_without_the_extra(self, library, command, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "settings.json").touch()
         code = f"import sys; sys.modules[{library!r}] = None\n{START}"
         result = subprocess_run(*command, code=code)
         message = f'this command needs {library}: pip install "jina-jax[train]"'
@@ -244,11 +247,11 @@ class TestCurves:
         }
 
 
-class TestExport:
+class TestConvert:
     @pytest.mark.parametrize("layout", ["published", "transformers", "native"])
     def test_every_layout_has_the_trained_values(self, root, trained, layout, tmp_path):
         directory, _ = trained
-        result = run("export", directory, tmp_path / "out", "--to", layout)
+        result = run("convert", directory, tmp_path / "out", "--to", layout)
         assert result.exit_code == 0, result.stderr
         assert f"read     {root / 'model'}: layout published, float32" in result.stdout
         assert f"wrote    {tmp_path / 'out'}: layout {layout}" in result.stdout
@@ -269,7 +272,9 @@ class TestExport:
 
     def test_merged(self, root, trained, tmp_path):
         directory, _ = trained
-        result = run("export", directory, tmp_path / "out", "--to", "merged", "--task", TASKS[1])
+        result = run(
+            "convert", directory, tmp_path / "out", *("--to", "transformers", "--merge", TASKS[1])
+        )
         assert result.exit_code == 0, result.stderr
         assert f"merged   {TASKS[1]}; left out: {TASKS[0]}, separation" in result.stdout
         assert "layout transformers" in result.stdout
@@ -285,34 +290,31 @@ class TestExport:
 
     def test_a_step_of_ones_own(self, plain, tmp_path):
         for step in (2, 4):
-            result = run("export", plain, tmp_path / f"{step}", "--to", "native", "--step", step)
+            result = run("convert", plain, tmp_path / f"{step}", "--to", "native", "--step", step)
             assert result.exit_code == 0, result.stderr
-        result = run("export", plain, tmp_path / "latest", "--to", "native")
+        result = run("convert", plain, tmp_path / "latest", "--to", "native")
         early, late, latest = (arrays(open_checkpoint(tmp_path / n)) for n in ("2", "4", "latest"))
         assert changed(early, late)
         assert not changed(late, latest)
 
     def test_the_note_about_a_tokenizer(self, plain, tmp_path):
-        run("export", plain, tmp_path / "out", "--to", "published")
+        run("convert", plain, tmp_path / "out", "--to", "published")
         assert (tmp_path / "out" / "tokenizer.json").exists()
 
     def test_refusals(self, root, plain, tmp_path):
         target = tmp_path / "out"
 
         def message(*options, source=plain):
-            found = refusal("export", source, target, *options)
+            found = refusal("convert", source, target, *options)
             assert not target.exists()
             return found
 
-        needs = message("--to", "merged")
-        assert "--to merged needs --task, one of retrieval.query, retrieval.passage, sep" in needs
-        assert "--task is for --to merged" in message("--to", "native", "--task", "separation")
-        assert "task='x'" in message("--to", "merged", "--task", "x")
+        assert "task='x'" in message("--to", "native", "--merge", "x")
+        revision = message("--to", "native", "--revision", "v1")
+        assert "--revision: expected none for a training run" in revision
         assert "no checkpoint of step 3; there are [2, 4]" in message("--to", "native", "--step", 3)
         assert "'--to': 'onnx' is not one of" in message("--to", "onnx")
         assert "Missing option '--to'" in message()
-        no_run = message("--to", "native", source=root / "model")
-        assert no_run.startswith(f"{root / 'model'}: expected the directory of a run")
         Trainer(settings(root, "empty"))
         nothing = message("--to", "native", source=root / "empty")
         assert nothing == f"{root / 'empty'}: no checkpoint; there are none"
@@ -320,7 +322,7 @@ class TestExport:
     def test_a_target_that_is_there(self, plain, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "file").touch()
-        message = refusal("export", plain, tmp_path / "out", "--to", "native")
+        message = refusal("convert", plain, tmp_path / "out", "--to", "native")
         assert message.startswith(f"{tmp_path / 'out'}: exists already")
 
     def test_a_torn_checkpoint(self, plain, tmp_path):
@@ -329,16 +331,10 @@ class TestExport:
         for path in (folder / "trained").rglob("*"):
             if path.is_file():
                 path.write_bytes(path.read_bytes()[:-9])
-        message = refusal("export", tmp_path / "run", tmp_path / "out", "--to", "native")
+        message = refusal("convert", tmp_path / "run", tmp_path / "out", "--to", "native")
         assert message.startswith(
             f"{folder}: the checkpoint cannot be read; remove it to go on fro"
         )
         shutil.rmtree(folder)
-        result = run("export", tmp_path / "run", tmp_path / "out", "--to", "native")
+        result = run("convert", tmp_path / "run", tmp_path / "out", "--to", "native")
         assert result.exit_code == 0, result.stderr
-
-    def test_the_choices_are_layouts_of_the_library(self):
-        from jina_jax.cli.train import _TARGETS
-        from jina_jax.convert import LAYOUTS
-
-        assert {*_TARGETS} - {"merged"} == {*LAYOUTS} - {"xlm-roberta"}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jina_jax.data.records import Columns, read_records
 from jina_jax.data.source import KINDS, DataError, Problem, pair_overlap, read_source
 
 GOOD = {
@@ -150,6 +151,21 @@ class TestFormats:
         finally:
             assert csv.field_size_limit(before) == 1000
 
+    def test_the_limit_of_csv_is_raised_within_a_step_alone(self, write):
+        path = write("x.csv", "text\n" + 2 * (300_000 * "a" + "\n"))
+        before = csv.field_size_limit(1000)
+        try:
+            lengths = []
+            for record in read_records(path, Columns(("text",))):
+                assert csv.field_size_limit() == 1000
+                lengths.append(len(record.fields[0][1]))
+            assert lengths == [300_000] * 2
+            with pytest.raises(DataError, match="not valid CSV"):
+                read_source([write("y.csv", 'text\n"open\n\n')], "texts")
+            assert csv.field_size_limit() == 1000
+        finally:
+            csv.field_size_limit(before)
+
     def test_parquet_of_several_batches(self, write_parquet):
         count = 70_000
         texts = [f"t{i}" if i != 66_000 else " " for i in range(count)]
@@ -233,7 +249,7 @@ class TestCsv:
         path = write("x.csv", "anchor,positive,negative\n" + _row("q", "p", cell))
         assert refusal([path], "triplets") == [
             "1 of 1 rows are bad:",
-            f"{path}:2: column 'negative': expected one text a column in CSV, got a list",
+            f"{path}:2: column 'negative': expected one text per column in CSV, got a list",
         ]
 
     @pytest.mark.parametrize("cell", ["[deleted]", "['a'", '["a"] b', 'a ["b"]'])
@@ -582,7 +598,7 @@ class TestRefusals:
             ({"columns": ["a", 1], "kind": "pairs"}, "expected names, or positions from 0"),
             ({"columns": [-1]}, r"columns=\[-1\]: expected names, or positions from 0"),
             ({"columns": [True]}, r"columns=\[True\]: expected names, or positions from 0"),
-            ({"columns": []}, r"columns=\[\]: expected 1 for kind 'texts', those .* for text"),
+            ({"columns": []}, r"columns=\[\]: expected 1 for kind 'texts', the columns for text"),
             ({"columns": ["a", "b"]}, "expected 1 for kind 'texts'"),
             ({"columns": ["a", "b"], "kind": "triplets"}, "expected 3 or more for kind 'trip"),
             ({"columns": [0]}, r"columns=\[0\]: expected names, .*x\.jsonl has no positions"),

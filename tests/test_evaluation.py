@@ -12,7 +12,9 @@ from published import PROMPTS, TASKS
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, evaluation
-from jina_jax.evaluation import Evaluation, classes, pick_tasks, ranking, similarity
+from jina_jax.evaluation import Evaluation, classes, ranking
+from jina_jax.search import nearest as search
+from jina_jax.tasks import from_word, pick_tasks
 from jina_jax.training import settings
 
 sklearn = pytest.importorskip("sklearn")
@@ -87,6 +89,8 @@ class TestTasks:
             ("classification", ("classification",)),
             ("clustering", ("separation",)),
             ("retrieval", ("retrieval.query", "retrieval.passage")),
+            ("hard negatives", ("retrieval.query", "retrieval.passage")),
+            ("late chunking", ("retrieval.passage",)),
         ],
     )
     def test_auto_is_the_papers_choice(self, kind, expected):
@@ -99,11 +103,10 @@ class TestTasks:
         [
             ("sts", "separation", ("separation",)),
             ("sts", None, (None,)),
-            ("sts", "none", (None,)),
-            ("sts", ["none"], (None,)),
+            ("sts", [None], (None,)),
             ("retrieval", "separation", ("separation", "separation")),
-            ("retrieval", "none", (None, None)),
-            ("retrieval", ("none", "auto"), (None, "retrieval.passage")),
+            ("retrieval", None, (None, None)),
+            ("retrieval", (None, "auto"), (None, "retrieval.passage")),
             ("retrieval", ("auto", None), ("retrieval.query", None)),
         ],
     )
@@ -117,6 +120,24 @@ class TestTasks:
     def test_refused(self, kind, task):
         with pytest.raises(ValueError, match=rf"task=.*: expected None.* for {kind}"):
             pick_tasks(Stub({}), kind, task)
+
+    @pytest.mark.parametrize("task", ["none", ("auto", "none")])
+    def test_none_is_spelled_none(self, task):
+        with pytest.raises(ValueError, match=r"task='none': expected None .* for the base model"):
+            pick_tasks(Stub({}), "retrieval", task)
+
+    @pytest.mark.parametrize(
+        ("word", "meant"),
+        [
+            ("none", None),
+            ("auto", "auto"),
+            ("separation", "separation"),
+            (("none", "auto"), (None, "auto")),
+            (None, None),
+        ],
+    )
+    def test_words_of_the_command_line_and_of_toml(self, word, meant):
+        assert from_word(word) == meant
 
     def test_an_adapter_that_the_model_lacks(self, model):
         with pytest.raises(ValueError, match="nothing-like-it"):
@@ -265,7 +286,8 @@ class TestBitext:
 
     @pytest.mark.parametrize("dim", [None, 3])
     def test_against_a_matrix_in_blocks(self, dim, monkeypatch):
-        monkeypatch.setattr(similarity, "_BLOCK", 7)
+        monkeypatch.setattr(search, "BLOCK_QUERIES", 7)
+        monkeypatch.setattr(search, "BLOCK_TEXTS", 11)
         source, target = [f"a{i}" for i in range(30)], [f"b{i}" for i in range(30)]
         vectors = random_vectors(source)
         noise = random_vectors(target, seed=1)
@@ -666,7 +688,7 @@ class TestPairs:
         ("content", "match"),
         [
             ("one\n", r"equally many lines, got .*a\.deu 2, .*a\.eng 1"),
-            ("one\n\n", r"a\.eng:2: text: expected a text, got a blank one"),
+            ("one\n\n", r"a\.eng:2: line: expected a text, got a blank one"),
             (b"one\n\xff\n", r"a\.eng:2: not UTF-8"),
             ("", r"a\.eng: is empty"),
         ],
@@ -709,22 +731,31 @@ class TestBeir:
     @pytest.mark.parametrize(
         ("changes", "match"),
         [
-            ({"corpus": "{}\n"}, r"corpus\.jsonl:1: _id: expected a string, got none"),
+            ({"corpus": "{}\n"}, r"corpus\.jsonl:1: field '_id': expected a text, got none"),
             ({"corpus": "[]\n"}, r"corpus\.jsonl:1: expected a JSON object, got list"),
             ({"corpus": '{"_id": "1"\n'}, r"corpus\.jsonl:1: not valid JSON"),
-            ({"corpus": [{"_id": 1, "text": "a"}]}, r"corpus\.jsonl:1: _id: .*got int"),
-            ({"corpus": [{"_id": " ", "text": "a"}]}, r"corpus\.jsonl:1: _id: .*blank"),
-            ({"corpus": [*CORPUS, CORPUS[0]]}, r"corpus\.jsonl:3: _id '1' is there twice"),
-            ({"corpus": [{"_id": "1"}]}, r"corpus\.jsonl:1: text: expected a string, got none"),
+            ({"corpus": [{"_id": 1, "text": "a"}]}, r"corpus\.jsonl:1: field '_id': .*got int"),
+            ({"corpus": [{"_id": " ", "text": "a"}]}, r"corpus\.jsonl:1: field '_id': .*blank"),
+            (
+                {"corpus": [*CORPUS, CORPUS[0]]},
+                r"corpus\.jsonl:3: _id '1' repeats an earlier line's",
+            ),
+            (
+                {"corpus": [{"_id": "1"}]},
+                r"corpus\.jsonl:1: field 'text': expected a text, got none",
+            ),
             (
                 {"corpus": [{"_id": "1", "text": "a", "title": 3}]},
-                r"corpus\.jsonl:1: title: expected a string, got int",
+                r"corpus\.jsonl:1: field 'title': expected a text, got int",
             ),
-            ({"corpus": [{"_id": "1", "text": "\ud800"}]}, r"jsonl:1: text: .*lone surrogate"),
+            (
+                {"corpus": [{"_id": "1", "text": "\ud800"}]},
+                r"jsonl:1: field 'text': .*lone surrogate",
+            ),
             ({"corpus": ""}, r"corpus\.jsonl: is empty"),
-            ({"queries": [{"_id": "q", "text": ""}]}, r"queries\.jsonl:1: text: .*blank"),
+            ({"queries": [{"_id": "q", "text": ""}]}, r"queries\.jsonl:1: field 'text': .*blank"),
             ({"qrels": QRELS + "s\t1\t1\n"}, r"test\.tsv:5: query 's' is not in queries"),
-            ({"qrels": QRELS + "q\t1\t1\n"}, r"test\.tsv:5: query 'q' and document '1' are"),
+            ({"qrels": QRELS + "q\t1\t1\n"}, r"test\.tsv:5: query 'q' and document '1' repeat"),
             ({"qrels": QRELS + "r\t1\t0.5\n"}, r"test\.tsv:5: expected an integer score, got"),
             ({"qrels": QRELS + "r\t1\tinf\n"}, r"test\.tsv:5: expected an integer score, got"),
             ({"qrels": QRELS + "r\t1\tx\n"}, r"test\.tsv:5: expected an integer score, got"),
@@ -766,14 +797,14 @@ class TestEvaluation:
         vectors, (a, b, c, d) = random_vectors("abcd"), "abcd"
         labelled = [a, b, c, d], ["x", "y", "x", "y"]
         direct = {
-            "sts": evaluation.sts(Stub(vectors), [a, c, a], [b, d, d], [1, 2, 3], task="none"),
-            "bitext": evaluation.bitext(Stub(vectors), [a, b], [c, d], task="none"),
+            "sts": evaluation.sts(Stub(vectors), [a, c, a], [b, d, d], [1, 2, 3], task=None),
+            "bitext": evaluation.bitext(Stub(vectors), [a, b], [c, d], task=None),
             "classification": evaluation.classification(
-                Stub(vectors), *labelled, *labelled, task="none"
+                Stub(vectors), *labelled, *labelled, task=None
             ),
-            "clustering": evaluation.clustering(Stub(vectors), *labelled, task="none"),
+            "clustering": evaluation.clustering(Stub(vectors), *labelled, task=None),
             "retrieval": evaluation.retrieval(
-                Stub(vectors), {"1": a, "2": b}, {"q": c}, {"q": {"1": 1}}, task="none"
+                Stub(vectors), {"1": a, "2": b}, {"q": c}, {"q": {"1": 1}}, task=None
             ),
         }
         primary = {

@@ -91,10 +91,13 @@ def test_max_seq_length_is_the_default_of_calls(directory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "none"}, "task='none': expected task=None"),
-        ({"task": "auto"}, "task='auto': expected a name, or task=None"),
-        ({"task": [None, "none", None]}, "task='none': expected task=None"),
-        ({"prompt": "none"}, "prompt='none': expected prompt=None"),
+        ({"task": "none"}, r"task='none': expected None \(without quotes\) for the base model"),
+        ({"task": "auto"}, "task='auto'.*or task=None"),
+        (
+            {"task": [None, "none", None]},
+            r"task='none': expected None \(without quotes\) for the base model",
+        ),
+        ({"prompt": "none"}, r"prompt='none': expected None \(without quotes\) for no prompt"),
         ({"overlap": 8}, "overlap=8: expected None with long_text='truncate'"),
     ],
 )

@@ -10,8 +10,9 @@ from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
 from jina_jax.data import read_source
+from jina_jax.search import Rules, mine_hard_negatives, write_triplets
 from jina_jax.search import nearest as search
-from jina_jax.search.negatives import Mined, MinedRow, mine_hard_negatives, write_triplets
+from jina_jax.search.negatives import Mined, MinedRow
 
 BOTH = ("retrieval.query", "retrieval.passage")
 
@@ -140,7 +141,7 @@ OPTIONS = [
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_the_plain_search(options, seed):
     model, pairs, corpus = random_case(seed)
-    mined = mine_hard_negatives(model, pairs, corpus, **options)
+    mined = mine_hard_negatives(model, pairs, corpus, rules=Rules(**options))
     count = options.get("num_negatives", 7)
     check(mined, naive(model, pairs, corpus, **options), pairs, count)
     assert (mined.queries, mined.texts) == (11, 41)
@@ -149,7 +150,9 @@ def test_against_the_plain_search(options, seed):
 def test_the_cases_hold_every_outcome():
     """Rows, pairs left out and repeated, negative positive scores: none of them is missing."""
     model, pairs, corpus = random_case(0)
-    mined = mine_hard_negatives(model, pairs, corpus, relative_margin=0.2, num_negatives=3)
+    mined = mine_hard_negatives(
+        model, pairs, corpus, rules=Rules(relative_margin=0.2, num_negatives=3)
+    )
     assert mined.rows
     assert mined.left_out
     assert mined.repeated == [len(pairs) - 1]
@@ -159,7 +162,7 @@ def test_the_cases_hold_every_outcome():
 
 def test_without_a_corpus_the_distinct_positives_are_searched():
     model, pairs, _ = random_case(2)
-    mined = mine_hard_negatives(model, pairs, num_negatives=3)
+    mined = mine_hard_negatives(model, pairs, rules=Rules(num_negatives=3))
     check(mined, naive(model, pairs, None, num_negatives=3), pairs, 3)
     (queries, _), (texts, _) = model.calls
     assert queries == list(dict.fromkeys(q for q, _ in pairs))
@@ -177,7 +180,9 @@ def test_no_positive_of_a_query_and_no_text_equal_to_it_is_a_negative():
     model = Stub(dict(zip(["a", "b", "c", "d", "e"], near, strict=True)))
     model.vectors["other"] = near[0]
     pairs = [("a", "b"), ("other", "d"), ("a", "c")]
-    mined = mine_hard_negatives(model, pairs, ["a", "d", "e"], num_negatives=2, range_max=2)
+    mined = mine_hard_negatives(
+        model, pairs, ["a", "d", "e"], rules=Rules(num_negatives=2, range_max=2)
+    )
     by_pair = {(row.query, row.positive): row.negatives for row in mined.rows}
     assert by_pair == {("a", "b"): ("d", "e"), ("a", "c"): ("d", "e"), ("other", "d"): ("a", "b")}
 
@@ -187,7 +192,7 @@ def test_the_margin_counts_from_the_lowest_positive_and_each_row_has_its_own_sco
     model = Stub(dict(zip(names, axes(1.0, 0.9, 0.6, 0.75, 0.55, 0.45), strict=True)))
     pairs = [("q", "high"), ("q", "low")]
     mined = mine_hard_negatives(
-        model, pairs, ["n1", "n2", "n3"], num_negatives=1, absolute_margin=0.1
+        model, pairs, ["n1", "n2", "n3"], rules=Rules(num_negatives=1, absolute_margin=0.1)
     )
     assert [(row.positive, row.negatives) for row in mined.rows] == [
         ("high", ("n3",)),
@@ -200,8 +205,8 @@ def test_the_margin_counts_from_the_lowest_positive_and_each_row_has_its_own_sco
 def test_a_margin_of_a_negative_score_lowers_the_bound():
     """The bound is -0.55: a factor 1 - 0.1 would make it -0.45."""
     model = Stub(dict(zip(["q", "p", "n1", "n2"], axes(1.0, -0.5, -0.47, -0.6), strict=True)))
-    options = {"num_negatives": 1, "relative_margin": 0.1}
-    mined = mine_hard_negatives(model, [("q", "p")], ["n1", "n2"], **options)
+    rules = Rules(num_negatives=1, relative_margin=0.1)
+    mined = mine_hard_negatives(model, [("q", "p")], ["n1", "n2"], rules=rules)
     assert mined.rows[0].negatives == ("n2",)
 
 
@@ -211,7 +216,7 @@ class TestRandom:
         near = axes(1.0, 0.99, 1.0, *np.linspace(0.95, 0.5, 10))
         model = Stub(dict(zip(names, near, strict=True)))
         options = {"num_negatives": 3, "sampling_strategy": "random", **options}
-        mined = mine_hard_negatives(model, list(pairs), names[3:], **options)
+        mined = mine_hard_negatives(model, list(pairs), names[3:], rules=Rules(**options))
         return {(row.query, row.positive): row for row in mined.rows}
 
     def test_every_candidate_comes_up_and_none_else_and_the_nearest_first(self):
@@ -246,13 +251,15 @@ class TestTasks:
             (BOTH, {}, BOTH),
             ((), {}, (None, None)),
             (("retrieval.query", "x"), {}, ("retrieval.query", None)),
-            (BOTH, {"query_task": None, "passage_task": "x"}, (None, "x")),
+            (BOTH, {"task": (None, "x")}, (None, "x")),
+            (BOTH, {"task": "x"}, ("x", "x")),
+            (BOTH, {"task": (None, "auto")}, (None, "retrieval.passage")),
         ],
     )
     def test_which_are_asked_for(self, tasks, options, expected):
         model = Stub({name: [1.0, 0.0] for name in "abc"}, tasks)
         options = {**options, "truncate_dim": 2, "show_progress_bar": False}
-        mine_hard_negatives(model, [("a", "b")], ["c"], num_negatives=1, **options)
+        mine_hard_negatives(model, [("a", "b")], ["c"], rules=Rules(num_negatives=1), **options)
         shared = {"truncate_dim": 2, "show_progress_bar": False}
         assert [call for _, call in model.calls] == [{"task": t, **shared} for t in expected]
 
@@ -260,7 +267,9 @@ class TestTasks:
         """With the prompts written out."""
         model = JinaEmbeddings.from_pretrained(write_tiny(tmp_path))
         pairs, corpus = [("cat", "a cat purrs"), ("dog", "a dog barks")], ["mice", "men", "trees"]
-        mined = mine_hard_negatives(model, pairs, corpus, num_negatives=4, truncate_dim=32)
+        mined = mine_hard_negatives(
+            model, pairs, corpus, rules=Rules(num_negatives=4), truncate_dim=32
+        )
         assert len(mined.rows) == 2
         for row in mined.rows:
             texts = [row.positive, *row.negatives]
@@ -292,30 +301,33 @@ class TestRefusals:
             ({"absolute_margin": True}, "absolute_margin=True: expected a finite number"),
             ({"relative_margin": float("inf")}, "relative_margin=inf: expected a finite number"),
             ({"sampling_strategy": "best"}, "sampling_strategy='best': expected 'top' or 'random'"),
+        ],
+        ids=str,
+    )
+    def test_rules(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            Rules(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
             ({"pairs": []}, "pairs=.*: expected at least one"),
             ({"pairs": "ab"}, "pairs='ab': expected at least one"),
             ({"pairs": [("a", "b"), "ab"]}, r"pairs\[1\]: expected \(query, positive\), got 'ab'"),
             ({"pairs": [("a", "b", "c")]}, r"pairs\[0\]: expected \(query, positive\)"),
-            ({"pairs": [("a", 3)]}, r"pairs\[0\]: column 'positive': expected a text, got int"),
-            ({"pairs": [(" ", "a")]}, r"pairs\[0\]: column 'query': .* a blank one"),
-            ({"pairs": [("a", "\ud800")]}, r"pairs\[0\]: column 'positive': .*lone surrogate"),
+            ({"pairs": [("a", 3)]}, r"pairs\[0\]: positive: expected a text, got int"),
+            ({"pairs": [(" ", "a")]}, r"pairs\[0\]: query: .* a blank one"),
+            ({"pairs": [("a", "\ud800")]}, r"pairs\[0\]: positive: .*lone surrogate"),
             ({"corpus": "abc"}, "corpus='abc': expected a sequence of texts"),
-            ({"corpus": ["a", ""]}, r"corpus\[1\]: column 'text': .* a blank one"),
+            ({"corpus": ["a", ""]}, r"corpus\[1\]: text: .* a blank one"),
         ],
         ids=str,
     )
-    def test_options_and_texts(self, options, message):
+    def test_texts(self, options, message):
         model = Stub({"a": [1.0, 0.0], "b": [0.0, 1.0]})
         with pytest.raises(ValueError, match=message):
             mine_hard_negatives(model, **{"pairs": [("a", "b")], **options})
         assert model.calls == []
-
-    @pytest.mark.parametrize("wrong", ["a", "c"])
-    def test_embeddings_that_are_not_finite(self, wrong):
-        model = Stub({"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [1.0, 0.0]})
-        model.vectors[wrong][1] = np.nan
-        with pytest.raises(ValueError, match=f"embedding of '{wrong}' is not finite"):
-            mine_hard_negatives(model, [("a", "b")], ["c"], num_negatives=1)
 
 
 class TestWrite:
@@ -350,7 +362,7 @@ class TestWrite:
 
     @pytest.mark.parametrize("force", [False, True])
     def test_without_rows_there_is_no_file(self, tmp_path, force):
-        message = "none of 2 pairs got enough negatives from 10 texts.*'max_score': 9"
+        message = "none of 2 pairs has enough negatives from 10 texts.*'max_score': 9"
         with pytest.raises(ValueError, match=message):
             write_triplets(tmp_path / "out.jsonl", self.mined(()), force=force)
         assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,10 @@ from published import TASKS
 from jina_jax import JinaEmbeddings
 from jina_jax.cli import main as cli
 from jina_jax.cli import search as cli_search
-from jina_jax.cli.search import Passage, cut, find, split
+from jina_jax.cli.search import cut
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
+from jina_jax.search import Passage, find, split
+from jina_jax.search.passages import UNITS
 
 LINES = ["a cat purrs", "", "  the dog\tbarks ", "sun and rain", " \u3000", "", "犬がほえる"]
 BY_LINE = [(1, 1, LINES[0]), (3, 3, LINES[2]), (4, 4, LINES[3]), (7, 7, LINES[6])]
@@ -69,10 +71,14 @@ class TestSplit:
         assert list(split(LINES, "paragraph")) == BY_PARAGRAPH
         assert list(split(["", "a", "b", ""], "paragraph")) == [(2, 3, "a\nb")]
 
-    @pytest.mark.parametrize("by", cli_search.UNITS)
+    @pytest.mark.parametrize("by", UNITS)
     @pytest.mark.parametrize("lines", [[], [""], [" ", "\t"]])
     def test_nothing_but_blanks(self, lines, by):
         assert list(split(lines, by)) == []
+
+    def test_another_unit(self):
+        with pytest.raises(ValueError, match="by='word': expected one of 'line', 'paragraph'"):
+            list(split(LINES, "word"))
 
 
 class TestFind:
@@ -80,14 +86,14 @@ class TestFind:
         ("task", "pair"),
         [
             ("auto", TASKS[:2]),
-            ("none", (None, None)),
+            (None, (None, None)),
             ("separation", ("separation", "separation")),
-            (("retrieval.query", "none"), ("retrieval.query", None)),
+            (("retrieval.query", None), ("retrieval.query", None)),
         ],
     )
     def test_tasks(self, model, task, pair):
         expected = ranked(model, BY_LINE, *pair)
-        assert_found(find(model, QUERY, PASSAGES, 4, task), expected)
+        assert_found(find(model, QUERY, PASSAGES, 4, task=task), expected)
 
     def test_a_model_without_the_pair(self, directory, tmp_path):
         merged = merge_checkpoint(open_checkpoint(directory), "separation")
@@ -104,12 +110,9 @@ class TestFind:
         passages = [Passage(n, n, "a dog") for n in (2, 3, 5)]
         assert [p.first for _, p in find(model, QUERY, passages, 9)] == [2, 3, 5]
 
-    def test_vectors_that_are_no_numbers_are_refused(self, model, monkeypatch):
-        monkeypatch.setattr(
-            JinaEmbeddings, "encode", lambda *_, **__: np.array([[1.0], [np.nan]], np.float32)
-        )
-        with pytest.raises(ValueError, match="embeddings: expected finite numbers"):
-            find(model, QUERY, PASSAGES[:1], 1)
+    def test_nothing_to_search(self, model):
+        with pytest.raises(ValueError, match="passages: expected at least one"):
+            find(model, QUERY, [], 1)
 
 
 class TestOutput:
@@ -147,7 +150,7 @@ class TestOutput:
     def test_options_reach_the_library(self, directory, notes):
         args = ("--truncate-dim", 32, "--dtype", "bfloat16", "--task", "none", "--top-k", 3)
         low = JinaEmbeddings.from_pretrained(directory, dtype="bfloat16")
-        expected = find(low, QUERY, PASSAGES, 3, None, 32)
+        expected = find(low, QUERY, PASSAGES, 3, task=None, truncate_dim=32)
         rows = map(json.loads, found(notes, QUERY, "--model", directory, "--json", *args))
         assert [(row["score"], row["first_line"]) for row in rows] == [
             (pytest.approx(score, abs=1e-8), passage.first) for score, passage in expected
@@ -195,7 +198,7 @@ class TestRefused:
         ("args", "stdin", "message"),
         [
             (("-", " \n"), "text", r"query=' \n': expected a text that is not blank"),
-            (("-", "x"), "", "stdin: expected a text, got an empty file or blank lines alone"),
+            (("-", "x"), "", "stdin: expected a text, got an empty file or only blank lines"),
             (("-", "x"), "\n \n", "stdin: expected a text, got an empty file"),
             (("-", "x"), b"a\n\nb\xff\n", "stdin:3: not UTF-8"),
             (("none.txt", "x"), None, "none.txt: No such file"),

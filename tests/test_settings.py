@@ -235,7 +235,7 @@ class TestReading:
         fields = {"kind": "sts", "paths": [str(tmp_path / "s.csv")], "dims": [32], "task": "none"}
         read = Settings.from_dict(minimal(evaluation=[fields])).evaluation[0]
         made = evaluation.Evaluation(**read.arguments())
-        assert (made.kind, made.dims, made.task) == ("sts", (32,), "none")
+        assert (made.kind, made.dims, made.task) == ("sts", (32,), None)
 
     def test_choices_are_those_of_the_library(self):
         def choices(section, name):

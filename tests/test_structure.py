@@ -14,24 +14,27 @@ ARROWS = {
     "config": set(),
     "files": {"config"},
     "cache": set(),
+    "tasks": set(),
     "nn": {"config"},
     "text": {"cache"},
     "checkpoints": {"config", "files", "nn"},
     "convert": {"checkpoints", "config", "files", "nn"},
     "runtime": {"config", "nn"},
     "verify": {"checkpoints", "config", "convert", "files", "nn", "runtime", "text"},
-    "embedder": {"cache", "checkpoints", "config", "convert", "nn", "runtime", "text"},
+    "embedder": {
+        *("cache", "checkpoints", "config", "convert", "nn", "runtime", "tasks", "text"),
+    },
     "gold": {"embedder", "files", "verify"},
     "data": set(),
-    "search": {"data", "embedder", "files", "nn", "runtime"},
-    "evaluation": {"data", "embedder", "nn", "search"},
+    "search": {"data", "embedder", "files", "nn", "runtime", "tasks"},
+    "evaluation": {"data", "embedder", "nn", "search", "tasks"},
     "training": {
         *("cache", "checkpoints", "config", "convert", "data", "embedder", "evaluation", "files"),
-        *("nn", "runtime", "text"),
+        *("nn", "runtime", "tasks", "text"),
     },
     "cli": {
         *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),
-        *("runtime", "search", "text", "training", "verify"),
+        *("runtime", "search", "tasks", "text", "training", "verify"),
     },
 }
 MOST_ROOMS = 18

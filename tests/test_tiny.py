@@ -248,7 +248,7 @@ class TestQuality:
 
     def test_translations(self, shared, stored):
         paths = [shared / f"eval/tatoeba.spa-eng.{side}" for side in ("spa", "eng")]
-        bitext = Evaluation(kind="bitext", paths=paths, name="x", task="none")
+        bitext = Evaluation(kind="bitext", paths=paths, name="x", task=None)
         assert bitext.run(stored)["bitext/x/accuracy"] > 0.76  # 0.78
 
     def test_search_across_languages(self, model):

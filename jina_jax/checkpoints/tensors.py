@@ -17,6 +17,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from jina_jax.checkpoints import names
+
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -33,7 +35,7 @@ DTYPES = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # Dtypes of weights; anything else in a file (quantised integers, say) needs more than a cast.
-FLOAT_DTYPES = {DTYPES[name].name: DTYPES[name] for name in ("F32", "BF16", "F16")}
+FLOAT_DTYPES = {name: np.dtype(name) for name in names.DTYPES}  # "bfloat16" by ml_dtypes
 
 
 class CheckpointError(ValueError):

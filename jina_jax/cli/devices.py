@@ -8,19 +8,19 @@ import jax
 import jaxlib
 
 from jina_jax.cache import cache_folder, programs_folder, programs_in_use
-from jina_jax.cli.info import columns
+from jina_jax.cli.report import columns
 from jina_jax.nn.kernels import IMPLEMENTATIONS, choose
 from jina_jax.runtime.batching import DEFAULTS
 from jina_jax.runtime.compiling import platform_of
 
 _HEAD_DIM = 64  # of the published model
 _LENGTHS = (128, 512, 2048, 8192)
-_ROWS = {"a text a row": 1, "packed rows": 8}  # kind → texts in a row
+_ROWS = {"one text per row": 1, "packed rows": 8}  # kind → texts per row
 _DTYPES = ("bfloat16", "float32")
 
 
 def describe() -> dict[str, Any]:
-    """Collect what JAX found, and what runs on it, as JSON values."""
+    """Collect the devices that JAX found and the kernels that run on them, as JSON values."""
     platform = platform_of(jax.numpy.zeros(()))
     kernels = {
         name: {dtype: _refusal(platform, dtype, name) for dtype in _DTYPES}
@@ -28,10 +28,10 @@ def describe() -> dict[str, Any]:
     }
     chosen = {
         f"{dtype}, {kind}": {
-            length: choose(platform, dtype, length, places, _HEAD_DIM).name for length in _LENGTHS
+            length: choose(platform, dtype, length, texts, _HEAD_DIM).name for length in _LENGTHS
         }
         for dtype in _DTYPES
-        for kind, places in _ROWS.items()
+        for kind, texts in _ROWS.items()
     }
     return {
         "jax": jax.__version__,
@@ -48,7 +48,7 @@ def describe() -> dict[str, Any]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """Lay out what ``describe`` found for reading."""
+    """Lay out the facts of ``describe`` for reading."""
     batching = ", ".join(f"{name} {value}" for name, value in facts["batching"].items())
     lines = [
         ("jax", f"{facts['jax']}, jaxlib {facts['jaxlib']}"),
@@ -70,7 +70,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def _refusal(platform: str, dtype: str, name: str) -> str | None:
-    """Say why a kernel cannot run here, or None."""
+    """Return the reason why a kernel cannot run here, or None if it can."""
     try:
         choose(platform, dtype, _LENGTHS[-1], 1, _HEAD_DIM, None, name)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""How ``jina-jax`` ends: exit statuses, and errors and warnings as plain lines on stderr.
+"""Exit statuses, error messages and warnings of ``jina-jax``.
 
-The one place where exceptions become messages; the commands let them pass.
+The one place where exceptions become messages; commands do not catch them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 
 import click
 
-# huggingface_hub and what it talks to the network with: some of their errors are no OSError.
+# huggingface_hub and its network libraries: some of their errors are no OSError.
 _NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
+_TRAIN_LIBRARIES = ("orbax", "pydantic")
 
 
-class Program(click.Group):
-    """A group of commands that tells a user's mistake in one line and keeps tracebacks for bugs."""
+class ErrorGroup(click.Group):
+    """A group of commands with one-line errors for mistakes of users, and tracebacks for bugs."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command and exit: 0, 1 for a failed ``verify``, 2 for an error, 130 for Ctrl-C.
@@ -52,7 +53,7 @@ def _is_expected(error: Exception) -> bool:
 
 
 def _message(error: Exception) -> str:
-    """Put an error in one line; our own errors may list several problems, one a line."""
+    """Format an error as one line; our own errors may list several problems, one per line."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text = f"{error.format_message()} (see '{error.ctx.command_path} --help')"
     elif isinstance(error, click.ClickException):
@@ -66,19 +67,34 @@ def _message(error: Exception) -> str:
 
 
 def _print_line(kind: str, text: str) -> None:
-    # A terminal or log that cannot show a character gets it escaped.
+    # Characters that the terminal or log cannot show are escaped.
     click.echo(f"jina-jax: {kind}: {text}".encode(errors="backslashreplace"), err=True)
 
 
 @contextlib.contextmanager
+def needs_train() -> Iterator[None]:
+    """Turn a missing library of the extra ``train`` into an error that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        if library not in _TRAIN_LIBRARIES:
+            raise
+        message = f'this command needs {library}: pip install "jina-jax[train]"'
+        raise click.ClickException(message) from None
+    except ImportError as error:  # of an evaluation, whose message names its own extra
+        raise click.ClickException(str(error)) from None
+
+
+@contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show warnings without the line of code that they come from."""
+    """Show warnings without the line of code that raised them."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         _print_line("warning", str(message))
 
     with warnings.catch_warnings():
-        # Of a jaxlib that sums wrongly in programs that are not ours: there are none here.
+        # About programs other than ours, which this process does not have.
         warnings.filterwarnings("ignore", "jaxlib .* returns wrong sums", UserWarning)
         warnings.showwarning = show
         yield
@@ -86,14 +102,14 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_lost_interrupt() -> Iterator[None]:
-    """Repeat a Ctrl-C that fell into a callback: Python drops exceptions there, and JAX has some.
+    """Repeat a Ctrl-C that was raised in a callback, where Python drops exceptions.
 
-    One in five got lost in JAX's garbage collection callback without this.
+    JAX has such callbacks: without this, its garbage collection swallowed one Ctrl-C in five.
     """
 
     def repeat(event: Any) -> None:
         if issubclass(event.exc_type, KeyboardInterrupt):
-            # Later, or it would fall into this function and get lost as well.
+            # Later, or it would be raised in this function and dropped as well.
             # A true signal, since a simulated one does not end a wait.
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
         else:

@@ -1,116 +1,44 @@
-"""Facts about checkpoints, for ``jina-jax info`` and for the reports of what was written."""
+"""The command ``jina-jax info``."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-from typing import Any
+import json
 
-from jina_jax.convert import Checkpoint
-from jina_jax.nn.parameters import is_adapter
+import click
 
-_FILES = ("*.safetensors", "*.bin", "tokenizer.json", "*/adapter_model.*")
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+from jina_jax.cli import report
+from jina_jax.cli.options import Model, json_option, model_options
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Collect what a checkpoint's config and headers say, as JSON values.
+@click.command()
+@model_options
+@click.option("--devices", is_flag=True, help="Describe this machine instead of a model.")
+@json_option
+def info(model: Model, devices: bool, as_json: bool) -> None:
+    """Describe a model, or this machine.
 
-    Args:
-      checkpoint: from ``open_checkpoint``; no tensor is read.
+    Prints the model's layout, size, tasks with their prompts, dimensions, limits and files. Only
+    its config and file headers are read, no weights, and they are checked against each other.
+
+    With --devices: the devices that JAX found, which attention kernels run on them and why others
+    do not, and how texts are batched.
+
+    \b
+    jina-jax info
+    jina-jax info --model jinaai/jina-embeddings-v3
+    jina-jax info --model my-finetune --json | jq .parameters.total
+    jina-jax info --devices
     """
-    config = checkpoint.config
-    sizes = {path: math.prod(tensor.shape) for path, tensor in checkpoint.tensors.items()}
-    adapters = sum(n for path, n in sizes.items() if is_adapter(path))
-    total = sum(sizes.values())
-    return {
-        "directory": str(checkpoint.directory),
-        "layout": checkpoint.layout,
-        "dtypes": sorted({tensor.dtype.name for tensor in checkpoint.tensors.values()}),
-        "parameters": {"base": total - adapters, "adapters": adapters, "total": total},
-        "num_hidden_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-        "vocab_size": config.vocab_size,
-        "max_length": config.max_length,
-        "position_embedding_type": config.position_embedding_type,
-        "rotary_emb_base": config.rotary_emb_base,
-        "emb_pooler": config.emb_pooler,
-        "matryoshka_dimensions": list(config.matryoshka_dimensions),
-        "truncate_dim": config.truncate_dim,
-        "lora_rank": config.lora_rank,
-        "lora_alpha": config.lora_alpha,
-        "tasks": {task: config.prompt(task) for task in config.lora_adaptations},
-        "default_prompt": config.default_prompt,
-        "files": _file_sizes(checkpoint.directory),
-        "ignored": list(checkpoint.ignored),
-    }
+    if devices and model.name is not None:
+        raise click.UsageError("expected either --model or --devices")
+    if devices:
+        from jina_jax.cli import devices as machine
 
+        facts = machine.describe()
+        text = machine.as_text(facts)
+    else:
+        from jina_jax.convert import open_checkpoint
 
-def as_text(facts: dict[str, Any]) -> str:
-    """Lay out what ``describe`` found for reading."""
-    count, base = facts["parameters"], facts["rotary_emb_base"]
-    dims = facts["matryoshka_dimensions"] or [f"1 to {facts['hidden_size']}"]
-    positions = facts["position_embedding_type"] + (f", base {base:g}" if base else "")
-    lines = [
-        ("directory", facts["directory"]),
-        ("layout", facts["layout"]),
-        ("dtype", ", ".join(facts["dtypes"])),
-        (
-            "parameters",
-            f"{count['total']:,} (base {count['base']:,}, adapters {count['adapters']:,})",
-        ),
-        (
-            "network",
-            f"{facts['num_hidden_layers']} layers of width {facts['hidden_size']}, "
-            f"{facts['num_attention_heads']} heads, vocabulary {facts['vocab_size']:,}",
-        ),
-        ("positions", f"{positions}, at most {facts['max_length']:,} tokens a text"),
-        ("pooling", facts["emb_pooler"]),
-        ("dimensions", f"{', '.join(map(str, dims))} (default {_default_dim(facts)})"),
-        ("no task", f"prompt {facts['default_prompt']!r}"),
-        *((f"task {task}", f"prompt {prompt!r}") for task, prompt in facts["tasks"].items()),
-        *((f"file {name}", readable(size)) for name, size in facts["files"].items()),
-    ]
-    if facts["ignored"]:
-        lines.append(("ignored", ", ".join(facts["ignored"])))
-    return columns(lines)
-
-
-def columns(lines: list[tuple[str, str]]) -> str:
-    """Lay out labels and values in two columns."""
-    width = max(len(label) for label, _ in lines) + 2
-    return "\n".join(f"{label:<{width}}{value}" for label, value in lines)
-
-
-def report_copy(checkpoint: Checkpoint, target: Path, layout: str, task: str | None = None) -> str:
-    """Say what became of a checkpoint, written to ``target``, with ``task`` merged if given."""
-    source = f"{checkpoint.directory}: layout {checkpoint.layout}, {checkpoint.dtype.name}"
-    files = ", ".join(f"{name} {readable(size)}" for name, size in _file_sizes(target).items())
-    lines = [f"read     {source}, {len(checkpoint.tensors)} tensors"]
-    if task is not None:
-        others = [name for name in checkpoint.config.lora_adaptations if name != task]
-        lines.append(f"merged   {task}; left out: {', '.join(others) or 'nothing'}")
-    lines.append(f"wrote    {target}: layout {layout}, {files}")
-    if checkpoint.ignored:
-        lines.append(f"ignored  no part of the encoder: {', '.join(checkpoint.ignored)}")
-    if not (target / "tokenizer.json").exists():
-        lines.append("note     there is no tokenizer.json, which encoding texts needs")
-    return "\n".join(lines)
-
-
-def readable(size: int) -> str:
-    """Write a number of bytes as on a disk's label: 1140000000 → "1.14 GB"."""
-    power = min(max(len(str(size)) - 1, 0) // 3, len(_UNITS) - 1)
-    return f"{size / 1000**power:.3g} {_UNITS[power]}"
-
-
-def _default_dim(facts: dict[str, Any]) -> int:
-    return facts["truncate_dim"] or facts["hidden_size"]
-
-
-def _file_sizes(directory: Path) -> dict[str, int]:
-    """Map weight and tokenizer files, adapter folders included, to their sizes in bytes."""
-    paths = [path for pattern in _FILES for path in sorted(directory.glob(pattern))]
-    return {str(path.relative_to(directory)): path.stat().st_size for path in paths}
+        facts = report.describe(open_checkpoint(model.fetch()))
+        text = report.as_text(facts)
+    click.echo(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else text)

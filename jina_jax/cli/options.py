@@ -1,75 +1,105 @@
-"""Options that several commands have in common."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-LAYOUTS = ("native", "published", "transformers", "xlm-roberta")
-DTYPES = ("float32", "bfloat16", "float16")
+from jina_jax.checkpoints.names import DTYPES
+from jina_jax.tasks import AUTO, from_word
+
+if TYPE_CHECKING:
+    from jina_jax.embedder import JinaEmbeddings
+
 PATH = click.Path(path_type=Path)
 TOO_MANY_TASKS = "expected --task once, or for retrieval twice"
 
 dtype_option = click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Of the weights.  [default: the file's]"
+    "--dtype", type=click.Choice(DTYPES), help="Dtype of the weights.  [default: as in the file]"
 )
+force_option = click.option("--force", is_flag=True, help="Overwrite an existing output file.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def hub_options(command: Callable) -> Callable:
-    """Add the options of everything that takes a directory or a Hub id."""
-    revision = click.option("--revision", help="Branch, tag or commit on the Hugging Face Hub.")
+class Model(NamedTuple):
+    """A model as the command line names it.
+
+    Attributes:
+      name: directory or Hub id; None for the model in the package.
+      revision: branch, tag or commit on the Hub.
+      local_files_only: never use the network.
+    """
+
+    name: str | None
+    revision: str | None
+    local_files_only: bool
+
+    def fetch(self) -> Path:
+        """Return its directory, see ``jina_jax.checkpoints.hub.fetch``."""
+        from jina_jax.checkpoints.hub import fetch
+
+        return fetch(self.name, revision=self.revision, local_files_only=self.local_files_only)
+
+    def load(self, **options: Any) -> JinaEmbeddings:
+        """Load it, see ``JinaEmbeddings.from_pretrained``.
+
+        It takes seconds: call this after everything that can be refused at once.
+        """
+        from jina_jax.embedder import JinaEmbeddings
+
+        options |= {"revision": self.revision, "local_files_only": self.local_files_only}
+        return JinaEmbeddings.from_pretrained(self.name, **options)
+
+
+def model_options(command: Callable) -> Callable:
+    """Add --model and the options of the Hub; the command gets a ``Model`` as ``model``."""
+    named = click.option("--model", help="Directory or Hub id.  [default: tiny, in the package]")
+    return _with_model(command, named)
+
+
+def source_argument(command: Callable) -> Callable:
+    """Add the argument SOURCE and the options of the Hub; the command gets a ``Model``."""
+    return _with_model(command, click.argument("model", metavar="SOURCE"))
+
+
+def _with_model(command: Callable, named: Callable) -> Callable:
+    @functools.wraps(command)
+    def with_model(
+        *args: Any, model: str | None, revision: str | None, local_files_only: bool, **options: Any
+    ) -> Any:
+        return command(*args, model=Model(model, revision, local_files_only), **options)
+
     offline = click.option(
         "--offline",
         "local_files_only",
         is_flag=True,
-        help="Use what is on this machine; never ask the network.",
+        help="Never use the network; read the Hub's cache only.",
     )
-    return revision(offline(command))
+    revision = click.option("--revision", help="Branch, tag or commit on the Hugging Face Hub.")
+    return named(revision(offline(with_model)))
 
 
-def model_and(*paths: str, model: str = "MODEL") -> Callable:
-    """Add arguments of which the first, a model, may be left out: "[MODEL] PAIRS OUT".
-
-    The command gets them as ``places``: the model's name or None, and a ``Path`` for each other.
-
-    Args:
-      paths: what those behind the model are called.
-      model: what the model is called.
-    """
-    usage = " ".join((f"[{model}]", *paths))
-
-    def split(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> Any:
-        count = len(values) - len(paths)
-        if count not in (0, 1) and not context.resilient_parsing:
-            raise click.UsageError(f"expected {usage}, got {counted(values)}", context)
-        return (*(values[:count] or (None,)), *map(Path, values[count:]))
-
-    return click.argument("places", nargs=-1, metavar=usage, callback=split)
-
-
-def counted(values: tuple[str, ...]) -> str:
-    """Say how many arguments came, and which."""
-    if not values:
-        return "no arguments"
-    noun = "argument" if len(values) == 1 else "arguments"
-    return f"{len(values)} {noun}: {' '.join(values)}"
+def absent(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    """Return None for "none": the callback of every option that takes a task or a prompt."""
+    return from_word(value)
 
 
 def task_option(command: Callable) -> Callable:
-    """Add --task, which the command gets as ``task``: "auto", a name, or a pair of names."""
+    """Add --task for a job; the command gets ``task``: "auto", a name, None, or a pair of these."""
 
-    def join(context: click.Context, _: click.Parameter, tasks: tuple[str, ...]) -> Any:
+    def join(context: click.Context, parameter: click.Parameter, tasks: tuple[str, ...]) -> Any:
         if len(tasks) > 2:
             raise click.UsageError(TOO_MANY_TASKS, context)
-        return tasks if len(tasks) > 1 else (*tasks, "auto")[0]
+        return absent(context, parameter, tasks if len(tasks) > 1 else (*tasks, AUTO)[0])
 
     return click.option(
         "--task",
         multiple=True,
         callback=join,
-        help="Adapter; none: the base model. For retrieval also twice, of queries and of "
-        "documents.  [default: the paper's, if the model has it]",
+        help="Adapter, or none for the base model; for retrieval also twice: of queries, then of "
+        "documents.  [default: auto, the adapter for this job if the model has it]",
     )(command)

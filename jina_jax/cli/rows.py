@@ -1,4 +1,4 @@
-"""What ``jina-jax encode`` reads and writes: texts, lines and JSONL rows; vectors and tables."""
+"""Input of ``jina-jax encode`` and ``search``: texts, lines, JSONL rows."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
-from jina_jax.data.lines import decode_line, json_object
-
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".txt": "table"}
-MOST_TABLE_TEXTS = 20
-
-_LABEL_LENGTH = 60
+from jina_jax.cli.formats import SUFFIXES
+from jina_jax.data.lines import check_string, json_object, labelled, named_lines
+from jina_jax.tasks import from_word
 
 
 class Rows(NamedTuple):
@@ -24,8 +19,8 @@ class Rows(NamedTuple):
 
     Attributes:
       texts: n strings.
-      tasks: one task for all (None for the base model), or one for each text.
-      objects: JSON text of n objects, which JSONL output gives back with an embedding each.
+      tasks: one task for all (None for the base model), or one per text.
+      objects: JSON text of n objects, to which JSONL output adds the embedding.
     """
 
     texts: list[str]
@@ -40,14 +35,14 @@ def read_rows(
     task_field: str | None,
     task: str | None,
 ) -> Rows:
-    """Read the texts from where the user put them.
+    """Read texts from arguments, a file or stdin.
 
     Args:
-      texts: arguments, if any; "-" alone stands for stdin.
+      texts: arguments, if any; "-" alone means stdin.
       source: file to read instead; None or "-" for stdin.
-      field: of JSONL rows, with the text; None for lines.
-      task_field: of JSONL rows, with the task.
-      task: of all texts that name none themselves.
+      field: field of JSONL rows with the text; None for lines of text.
+      task_field: field of JSONL rows with the task.
+      task: task of all texts without one of their own.
 
     Raises:
       ValueError: if these contradict each other, or a line cannot be used; names file and line.
@@ -56,7 +51,7 @@ def read_rows(
     if list(texts) == ["-"] and source is None:
         texts, source = (), Path("-")
     if texts and (source is not None or field is not None):
-        raise ValueError("texts are given as arguments: expected no --input and no --field")
+        raise ValueError("texts as arguments: expected no --input and no --field")
     if task_field is not None and field is None:
         raise ValueError("--task-field needs JSONL input: name the text's field with --field")
     if source is not None and SUFFIXES.get(source.suffix) == "jsonl" and field is None:
@@ -72,7 +67,7 @@ def read_rows(
 
 @contextlib.contextmanager
 def opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
-    """Open a file, or stdin for "-" and, if texts are piped in, for None; with a name to show."""
+    """Open a file, or stdin for "-" and, if texts are piped in, for None; yield (name, file)."""
     if source is not None and str(source) != "-":
         with source.open("rb") as file:
             yield str(source), file
@@ -80,17 +75,6 @@ def opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
         raise ValueError("no texts: give some as arguments, a file with --input, or pipe lines")
     else:
         yield "stdin", sys.stdin.buffer
-
-
-def named_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield ("file:number", line). Raises ``ValueError`` naming the line that is not UTF-8."""
-    for number, raw in enumerate(file, start=1):
-        where = f"{name}:{number}"
-        try:
-            line = decode_line(raw, number)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        yield where, line
 
 
 def _plain(texts: list[str], task: str | None) -> Rows:
@@ -103,103 +87,14 @@ def _from_json(
 ) -> Rows:
     texts: list[str] = []
     tasks: list[str | None] = []
-    for where, line in lines:
-        row = _json_object(where, line)
-        own = None if task_field is None else row.get(task_field)
-        texts.append(_string(where, field, row.get(field)))
-        tasks.append(task if own is None else _string(where, str(task_field), own))
+    for label, line in lines:
+        with labelled(label):
+            row = json_object(line)
+            if "embedding" in row:
+                raise ValueError("has a field 'embedding' already, which the output would add")
+            texts.append(check_string(row.get(field), f"field {field!r}"))
+            own = None if task_field is None else row.get(task_field)
+            if own is not None:
+                check_string(own, f"field {task_field!r}")
+            tasks.append(task if own is None else from_word(own))
     return Rows(texts, tasks if task_field else task, [line.strip() for _, line in lines])
-
-
-def _json_object(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json_object(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if "embedding" in row:
-        raise ValueError(f"{where}: has a field 'embedding' already, which the output would add")
-    return row
-
-
-def _string(where: str, field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        got = "none" if value is None else type(value).__name__
-        raise ValueError(f"{where}: field {field!r}: expected a string, got {got}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{where}: field {field!r}: expected Unicode text, got a lone surrogate")
-    return value
-
-
-def pick_format(output: Path | None, kind: str | None) -> str:
-    """Choose "jsonl", "npy" or "table": as named, else by the file's suffix, else "jsonl".
-
-    Raises:
-      ValueError: for an unknown suffix, or an array that would go to stdout.
-    """
-    if output is None:
-        if kind == "npy":
-            raise ValueError("format npy: expected a file to write, --output FILE.npy")
-        return kind or "jsonl"
-    kind = kind or SUFFIXES.get(output.suffix)
-    if kind is None:
-        known = ", ".join(SUFFIXES)
-        raise ValueError(f"{output}: expected one of the suffixes {known}, or --format")
-    return kind
-
-
-def check_table(count: int) -> None:
-    """Refuse to compare so many texts that nobody would read the table."""
-    if count > MOST_TABLE_TEXTS:
-        raise ValueError(
-            f"format table: expected at most {MOST_TABLE_TEXTS} texts, got {count}; "
-            "use jsonl or npy"
-        )
-
-
-def write_rows(file: BinaryIO, kind: str, rows: Rows, vectors: np.ndarray) -> None:
-    """Write what was computed.
-
-    Args:
-      file: to write to.
-      kind: "jsonl", "npy" or "table".
-      rows: the n texts.
-      vectors: float32 (n, d).
-
-    Raises:
-      ValueError: for infinities and NaN, which float16 may give, before anything is written.
-    """
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        raise ValueError(f"embedding of text {broken[0] + 1} is not finite; try --dtype float32")
-    if kind == "npy":
-        np.save(file, vectors)
-    elif kind == "table":
-        file.write(similarity_table(rows.texts, vectors).encode())
-    else:
-        for text, vector in zip(rows.objects, vectors, strict=True):
-            # Nine digits give a float32 back exactly.
-            numbers = ", ".join(f"{value:.9g}" for value in vector.tolist())
-            file.write(f'{text[:-1].rstrip()}, "embedding": [{numbers}]}}\n'.encode())
-
-
-def similarity_table(texts: Sequence[str], vectors: np.ndarray) -> str:
-    """Lay out the cosine similarities of n texts with vectors (n, d) for reading.
-
-    Returns:
-      A heading, and n lines with a text's number, n similarities (0 to a zero vector), the text.
-    """
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    lines = ["  " + "".join(f"{number:>8}" for number in range(1, len(texts) + 1))]
-    for number, (text, row) in enumerate(zip(texts, units @ units.T, strict=True), start=1):
-        lines.append(f"{number:>2}" + "".join(f"{v:>8.3f}" for v in row) + f"  {_label(text)}")
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def one_line(text: str) -> str:
-    """Show a text in one line, without control characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
-
-
-def _label(text: str) -> str:
-    text = one_line(text)
-    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"

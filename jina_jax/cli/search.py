@@ -9,64 +9,54 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli.options import PATH, dtype_option, hub_options, task_option
+from jina_jax.cli.options import (
+    PATH,
+    Model,
+    dtype_option,
+    json_option,
+    model_options,
+    task_option,
+)
+from jina_jax.tasks import UNITS, Task
 
 if TYPE_CHECKING:
-    from jina_jax.embedder import JinaEmbeddings
-
-UNITS = ("line", "paragraph")
-
-
-class Passage(NamedTuple):
-    """A piece of a file.
-
-    Attributes:
-      first, last: numbers of its lines, from 1.
-      text: its lines, joined by line feeds.
-    """
-
-    first: int
-    last: int
-    text: str
+    from jina_jax.search import Passage
 
 
 @click.command()
 @click.argument("file", type=PATH)
 @click.argument("query")
-@click.option("--model", help="Directory or Hub id.  [default: tiny, in the package]")
+@model_options
 @click.option(
     "--by",
     type=click.Choice(UNITS),
     default=UNITS[0],
     show_default=True,
-    help="What to find; blank lines separate paragraphs.",
+    help="Unit of search; blank lines separate paragraphs.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many to show."
+    "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Number of results."
 )
 @task_option
 @click.option(
     "--truncate-dim", type=click.IntRange(min=0), help="Compare this many dimensions (see info)."
 )
 @dtype_option
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
-@hub_options
+@json_option
 def search(
     file: Path,
     query: str,
-    model: str | None,
+    model: Model,
     by: str,
     top_k: int,
-    task: str | tuple[str, ...],
+    task: Task,
     truncate_dim: int | None,
     dtype: str | None,
     as_json: bool,
-    revision: str | None,
-    local_files_only: bool,
 ) -> None:
     """Search a text file by meaning.
 
@@ -77,83 +67,32 @@ def search(
     jina-jax search book.txt "the storm at sea" --by paragraph --top-k 3
     git log --format=%s | jina-jax search - "faster start"
 
-    Prints rank, cosine similarity, file and line, and the text, which a terminal gets cut to its
-    width. Blank lines are not searched.
+    Prints rank, cosine similarity, file and line, and the text (shortened to the terminal's width);
+    with --json one object per result. Blank lines are not searched.
     """
-    from jina_jax.cli.rows import named_lines, opened
+    from jina_jax.cli.rows import opened
+    from jina_jax.data.lines import named_lines
 
     if not query.strip():
         raise ValueError(f"query={query!r}: expected a text that is not blank")
     with opened(file) as (name, source):
-        passages = list(split([line for _, line in named_lines(source, name)], by))
-    if not passages:
-        raise ValueError(f"{name}: expected a text, got an empty file or blank lines alone")
-    from jina_jax.embedder import JinaEmbeddings  # seconds, after what can be refused at once
+        lines = [line for _, line in named_lines(source, name)]
+    if not any(map(str.strip, lines)):
+        raise ValueError(f"{name}: expected a text, got an empty file or only blank lines")
+    from jina_jax.search import find, split
 
-    embedder = JinaEmbeddings.from_pretrained(
-        model, dtype=dtype, revision=revision, local_files_only=local_files_only
-    )
-    found = find(embedder, query, passages, top_k, task, truncate_dim)
-    show = _as_json if as_json else _as_text
-    for line in show(name, found):
-        click.echo(line)
-
-
-def split(lines: Sequence[str], by: str) -> Iterator[Passage]:
-    """Give what is searched: lines, or runs of lines between blank ones. Nothing is blank.
-
-    Args:
-      lines: of the file, all of them.
-      by: "line" or "paragraph".
-    """
-    numbered = enumerate(lines, start=1)
-    for blank, run in itertools.groupby(numbered, key=lambda pair: not pair[1].strip()):
-        if blank:
-            continue
-        if by == "line":
-            yield from (Passage(number, number, line) for number, line in run)
-        else:
-            numbers, texts = zip(*run, strict=True)
-            yield Passage(numbers[0], numbers[-1], "\n".join(texts))
-
-
-def find(
-    model: JinaEmbeddings,
-    query: str,
-    passages: Sequence[Passage],
-    top_k: int,
-    task: str | Sequence[str | None] | None = "auto",
-    truncate_dim: int | None = None,
-) -> list[tuple[float, Passage]]:
-    """Return the passages nearest to a query with their cosines, the nearest first.
-
-    Args:
-      model: to embed with.
-      query: what to look for.
-      passages: to look among; of equally near ones the earlier is taken.
-      top_k: how many; all, if there are fewer.
-      task: as for ``jina_jax.evaluation.pick_tasks``, kind "retrieval".
-      truncate_dim: Matryoshka dimension to compare in; None for the checkpoint's own.
-
-    Raises:
-      ValueError: for a task or a dimension that the model lacks, or a vector that is not finite.
-    """
-    import numpy as np
-
-    from jina_jax.evaluation import pick_tasks
-    from jina_jax.search.nearest import nearest
-
-    query_task, passage_task = pick_tasks(model, "retrieval", task)
-    vectors = model.encode(
-        [query, *(passage.text for passage in passages)],
-        task=[query_task] + [passage_task] * len(passages),
+    found = find(
+        model.load(dtype=dtype),
+        query,
+        list(split(lines, by)),
+        top_k,
+        task=task,
         truncate_dim=truncate_dim,
         show_progress_bar=sys.stderr.isatty(),
     )
-    if not np.isfinite(vectors).all():  # float16 may give such
-        raise ValueError("embeddings: expected finite numbers, got others; try --dtype float32")
-    ((scores, numbers),) = nearest(vectors[:1], vectors[1:], min(top_k, len(passages)))
-    return [(float(score), passages[i]) for score, i in zip(scores, numbers, strict=True)]
+    show = _as_json if as_json else _as_text
+    for line in show(name, found):
+        click.echo(line)
 
 
 def _as_json(name: str, found: Sequence[tuple[float, Passage]]) -> Iterator[str]:
@@ -165,18 +104,18 @@ def _as_json(name: str, found: Sequence[tuple[float, Passage]]) -> Iterator[str]
 
 
 def _as_text(name: str, found: Sequence[tuple[float, Passage]]) -> Iterator[str]:
-    from jina_jax.cli.rows import one_line
+    from jina_jax.cli.formats import one_line
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    places = [f"{name}:{p.first}" + (f"-{p.last}" if p.last > p.first else "") for _, p in found]
-    wide, digits = max(map(len, places)), len(str(len(found)))
-    for rank, ((score, passage), place) in enumerate(zip(found, places, strict=True), start=1):
-        line = f"{rank:>{digits}}  {score:6.3f}  {place:<{wide}}  {one_line(passage.text)}"
+    labels = [f"{name}:{p.first}" + (f"-{p.last}" if p.last > p.first else "") for _, p in found]
+    wide, digits = max(map(len, labels)), len(str(len(found)))
+    for rank, ((score, passage), label) in enumerate(zip(found, labels, strict=True), start=1):
+        line = f"{rank:>{digits}}  {score:6.3f}  {label:<{wide}}  {one_line(passage.text)}"
         yield line if columns is None else cut(line, columns)
 
 
 def cut(line: str, columns: int) -> str:
-    """Cut a line to a terminal's columns, "…" for the rest; a wide character takes two of them."""
+    """Cut a line to a terminal's columns, "…" for the rest; wide characters have two columns."""
     ends = list(itertools.accumulate(map(_columns, line)))
     if not ends or ends[-1] <= columns:
         return line

@@ -1,26 +1,67 @@
-"""Lines of text files: UTF-8 always, ended by a line feed alone, as for ``wc``."""
+"""Lines and JSON lines of text files, and the check of texts read from files.
+
+Files are UTF-8, and only a line feed ends a line, as for ``wc``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 
-def decode_line(raw: bytes, number: int) -> str:
-    """Decode a line of a file that was opened in binary, without its end.
+class Line(NamedTuple):
+    """One line of a file.
 
-    Args:
-      raw: as the file gives it.
-      number: from 1; the first line may begin with a byte order mark.
+    Attributes:
+      number: from 1.
+      text: without its end; "" if it cannot be read.
+      reason: why it cannot be read, else "".
+    """
+
+    number: int
+    text: str
+    reason: str = ""
+
+
+def read_lines(file: BinaryIO) -> Iterator[Line]:
+    """Yield every line of a file opened in binary; the first may begin with a byte order mark."""
+    for number, raw in enumerate(file, start=1):
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            line = Line(number, raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            reason = f"not UTF-8 ({error.reason} at byte {error.start})"
+            line = Line(number, "", reason)
+        yield line
+
+
+def named_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
+    """Yield ("name:number", line) for every line of a file opened in binary.
 
     Raises:
-      ValueError: if it is not UTF-8.
+      ValueError: for a line that is not UTF-8; names it.
     """
-    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-    try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    for number, text, reason in read_lines(file):
+        label = f"{name}:{number}"
+        if reason:
+            raise ValueError(f"{label}: {reason}")
+        yield label, text
+
+
+def path_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("path:number", line) for every line of a file.
+
+    Raises:
+      ValueError: if the file is empty, or for a line that is not UTF-8; names it.
+      OSError: if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        yield from named_lines(file, str(path))
+        if not file.tell():
+            raise ValueError(f"{path}: is empty")
 
 
 def json_object(line: str) -> dict[str, Any]:
@@ -40,3 +81,48 @@ def json_object(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     return row
+
+
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Prepend a label, such as "file:line", to the message of a ``ValueError``."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
+
+
+def check_string(value: Any, name: str) -> str:
+    """Return a value that is a string of Unicode text, which may be blank.
+
+    Args:
+      value: from a file.
+      name: what the error calls it, e.g. "field 'text'".
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected a text, got {type_name(value)}")
+    if not is_unicode(value):
+        raise ValueError(
+            f"{name}: expected Unicode text, got a lone surrogate or bytes that are not UTF-8"
+        )
+    return value
+
+
+def check_text(value: Any, name: str) -> str:
+    """Return a value that is a text, as ``check_string``, and not blank."""
+    if not check_string(value, name).strip():
+        raise ValueError(f"{name}: expected a text, got a blank one")
+    return value
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a string has no lone surrogates."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def type_name(value: Any) -> str:
+    """Name the type of a value in errors: "none" for None."""
+    return "none" if value is None else type(value).__name__

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jina_jax.data.lines import decode_line, json_object
+from jina_jax.data.lines import json_object, read_lines
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".ndjson", *DELIMITERS, ".parquet", ".txt")
@@ -24,8 +24,8 @@ class Record(NamedTuple):
     """One record of a file.
 
     Attributes:
-      line: on which it starts, from 1; of Parquet the number of the row.
-      fields: (column, value) in the order of the columns that were asked for.
+      line: number of its first line, from 1; in Parquet the number of the row.
+      fields: (column, value) in the order of the columns asked for.
       reason: why it cannot be read, else "".
     """
 
@@ -35,21 +35,21 @@ class Record(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which columns to read.
+    """Columns to read.
 
     Attributes:
-      names: or 0-based positions in CSV without a header.
-      numbered: read "negative_1", "negative_2", … too, where they are, in the order of numbers.
+      names: names, or 0-based positions in CSV without a header.
+      numbered: whether to read "negative_1", "negative_2", … too, if present, in this order.
     """
 
     names: tuple[str | int, ...]
     numbered: bool = False
 
     def among(self, header: Sequence[str]) -> list[str]:
-        """Name the columns to read of those in a header.
+        """Return the names of the columns to read of those in a header.
 
         Raises:
-          ValueError: if one is missing, or is there twice.
+          ValueError: if one is missing or repeated.
         """
         names = [str(name) for name in self.names]
         more = [name for name in header if _NUMBERED.fullmatch(name)] if self.numbered else []
@@ -66,16 +66,16 @@ class Columns(NamedTuple):
 
 
 def read_records(path: Path, columns: Columns) -> Iterator[Record]:
-    """Read a file of one of ``SUFFIXES``; every record comes, those that cannot be read too.
+    """Yield every record of a file of one of ``SUFFIXES``, also those that cannot be read.
 
     Raises:
-      DataError: if the file as a whole cannot be read, or its header has not the columns.
+      DataError: if the file as a whole cannot be read, or its header lacks a column.
       ValueError: for Parquet without pyarrow.
       OSError: if the file cannot be opened.
     """
     suffix = path.suffix.lower()
     if suffix in DELIMITERS:
-        return _delimited(path, columns, DELIMITERS[suffix])
+        return _delimited(path, columns)
     if suffix == ".parquet":
         return _parquet(path, columns)
     return _lines(path) if suffix == ".txt" else _json_rows(path, columns)
@@ -83,12 +83,8 @@ def read_records(path: Path, columns: Columns) -> Iterator[Record]:
 
 def _lines(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                record = Record(number, [("text", decode_line(raw, number))])
-            except ValueError as error:
-                record = Record(number, reason=str(error))
-            yield record
+        for number, text, reason in read_lines(file):
+            yield Record(number, [("text", text)], reason)
 
 
 def _json_rows(path: Path, columns: Columns) -> Iterator[Record]:
@@ -103,38 +99,48 @@ def _json_rows(path: Path, columns: Columns) -> Iterator[Record]:
         yield record
 
 
-def _delimited(path: Path, columns: Columns, delimiter: str) -> Iterator[Record]:
+def _delimited(path: Path, columns: Columns) -> Iterator[Record]:
+    records = read_delimited(path)
+    if isinstance(columns.names[0], int):
+        yield from map(_by_position(columns.names), records)
+    else:
+        yield from map(_by_name(path, columns, next(records, None)), records)
+
+
+def read_delimited(path: Path) -> Iterator[Record]:
+    """Yield every record of CSV or TSV, the header too, with positions from 0 as its columns.
+
+    Raises:
+      DataError: for quotes that do not close.
+      OSError: if the file cannot be opened.
+    """
     # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
-    file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    limit = csv.field_size_limit(2**31 - 1)  # else no text is longer than 128 KiB
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                record = Record(line, list(enumerate(_next(reader))))
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if reader.line_num > line:
+                    # Good rows may lie between the quotes: to go on would lose them.
+                    raise DataError(
+                        f"{path}:{line}: not valid CSV ({error}): expected quotes that open in "
+                        f"this record to close, read on to line {reader.line_num}"
+                    ) from None
+                record = Record(line, reason=f"not valid CSV ({error})")
+            yield record
+
+
+def _next(reader: Iterator[list[str]]) -> list[str]:
+    """Read one record, of fields of any length; the process's limit (128 KiB) stays as it was."""
+    limit = csv.field_size_limit(2**31 - 1)
     try:
-        records = _csv_records(path, csv.reader(file, delimiter=delimiter, strict=True))
-        if isinstance(columns.names[0], int):
-            yield from map(_by_position(columns.names), records)
-        else:
-            yield from map(_by_name(path, columns, next(records, None)), records)
+        return next(reader)
     finally:
         csv.field_size_limit(limit)
-        file.close()
-
-
-def _csv_records(path: Path, reader: Any) -> Iterator[Record]:
-    """Number the fields of each record."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            record = Record(line, list(enumerate(next(reader))))
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if reader.line_num > line:
-                # Good rows may lie between the quotes: to go on would lose them.
-                raise DataError(
-                    f"{path}:{line}: not valid CSV ({error}): expected quotes that open in this "
-                    f"record to close, read on to line {reader.line_num}"
-                ) from None
-            record = Record(line, reason=f"not valid CSV ({error})")
-        yield record
 
 
 def _by_position(positions: Sequence[Any]) -> Callable[[Record], Record]:
@@ -144,7 +150,7 @@ def _by_position(positions: Sequence[Any]) -> Callable[[Record], Record]:
         if len(record.fields) <= max(positions):
             got = len(record.fields)
             return Record(record.line, reason=f"expected {max(positions) + 1} fields, got {got}")
-        return record._replace(fields=[record.fields[place] for place in positions])
+        return record._replace(fields=[record.fields[position] for position in positions])
 
     return pick
 
@@ -157,7 +163,7 @@ def _by_name(path: Path, columns: Columns, first: Record | None) -> Callable[[Re
         names = columns.among(header)
     except ValueError as error:
         raise DataError(f"{path}:{first.line}: {error}") from None
-    places = [header.index(name) for name in names]
+    positions = [header.index(name) for name in names]
 
     def pick(record: Record) -> Record:
         if record.reason:
@@ -166,7 +172,7 @@ def _by_name(path: Path, columns: Columns, first: Record | None) -> Callable[[Re
         if len(values) != len(header):
             reason = f"expected {len(header)} fields, as in the header, got {len(values)}"
             return Record(record.line, reason=reason)
-        return Record(record.line, [(header[place], values[place]) for place in places])
+        return Record(record.line, [(header[position], values[position]) for position in positions])
 
     return pick
 

@@ -1,4 +1,4 @@
-"""What a row must be: texts that are not blank, a finite score, a label, true negatives."""
+"""Checks of a row: texts that are not blank, a finite score, a label, true negatives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jina_jax.data.lines import check_text, is_unicode, type_name
+
 _LARGEST = float(np.finfo(np.float32).max)
 _LIST = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)  # as JSON and Python write it
 
@@ -16,7 +18,7 @@ Fields = Sequence[tuple[str | int, Any]]
 
 
 class Row(NamedTuple):
-    """A row that was found good.
+    """A row without faults.
 
     Attributes:
       texts: anchor, positive and negatives; two sentences; or one text.
@@ -28,16 +30,16 @@ class Row(NamedTuple):
 
 
 def check_row(fields: Fields, kind: str, negatives: int | None, delimited: bool) -> Row:
-    """Check what was read.
+    """Check the fields of a row.
 
     Args:
       fields: (column, value), in the order of the kind.
-      kind: of row.
-      negatives: of a triplet that are used; None for all.
-      delimited: whether values are of CSV: numbers as strings, and no lists.
+      kind: type of row, one of ``jina_jax.data.KINDS``.
+      negatives: number of negatives of a triplet that are used; None for all.
+      delimited: whether values are from CSV: numbers as strings, and no lists.
 
     Raises:
-      ValueError: tells why the row is bad.
+      ValueError: if the row is bad; says why.
     """
     if kind == "triplets":
         return Row(_triplet(fields, negatives, delimited))
@@ -49,11 +51,11 @@ def check_row(fields: Fields, kind: str, negatives: int | None, delimited: bool)
 
 
 def pair_overlap(anchor: str, positive: str) -> bool:
-    """Tell whether a pair teaches little, since one text has the words of the other.
+    """Return whether a pair teaches little, since one text has the words of the other.
 
-    At least 80 % of the words of the shorter text, and four at the least, are substrings of the
-    longer one: the filter of arXiv 2409.10173 for training on pairs. Words are what white space
-    separates, as they are written.
+    True if at least 80 % of the words of the shorter text, and at least four, are substrings of
+    the longer one: the filter of arXiv 2409.10173 for training on pairs. Words are separated by
+    white space, and compared without any change.
     """
     shorter, longer = sorted((anchor, positive), key=len)
     words = shorter.split()
@@ -63,15 +65,15 @@ def pair_overlap(anchor: str, positive: str) -> bool:
 
 def _triplet(fields: Fields, negatives: int | None, delimited: bool) -> tuple[str, ...]:
     pair = _texts(fields[:2])
-    places: list[tuple[str | int, Any]] = []
+    found: list[tuple[str | int, Any]] = []
     for column, value in fields[2:]:
         if delimited and _LIST.fullmatch(value):
-            raise ValueError(f"column {column!r}: expected one text a column in CSV, got a list")
-        places += [(column, text) for text in (value if isinstance(value, list) else [value])]
-    if len(places) < (negatives or 1):
-        raise ValueError(f"negatives: expected at least {negatives or 1}, got {len(places)}")
-    others = _texts(places[:negatives])
-    for (column, _), text in zip(places, others, strict=False):
+            raise ValueError(f"column {column!r}: expected one text per column in CSV, got a list")
+        found += [(column, text) for text in (value if isinstance(value, list) else [value])]
+    if len(found) < (negatives or 1):
+        raise ValueError(f"negatives: expected at least {negatives or 1}, got {len(found)}")
+    others = _texts(found[:negatives])
+    for (column, _), text in zip(found, others, strict=False):
         if text in pair:
             same = ("anchor", "positive")[pair.index(text)]
             raise ValueError(f"column {column!r}: a negative is the {same}, {_shown(text)}")
@@ -79,17 +81,7 @@ def _triplet(fields: Fields, negatives: int | None, delimited: bool) -> tuple[st
 
 
 def _texts(fields: Fields) -> tuple[str, ...]:
-    for column, value in fields:
-        if not isinstance(value, str):
-            raise ValueError(f"column {column!r}: expected a text, got {_type(value)}")
-        if not value.strip():
-            raise ValueError(f"column {column!r}: expected a text, got a blank one")
-        if not _is_unicode(value):
-            raise ValueError(
-                f"column {column!r}: expected Unicode text, got a lone surrogate or bytes that "
-                "are not UTF-8"
-            )
-    return tuple(value for _, value in fields)
+    return tuple(check_text(value, f"column {column!r}") for column, value in fields)
 
 
 def _score(field: tuple[str | int, Any], delimited: bool) -> np.float32:
@@ -101,7 +93,7 @@ def _score(field: tuple[str | int, Any], delimited: bool) -> np.float32:
     except (ValueError, OverflowError):
         score = math.nan
     if not abs(score) <= _LARGEST:
-        shown = _shown(value) if is_number else _type(value)
+        shown = _shown(value) if is_number else type_name(value)
         raise ValueError(f"column {column!r}: expected a finite number, got {shown}")
     return np.float32(score)
 
@@ -109,19 +101,11 @@ def _score(field: tuple[str | int, Any], delimited: bool) -> np.float32:
 def _label(field: tuple[str | int, Any]) -> str | int:
     column, value = field
     if type(value) is not int and not (isinstance(value, str) and value.strip()):
-        shown = "a blank one" if isinstance(value, str) else _type(value)
+        shown = "a blank one" if isinstance(value, str) else type_name(value)
         raise ValueError(f"column {column!r}: expected a label, a string or integer, got {shown}")
-    if isinstance(value, str) and not _is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         raise ValueError(f"column {column!r}: expected a label in Unicode, got {value!r}")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _type(value: Any) -> str:
-    return "none" if value is None else type(value).__name__
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Training data: rows of texts, with scores, labels or a teacher's vectors, from files.
 
-Every row is checked before training starts. A row that cannot be used is an error or is left out
-and listed, as the caller says; no row goes without a word.
+Every row is checked before training starts. A row that cannot be used is an error, or is left out
+and listed, as the caller chooses; no row is dropped silently.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import numpy as np
 from jina_jax.data.records import DELIMITERS, SUFFIXES, Columns, DataError, read_records
 from jina_jax.data.rows import Row, check_row, pair_overlap
 
-KINDS = ("pairs", "triplets", "scored", "labelled", "texts")
-
 _COLUMNS = {
     "pairs": ("anchor", "positive"),
     "triplets": ("anchor", "positive", "negative"),
@@ -25,16 +23,17 @@ _COLUMNS = {
     "labelled": ("text", "label"),
     "texts": ("text",),
 }
+KINDS = tuple(_COLUMNS)
 _MOST_LISTED = 20
 
 
 class Problem(NamedTuple):
-    """Why a row is not used.
+    """A row that is not used.
 
     Attributes:
-      file: as it was given.
-      line: on which the row starts, from 1; of Parquet the number of the row.
-      reason: in words.
+      file: path as given.
+      line: number of the row's first line, from 1; in Parquet the number of the row.
+      reason: why it is not used.
       kind: "bad", or "overlap" for a pair that ``drop_overlap`` dropped.
     """
 
@@ -49,14 +48,14 @@ class Source:
     """Rows of one kind, from one data set.
 
     Attributes:
-      name: of its files.
-      kind: one of ``KINDS``.
-      texts: n rows of C texts: anchor, positive and negatives; two sentences; or one text.
+      name: names of its files.
+      kind: type of rows, one of ``KINDS``.
+      texts: n rows of C texts each: anchor, positive and negatives; two sentences; or one text.
       targets: float32 (n,) scores, or int32 (n,) classes; None for other kinds.
-      teacher: float (rows of the files, d), often memory-mapped: a vector for each row there.
-      teacher_rows: int64 (n,), which vector is whose; None where it is 0, 1, 2, ….
-      label_names: labels as given, by class.
-      problems: rows of the files that are not among these.
+      teacher: float (rows of the files, d), often memory-mapped: one vector per row of the files.
+      teacher_rows: int64 (n,), index of each row's vector in ``teacher``; None for 0, 1, 2, ….
+      label_names: label of each class.
+      problems: rows of the files that are not used.
     """
 
     name: str
@@ -85,14 +84,14 @@ class Source:
         """
         if self.teacher is None:
             return None
-        places = rows if self.teacher_rows is None else self.teacher_rows[rows]
+        indices = rows if self.teacher_rows is None else self.teacher_rows[rows]
         with np.errstate(over="ignore"):
-            vectors = np.asarray(self.teacher[places], np.float32)
+            vectors = np.asarray(self.teacher[indices], np.float32)
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if broken.size:
             raise ValueError(
                 f"teacher of {self.name}: expected finite float32 numbers, "
-                f"vector {places[broken[0]]} has others"
+                f"vector {indices[broken[0]]} has others"
             )
         return vectors
 
@@ -114,19 +113,19 @@ def read_source(
     line is a row that is bad, since rows of a teacher are counted by lines.
 
     Args:
-      paths: .jsonl, .ndjson, .csv, .tsv, .parquet; for texts also .txt, a text on each line.
-      kind: one of ``KINDS``.
+      paths: .jsonl, .ndjson, .csv, .tsv, .parquet; for texts also .txt, one text per line.
+      kind: type of rows, one of ``KINDS``.
       columns: names; or 0-based positions, for CSV without a header. None for the usual names:
         pairs anchor, positive; triplets anchor, positive, negative, negative_1, negative_2, …
         (as many as there are); scored sentence1, sentence2, score; labelled text, label; texts
         text. A column of negatives may hold lists, but not in CSV.
-      negatives: of each triplet. The first ones are used, those after are not looked at. None to
-        use all, if all rows have the same number.
-      teacher: .npy file, float (rows, d), with a vector for each row of the files in their order,
+      negatives: number of negatives per triplet. The first ones are used, further ones are not
+        checked. None to use all, if all rows have the same number.
+      teacher: .npy file, float (rows, d), with one vector per row of the files in their order,
         bad rows included.
       bad_rows: "error", or "skip" to use the others.
-      drop_overlap: leave out pairs that nearly say the same words, see ``pair_overlap``. They are
-        listed as problems, and are no error.
+      drop_overlap: leave out pairs of nearly the same words, see ``pair_overlap``. They are listed
+        as problems, and are no error.
 
     Raises:
       DataError: if rows are bad, a file has no good row, or lacks a column.
@@ -185,8 +184,8 @@ def _check_columns(kind: str, columns: Sequence[str | int] | None) -> Columns:
     if len(given) < len(usual) or (len(given) > len(usual) and kind != "triplets"):
         more = " or more" if kind == "triplets" else ""
         raise ValueError(
-            f"columns={columns!r}: expected {len(usual)}{more} for kind {kind!r}, those that "
-            f"stand for {', '.join(usual)}"
+            f"columns={columns!r}: expected {len(usual)}{more} for kind {kind!r}, the columns "
+            f"for {', '.join(usual)}"
         )
     return Columns(given)
 
@@ -220,7 +219,7 @@ def _open_teacher(path: Path) -> np.ndarray:
 
 
 class _Reader:
-    """Rows that were read so far."""
+    """Rows read so far."""
 
     def __init__(self, kind: str, negatives: int | None, drop_overlap: bool) -> None:
         self.kind, self.negatives, self.drop_overlap = kind, negatives, drop_overlap

@@ -9,14 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.evaluation.encoding import (
-    Task,
-    TextEncoder,
-    Vectors,
-    check_lengths,
-    optional,
-    pick_tasks,
-)
+from jina_jax.evaluation.encoding import Vectors, check_lengths, optional
+from jina_jax.tasks import Task, TextEncoder, pick_tasks
 
 FOLDS = 5
 SEED = 42
@@ -38,8 +32,8 @@ def classification(
     """Evaluate classification: can simple classifiers learn labels from vectors?
 
     Logistic regression as in MTEB (L2 with C = 1, at most 100 iterations), and the label of the
-    nearest neighbour by cosine. All training texts are used; MTEB draws ten times 8 of a label, so
-    its scores are lower (``MtebModel`` gives those).
+    nearest neighbour by cosine. All training texts are used; MTEB draws 8 texts per label, ten
+    times, so its scores are lower (see ``MtebModel``).
 
     Args:
       model: with an ``encode`` like that of ``JinaEmbeddings``.
@@ -49,15 +43,14 @@ def classification(
         5-fold cross validation on the training texts, always with the same folds.
       task: adapter, or None for the base model; "auto" for "classification" if the model has it.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Returns:
       "logistic_accuracy", "logistic_f1", "knn_accuracy", "knn_f1" in 0 … 1, F1 as the mean over
       labels (macro); for each of ``dims`` also "logistic_accuracy@64" and so on.
 
     Raises:
-      ValueError: for too few texts, columns that do not fit each other, or an argument out of
-        range.
+      ValueError: for too few texts, columns of different length, or an argument out of range.
       ImportError: without the extra ``eval``.
     """
     classifiers = _classifiers()
@@ -154,7 +147,7 @@ def clustering(
     """Evaluate clustering: do the clusters of k-means agree with labels?
 
     As in MTEB (``ClusteringEvaluator``): mini-batch k-means on batches of 500 unit vectors, as many
-    clusters as labels, one start, always with the same seed.
+    clusters as labels, one start, a fixed seed.
 
     Args:
       model: with an ``encode`` like that of ``JinaEmbeddings``.
@@ -162,13 +155,13 @@ def clustering(
       labels: n strings or integers, of at least two values.
       task: adapter, or None for the base model; "auto" for "separation" if the model has it.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Returns:
       "v_measure" in 0 … 1; for each of ``dims`` also "v_measure@64" and so on.
 
     Raises:
-      ValueError: for columns that do not fit each other, or an argument out of range.
+      ValueError: for columns of different length, or an argument out of range.
       ImportError: without the extra ``eval``.
     """
     cluster, scoring = optional("sklearn.cluster"), optional("sklearn.metrics")

@@ -1,83 +1,27 @@
-"""What all evaluations have in common: the model, its adapter, its dimensions."""
+"""Vectors for evaluations: computed once, checked, cut to each dimension; optional packages."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jina_jax.nn.pooling import cut_and_normalize
-
-# arXiv 2409.10173, section 5. It names no adapter for bitext mining: the one for symmetric pairs.
-TASKS: dict[str, tuple[str, ...]] = {
-    "sts": ("text-matching",),
-    "bitext": ("text-matching",),
-    "classification": ("classification",),
-    "clustering": ("separation",),
-    "retrieval": ("retrieval.query", "retrieval.passage"),
-}
-
-Task = str | None | Sequence[str | None]
-
-
-class TextEncoder(Protocol):
-    """What can be evaluated: ``JinaEmbeddings``, or anything that encodes as it does.
-
-    If it has a ``config``, as ``JinaEmbeddings`` has, that tells its adapters and dimensions;
-    without one it counts as a model without adapters.
-    """
-
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        task: str | None,
-        prompt: str | None,
-        truncate_dim: int | None,
-        max_length: int | None,
-        normalize_embeddings: bool,
-    ) -> np.ndarray:
-        """Return float32 (n, d), see ``JinaEmbeddings.encode``."""
-        ...
-
-
-def pick_tasks(model: TextEncoder, kind: str, task: Task = "auto") -> tuple[str | None, ...]:
-    """Choose the adapter of an evaluation, for retrieval those of queries and of passages.
-
-    Args:
-      model: to be evaluated.
-      kind: a key of ``TASKS``.
-      task: adapter, or None or "none" for the base model; "auto" for the one that the paper uses
-        for this kind, if the model has it, else None. For retrieval also a pair of these.
-
-    Raises:
-      ValueError: if it is none of these.
-    """
-    published = TASKS[kind]
-    tasks: Sequence[Any] = task if isinstance(task, list | tuple) else (task,) * len(published)
-    if len(tasks) != len(published) or not all(isinstance(own, str | None) for own in tasks):
-        wanted = "None, a string or a pair of these" if len(published) > 1 else "None or a string"
-        raise ValueError(f"task={task!r}: expected {wanted} for {kind}")
-    known = getattr(getattr(model, "config", None), "lora_adaptations", ())
-    usual = [default if default in known else None for default in published]
-    return tuple(
-        {"auto": default, "none": None}.get(own, own)
-        for own, default in zip(tasks, usual, strict=True)
-    )
+from jina_jax.tasks import TextEncoder
 
 
 class Vectors:
     """Vectors of a model: computed once, and cut to each dimension that is to be scored.
 
     Args:
-      model: to be evaluated.
+      model: the model to evaluate.
       dims: Matryoshka dimensions to score beside the model's own; None for none.
-      max_length: most tokens of a text, see ``JinaEmbeddings.encode``.
+      max_length: maximum tokens per text, see ``JinaEmbeddings.encode``.
 
     Raises:
-      ValueError: for a dimension that the model does not have.
+      ValueError: for a dimension that the model lacks.
     """
 
     def __init__(self, model: TextEncoder, dims: Sequence[int] | None, max_length: int | None):
@@ -92,11 +36,10 @@ class Vectors:
             self._truncate_dim = max(self._own, *map(config.embedding_dim, self._dims))
 
     def encode(self, texts: Sequence[str], task: str | None) -> np.ndarray:
-        """Return float32 (n, d), not normalised: what ``score`` takes.
+        """Return float32 (n, d), not normalised, for ``cut`` and ``score``.
 
         Raises:
-          ValueError: if there are infinities or NaN in them, which float16 may give, or they have
-            fewer dimensions than are to be scored.
+          ValueError: for infinities or NaN, or fewer dimensions than are to be scored.
         """
         vectors = self._model.encode(
             list(texts),
@@ -106,6 +49,7 @@ class Vectors:
             max_length=self._max_length,
             normalize_embeddings=False,
         )
+        # ``JinaEmbeddings`` refuses these itself; other encoders may not.
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if broken.size:
             raise ValueError(f"embedding of text {broken[0] + 1} is not finite; try float32")
@@ -118,7 +62,7 @@ class Vectors:
     def cut(self, *vectors: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
         """Return unit vectors for each dimension, by the suffix of its metrics' names.
 
-        They are what ``encode(truncate_dim=dim)`` gives.
+        They equal those of ``encode(truncate_dim=dim)``.
         """
         dims = {"": self._own or vectors[0].shape[1], **{f"@{dim}": dim for dim in self._dims}}
         return {
@@ -129,7 +73,7 @@ class Vectors:
     def score(
         self, metrics: Callable[..., dict[str, float]], *vectors: np.ndarray
     ) -> dict[str, float]:
-        """Return the metrics of unit vectors, for each dimension but the own with "@" behind."""
+        """Return metrics of unit vectors; names of other dimensions than the own end in "@dim"."""
         return {
             f"{name}{suffix}": float(value)
             for suffix, cut in self.cut(*vectors).items()
@@ -149,7 +93,7 @@ def _check_dims(dims: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def check_lengths(**columns: Sequence[Any]) -> None:
-    """Refuse columns that are empty, or not equally long."""
+    """Refuse columns that are empty or of different length."""
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1 or not all(counts.values()):
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -157,14 +101,14 @@ def check_lengths(**columns: Sequence[Any]) -> None:
 
 
 def optional(module: str, install: str = '"jina-jax[eval]"') -> Any:
-    """Import a module that does not come with this library alone.
+    """Import a module of an optional dependency.
 
     Args:
       module: dotted name.
-      install: what to give to pip.
+      install: argument of pip install.
 
     Raises:
-      ImportError: if it is not installed; tells how to install it.
+      ImportError: if it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(module)

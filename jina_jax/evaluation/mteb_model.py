@@ -1,4 +1,4 @@
-"""A model for the package ``mteb``, with the adapter that the paper uses for each of its tasks."""
+"""A model for the package ``mteb``, with the paper's adapter for each of its tasks."""
 
 from __future__ import annotations
 
@@ -8,49 +8,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jina_jax.evaluation.encoding import optional
+from jina_jax.tasks import MTEB_TEXT_MATCHING, MTEB_TYPES, RETRIEVAL
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 Adapters = str | None | tuple[str | None, str | None]
 
-_RETRIEVAL = ("retrieval.query", "retrieval.passage")
-# arXiv 2409.10173, section 5. It is silent on bitext mining, summarization, regression and several
-# labels; those are as in mteb's own entry for jina-embeddings-v3, and with instructions or not is
-# the same.
-BY_TYPE: dict[str, Adapters] = {
-    "BitextMining": "text-matching",
-    "Classification": "classification",
-    "Clustering": "separation",
-    "InstructionReranking": "separation",
-    "InstructionRetrieval": _RETRIEVAL,
-    "MultilabelClassification": "classification",
-    "PairClassification": "classification",
-    "Regression": "classification",
-    "Reranking": "separation",
-    "Retrieval": _RETRIEVAL,
-    "STS": "text-matching",
-    "Summarization": "text-matching",
-}
-# Retrieval tasks whose two sides are alike, and LongEmbed, by parts of their names.
-TEXT_MATCHING = ("ArguAna", "CQADupstack", "Quora", "LEMB")
-
 
 class MtebModel:
-    """``JinaEmbeddings`` as mteb 2 wants a model (its ``EncoderProtocol``).
+    """``JinaEmbeddings`` with the interface of mteb 2 (its ``EncoderProtocol``).
 
     >>> mteb.evaluate(MtebModel(model, "me/my-finetune"), mteb.get_tasks(["STS12"]), cache=None)
 
-    mteb keeps results by name and revision, and does not run again what it finds there.
+    mteb caches results by name and revision, and does not repeat cached ones.
 
     Args:
-      model: to be evaluated.
-      name: "organisation/model", under which mteb keeps results. Not that of another model.
-      revision: of the weights; a new one for every change of them.
-      tasks: adapters by name of task or type of task, where the paper's choice is not wanted: one,
-        None for the base model, or a pair (queries, all else).
+      model: the model to evaluate.
+      name: "organisation/model", under which mteb caches results; unique to this model.
+      revision: version of the weights; a new one for every change of them.
+      tasks: adapters by name or type of mteb's tasks, in place of the paper's: one, None for the
+        base model, or a pair (queries, all else).
       truncate_dim: Matryoshka dimension; None for the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Raises:
       ValueError: for an argument out of range.
@@ -101,21 +81,21 @@ class MtebModel:
           prompt_type: mteb's ``PromptType``, the side of a task with two.
 
         Returns:
-          What ``tasks`` says, else the paper's if the model has it, else None.
+          The one in ``tasks``, else the paper's if the model has it, else None.
 
         Raises:
-          ValueError: for a type of task that the paper does not know.
+          ValueError: for an unknown type of task.
         """
         for key in (task_metadata.name, task_metadata.type):
             if key in self.tasks:
                 return _side(self.tasks[key], prompt_type)
-        if task_metadata.type not in BY_TYPE:
+        if task_metadata.type not in MTEB_TYPES:
             raise ValueError(
                 f"task {task_metadata.name!r} is of type {task_metadata.type!r}: expected one of "
-                f"{', '.join(BY_TYPE)}; or name its adapter in tasks"
+                f"{', '.join(MTEB_TYPES)}; or name its adapter in tasks"
             )
-        adapters = BY_TYPE[task_metadata.type]
-        if adapters == _RETRIEVAL and any(part in task_metadata.name for part in TEXT_MATCHING):
+        adapters = MTEB_TYPES[task_metadata.type]
+        if adapters == RETRIEVAL and any(part in task_metadata.name for part in MTEB_TEXT_MATCHING):
             adapters = "text-matching"
         adapter = _side(adapters, prompt_type)
         return adapter if adapter in self.model.config.lora_adaptations else None
@@ -136,9 +116,9 @@ class MtebModel:
         Args:
           inputs: batches, each with a list of strings under "text".
           task_metadata: mteb's ``TaskMetadata``, by which the adapter is chosen.
-          hf_split, hf_subset: of the task; they change nothing.
+          hf_split, hf_subset: ignored.
           prompt_type: mteb's ``PromptType``, the side of a task with two.
-          batch_size: of the inputs; here batches are made by tokens (``JinaEmbeddings.batching``).
+          batch_size: ignored; batches are made by tokens (``JinaEmbeddings.batching``).
           show_progress_bar: as for ``JinaEmbeddings.encode``.
 
         Returns:
@@ -157,7 +137,7 @@ class MtebModel:
         return self._similarity.cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Return the cosines of pairs in turn, a torch tensor (n,)."""
+        """Return the cosine of each pair, a torch tensor (n,)."""
         return self._similarity.pairwise_cos_sim(embeddings1, embeddings2)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of retrieval: are the documents that a query asks for among the nearest?"""
+"""Evaluation of retrieval: are a query's relevant documents among the nearest?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jina_jax.evaluation.encoding import Task, TextEncoder, Vectors, optional, pick_tasks
+from jina_jax.evaluation.encoding import Vectors, optional
 from jina_jax.search.nearest import Nearest
+from jina_jax.tasks import Task, TextEncoder, pick_tasks
 
 DEPTH = 100
 _DOCUMENTS, _QUERIES = 32768, 256  # encoded, and compared, at a time
@@ -29,7 +30,7 @@ def retrieval(
 ) -> dict[str, float]:
     """Evaluate retrieval: rank all documents for each query by cosine.
 
-    The metrics are trec_eval's, by pytrec_eval: of equal scores the larger id comes first, judged
+    The metrics are trec_eval's, by pytrec_eval: of equal scores the larger id is first, judged
     documents that are not in the corpus count as not found, and a query without relevant documents
     counts with 0.
 
@@ -37,12 +38,12 @@ def retrieval(
       model: with an ``encode`` like that of ``JinaEmbeddings``.
       corpus: text of each document by id; or its "title" and "text", which are joined by a space
         as in BEIR.
-      queries: text of each query by id. Those without judgements are not asked.
-      qrels: for each query by id the relevance of documents by id, 0 for none.
+      queries: text of each query by id. Queries without judgements are ignored.
+      qrels: relevance of documents by id, for each query by id; 0 for irrelevant ones.
       task: adapter for queries and documents, None for the base model, or a pair (queries,
         documents); "auto" for "retrieval.query" and "retrieval.passage" if the model has them.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
       ignore_identical_ids: leave out a document with the id of the query, as BEIR does; MTEB does
         so for some tasks only (ArguAna, Quora, …).
 
@@ -51,7 +52,7 @@ def retrieval(
       for each of ``dims`` also "ndcg_at_10@64" and so on.
 
     Raises:
-      ValueError: for ids that do not fit each other, or an argument out of range.
+      ValueError: for unknown ids, or an argument out of range.
       ImportError: without the extra ``eval``.
     """
     optional("pytrec_eval")
@@ -97,10 +98,10 @@ def _text(document: Document) -> str:
 
 
 class _Best:
-    """The documents nearest to each query (unit vectors) so far, of equal ones the first."""
+    """The documents nearest to each query (unit vectors) so far; of equal ones the first."""
 
     def __init__(self, queries: np.ndarray):
-        # One more than counts, since one may have the query's own id.
+        # One more than is scored, since one may have the query's own id.
         self._blocks = [
             Nearest(queries[start : start + _QUERIES], DEPTH + 1)
             for start in range(0, len(queries), _QUERIES)
@@ -117,9 +118,9 @@ class _Best:
         """Return the scores of the best documents by id, for each query by id; best first."""
         run = {}
         rows = (row for block in self._blocks for row in zip(*block.result(), strict=True))
-        for query, (scores, places) in zip(queries, rows, strict=True):
-            pairs = zip(places.tolist(), scores.tolist(), strict=True)
-            found = [(ids[place], score) for place, score in pairs if place >= 0]
+        for query, (scores, indices) in zip(queries, rows, strict=True):
+            pairs = zip(indices.tolist(), scores.tolist(), strict=True)
+            found = [(ids[index], score) for index, score in pairs if index >= 0]
             if ignore_identical_ids:
                 found = [pair for pair in found if pair[0] != query]
             run[query] = dict(found)
@@ -129,7 +130,7 @@ class _Best:
 def _metrics(qrels: Qrels, run: dict[str, dict[str, float]]) -> dict[str, float]:
     judged = {query: dict(documents) for query, documents in qrels.items()}
     results = _mean(judged, run, {"ndcg_cut.10", "recall.10,100"})
-    # trec_eval has no reciprocal rank with a cut-off; this one sees ten documents.
+    # trec_eval has no reciprocal rank with a cut-off; here it gets ten documents.
     tops = {query: dict(list(found.items())[:10]) for query, found in run.items()}
     return {
         "ndcg_at_10": results["ndcg_cut_10"],

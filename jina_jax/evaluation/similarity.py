@@ -1,4 +1,4 @@
-"""Evaluations of pairs: how similar two sentences are, and which one is the other's translation."""
+"""Evaluations of sentence pairs: semantic similarity and bitext mining."""
 
 from __future__ import annotations
 
@@ -6,16 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jina_jax.evaluation.encoding import (
-    Task,
-    TextEncoder,
-    Vectors,
-    check_lengths,
-    optional,
-    pick_tasks,
-)
-
-_BLOCK = 1024
+from jina_jax.evaluation.encoding import Vectors, check_lengths, optional
+from jina_jax.search.nearest import nearest
+from jina_jax.tasks import Task, TextEncoder, pick_tasks
 
 
 def sts(
@@ -38,14 +31,14 @@ def sts(
       scores: n numbers, larger for pairs that are more alike.
       task: adapter, or None for the base model; "auto" for "text-matching" if the model has it.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Returns:
       "spearman" and "pearson", in -1 … 1; for each of ``dims`` also "spearman@64" and so on.
 
     Raises:
-      ValueError: for columns that do not fit each other, scores or similarities of which no
-        correlation exists, or an argument out of range.
+      ValueError: for columns of different length, constant or non-finite scores or similarities,
+        or an argument out of range.
       ImportError: without the extra ``eval``.
     """
     stats, pairwise = optional("scipy.stats"), optional("sklearn.metrics.pairwise")
@@ -67,7 +60,7 @@ def sts(
 
 
 def _varied(values: np.ndarray, name: str) -> np.ndarray:
-    """Refuse values with which nothing can correlate."""
+    """Reject constant or non-finite values."""
     if not np.isfinite(values).all() or np.ptp(values) == 0:
         raise ValueError(f"{name}: expected finite numbers that are not all equal")
     return values
@@ -93,7 +86,7 @@ def bitext(
       task: adapter, or None for the base model; "auto" for "text-matching" if the model has it (the
         paper names no adapter for bitext mining).
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
+      max_length: maximum tokens per text; None for the model's limit.
 
     Returns:
       "source_to_target" and "target_to_source", the shares of sentences whose translation is found
@@ -125,5 +118,4 @@ def bitext(
 
 def _nearest(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """Return for each unit vector (n, d) the nearest of (m, d), of equals the first."""
-    blocks = [queries[start : start + _BLOCK] for start in range(0, len(queries), _BLOCK)]
-    return np.concatenate([np.argmax(block @ documents.T, axis=1) for block in blocks])
+    return np.concatenate([ids for _, ids in nearest(queries, documents, 1)])

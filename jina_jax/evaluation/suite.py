@@ -1,4 +1,4 @@
-"""An evaluation with its data: read once, run as often as one likes."""
+"""An evaluation with its data, which is loaded once and can be reused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jina_jax.data import read_beir
 from jina_jax.evaluation.classes import classification, clustering
-from jina_jax.evaluation.encoding import Task, TextEncoder, optional
-from jina_jax.evaluation.files import read_beir, read_labelled, read_pairs, read_scored
+from jina_jax.evaluation.encoding import optional
+from jina_jax.evaluation.files import read_labelled, read_pairs, read_scored
 from jina_jax.evaluation.ranking import retrieval
 from jina_jax.evaluation.similarity import bitext, sts
+from jina_jax.tasks import EVALUATIONS, Task, TextEncoder
 
 
 class _Kind(NamedTuple):
-    """How to score, the main metric, how many files it takes, what must be installed."""
+    """A kind of evaluation: function, main metric, numbers of files, packages it needs."""
 
     score: Callable[..., dict[str, float]]
     primary: str
@@ -31,26 +33,26 @@ _KINDS = {
     "retrieval": _Kind(retrieval, "ndcg_at_10", (1,), ("pytrec_eval",)),
 }
 _WITHOUT_COLUMNS = ("bitext", "retrieval")
-KINDS = tuple(_KINDS)
+KINDS = tuple(EVALUATIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation on data from files, which are read when this is made.
+    """One evaluation on data from files, which are read on construction.
 
     Attributes:
-      kind: one of ``KINDS``; each is explained at the function of that name.
+      kind: one of ``KINDS``, each documented at the function of that name.
       paths: sts and clustering one file; bitext two, line i of one a translation of line i of the
         other; classification one for cross validation, or one to train and one to test;
         retrieval a directory in the layout of BEIR.
-      name: in the names of metrics; None for that of the first file, without its suffix.
-      task: adapter, None or "none" for the base model, for retrieval also a pair of these; "auto"
-        for the one that the paper uses for this kind, if the model has it.
+      name: used in the names of metrics; None for the first file's name without its suffix.
+      task: adapter, or None for the base model; "auto" for the adapter that this kind uses, if the
+        model has it. For retrieval also a pair of these.
       dims: Matryoshka dimensions to score beside the model's own.
-      max_length: most tokens of a text; None for the model's limit.
-      columns: names, or positions for CSV and TSV without a header, for sts of two sentences and a
+      max_length: maximum tokens per text; None for the model's limit.
+      columns: names, or positions in CSV and TSV without a header: for sts of two sentences and a
         score, for classification and clustering of text and label; None for the usual names.
-      split: of a retrieval data set, whose judgements to take.
+      split: split of a retrieval data set.
 
     Raises:
       ValueError: if kind, paths and columns do not go together, or a file cannot be used.
@@ -94,7 +96,7 @@ class Evaluation:
 
     @property
     def primary(self) -> str:
-        """Name of the main metric among those that ``run`` gives, at the model's own dimension."""
+        """Name of the main metric in the results of ``run``, at the model's own dimension."""
         return f"{self.kind}/{self.name}/{_KINDS[self.kind].primary}"
 
     def run(self, model: TextEncoder) -> dict[str, float]:

@@ -10,16 +10,14 @@ import numpy as np
 
 from jina_jax.config import Config
 from jina_jax.runtime.requests import Chunking, Request
-from jina_jax.runtime.results import LONG_TEXT, OUTPUT_VALUES
+from jina_jax.runtime.results import OUTPUT_VALUES
+from jina_jax.tasks import LONG_TEXT, Task, refuse_none_word
 from jina_jax.text.sentences import chunk_by_sentences
 from jina_jax.text.spans import chunk_by_tokens
 from jina_jax.text.tokenizer import check_texts
 
-PASSAGE = "retrieval.passage"  # the adapter that late chunking was published with
 WHOLE = object()  # no chunks
 _OVERLAP = 256
-
-Task = str | Sequence[str | None] | None
 
 
 def make_requests(
@@ -44,11 +42,6 @@ def make_requests(
         Request(text, prompts[task], config.task_id(task), chunking)
         for text, task, chunking in zip(checked, tasks, wanted, strict=True)
     ]
-
-
-def own(config: Config, task: str) -> str | None:
-    """Return a task if the model has it, else None."""
-    return task if task in config.lora_adaptations else None
 
 
 def pick_max_length(max_length: int | None, default: int, limit: int) -> int:
@@ -125,9 +118,7 @@ def _hashable(task: Any) -> str | None:
 
 
 def _check_task(config: Config, task: str | None) -> None:
-    if task in ("none", "auto") and task not in config.lora_adaptations:
-        meant = "task=None" if task == "none" else "a name, or task=None for the base model"
-        raise ValueError(f"task={task!r}: expected {meant}")
+    refuse_none_word("task", task, "the base model")
     config.task_id(task)
 
 
@@ -135,8 +126,7 @@ def _prompts(config: Config, tasks: list[str | None], prompt: str | None) -> dic
     """Map each task to the prompt of its texts."""
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"prompt={prompt!r}: expected 'auto', None or a string")
-    if prompt == "none":
-        raise ValueError("prompt='none': expected prompt=None for no prompt")
+    refuse_none_word("prompt", prompt, "no prompt")
     if prompt == "auto":
         return {task: config.prompt(task) for task in set(tasks)}
     return dict.fromkeys(tasks, prompt or "")

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
-LONG_TEXT = ("truncate", "windows")
 
 
 class EncodeInfo(NamedTuple):

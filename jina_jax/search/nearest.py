@@ -12,19 +12,19 @@ import numpy as np
 from jina_jax.nn.matmul import einsum
 from jina_jax.runtime.compiling import jit, platform_of
 
-# At most so many scores are in memory at once: 4096 · 8192 float32 are 128 MiB.
+# The most scores in memory at once: 4096 · 8192 float32 are 128 MiB.
 BLOCK_QUERIES, BLOCK_TEXTS = 4096, 8192
 
 
 class Nearest:
-    """The texts with the largest inner products with each query, of those seen so far.
+    """The texts with the largest inner products with each query, of those added so far.
 
-    Products are float32, on JAX's default device. Of equal scores the text that was seen first is
+    Products are float32, on JAX's default device. Of equal scores the text that was added first is
     the nearer one.
 
     Args:
       queries: float32 (n, d).
-      k: texts to keep for each.
+      k: number of texts to keep per query.
     """
 
     def __init__(self, queries: np.ndarray, k: int):
@@ -80,13 +80,13 @@ def _merge(
 ) -> tuple[jax.Array, jax.Array]:
     """Merge the k nearest so far with those of a block of texts, ``count`` without its padding.
 
-    Equal scores stay in the order of the texts: ``top_k`` prefers the lower place, and the texts of
-    earlier blocks come first.
+    Equal scores stay in the order of the texts: ``top_k`` prefers the lower index, and the texts of
+    earlier blocks are first.
     """
     scores = einsum("qd,td->qt", queries, texts)
     scores = jnp.where(jnp.arange(texts.shape[0]) < count, scores, -jnp.inf)
-    found, places = jax.lax.top_k(scores, k)
+    found, indices = jax.lax.top_k(scores, k)
     scores = jnp.concatenate([best[0], found], axis=1)
-    ids = jnp.concatenate([best[1], first + places], axis=1)
-    found, places = jax.lax.top_k(scores, k)
-    return found, jnp.take_along_axis(ids, places, axis=1)
+    ids = jnp.concatenate([best[1], first + indices], axis=1)
+    found, indices = jax.lax.top_k(scores, k)
+    return found, jnp.take_along_axis(ids, indices, axis=1)

@@ -1,8 +1,9 @@
-"""Hard negatives: for each query, texts that the model finds near but that do not answer it."""
+"""Hard negatives: for each query, texts that are near it but do not answer it."""
 
 from __future__ import annotations
 
 import collections
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jina_jax.data.rows import check_row
+from jina_jax.data.lines import check_text, labelled
 from jina_jax.files import new_output
 from jina_jax.search.nearest import nearest
 from jina_jax.search.rules import Rules
+from jina_jax.tasks import Task, pick_tasks
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
@@ -37,12 +39,12 @@ class MinedRow(NamedTuple):
 
 
 class Mined(NamedTuple):
-    """What was mined, and what was not.
+    """Result of ``mine_hard_negatives``.
 
     Attributes:
-      rows: in the order of the pairs.
-      left_out: indices of pairs whose query got fewer than ``num_negatives`` negatives.
-      repeated: indices of pairs that came before; they are not looked at again.
+      rows: pairs with their negatives, in the order of the pairs.
+      left_out: indices of pairs whose query has fewer than ``num_negatives`` negatives.
+      repeated: indices of pairs that repeat an earlier one, and are not used again.
       removed: for each filter the number of candidates that it removed, of those that the filters
         before it in this order had left.
       queries: number of distinct queries.
@@ -62,71 +64,46 @@ def mine_hard_negatives(
     pairs: Sequence[Pair],
     corpus: Sequence[str] | None = None,
     *,
-    num_negatives: int = 7,
-    range_min: int = 0,
-    range_max: int = 100,
-    max_score: float | None = None,
-    min_score: float | None = None,
-    absolute_margin: float | None = None,
-    relative_margin: float | None = None,
-    sampling_strategy: str = "top",
-    query_task: str | None = "auto",
-    passage_task: str | None = "auto",
+    rules: Rules | None = None,
+    task: Task = "auto",
     truncate_dim: int | None = None,
-    seed: int = 0,
     show_progress_bar: bool | None = None,
 ) -> Mined:
     """Find texts that are near a query, and are none of its positives.
 
-    Options have the names and the meaning of sentence-transformers' function. A query's candidates
-    are the ``range_max`` texts nearest to it by cosine similarity, without its positives and
-    without a text equal to the query; of those that the filters leave, the first ``range_min`` are
-    skipped. The search is exact; of equally near texts the one that comes first is taken.
+    A query's candidates are the ``range_max`` texts nearest to it by cosine similarity, without
+    its positives and without a text equal to the query; ``rules`` select among them. The search is
+    exact; of equally near texts the first in order is used.
 
     Args:
-      model: to embed with.
-      pairs: (query, positive). All that a query has in any pair are its positives.
+      model: encodes queries and texts.
+      pairs: (query, positive). Every text paired with a query is one of its positives.
       corpus: texts to search, in addition to all positives; None for the positives alone.
-      num_negatives: for each pair.
-      range_min: nearest candidates to skip, which are often positives that nobody marked.
-      range_max: candidates of a query.
-      max_score, min_score: bounds of a negative's score.
-      absolute_margin: least distance of a negative's score below the positive's; with several
-        positives below the lowest of theirs.
-      relative_margin: the same as a share of the size of the positive's score; NV-Retriever (arXiv
-        2407.15831) takes 0.05.
-      sampling_strategy: "top" for the nearest, "random" for a draw among all that are left.
-      query_task, passage_task: adapters, with their prompts; "auto" for "retrieval.query" and
-        "retrieval.passage" if the model has them, else None.
+      rules: number of negatives and filters, named as the options of sentence-transformers; None
+        for the defaults of ``Rules``.
+      task: adapter, None for the base model, or a pair (queries, texts); "auto" for
+        "retrieval.query" and "retrieval.passage" if the model has them.
       truncate_dim: Matryoshka dimension to search in; None for the checkpoint's own.
-      seed: of the draw.
-      show_progress_bar: of embedding, as for ``JinaEmbeddings.encode``.
+      show_progress_bar: as for ``JinaEmbeddings.encode``.
 
     Returns:
-      ``Mined``, with a row for each distinct pair that got ``num_negatives`` negatives.
+      ``Mined``, with a row for each distinct pair that has ``num_negatives`` negatives.
 
     Raises:
-      ValueError: for an option out of range, no pairs, a text that is blank or no valid string, or
-        an embedding that is not finite; the message names it.
+      ValueError: for no pairs, a text that is blank or no valid string, or a task or dimension
+        that the model lacks; the message names it.
     """
-    rules = Rules(
-        *(num_negatives, range_min, range_max, max_score, min_score),
-        *(absolute_margin, relative_margin, sampling_strategy, seed),
-    )
+    rules = rules or Rules()
     pairs, corpus = _check_pairs(pairs), _check_corpus(corpus)
     # dict.fromkeys drops what comes again and keeps the order.
     queries = list(dict.fromkeys(query for query, _ in pairs))
     texts = list(dict.fromkeys([*corpus, *(positive for _, positive in pairs)]))
-
-    def embed(texts: list[str], task: str | None, name: str) -> np.ndarray:
-        if task == "auto":
-            task = name if name in model.config.lora_adaptations else None
-        options: Any = {"truncate_dim": truncate_dim, "show_progress_bar": show_progress_bar}
-        return _check_finite(model.encode(texts, task=task, **options), texts)
-
-    query_vectors = embed(queries, query_task, "retrieval.query")
-    text_vectors = embed(texts, passage_task, "retrieval.passage")
-    found, removed = _search(pairs, queries, texts, query_vectors, text_vectors, rules)
+    query_task, text_task = pick_tasks(model, "hard negatives", task)
+    encode = functools.partial(
+        model.encode, truncate_dim=truncate_dim, show_progress_bar=show_progress_bar
+    )
+    vectors = encode(queries, task=query_task), encode(texts, task=text_task)
+    found, removed = _search(pairs, queries, texts, *vectors, rules)
     rows, left_out, repeated = _rows(pairs, found)
     return Mined(rows, left_out, repeated, dict(removed), len(queries), len(texts))
 
@@ -138,13 +115,13 @@ def write_triplets(path: str | Path, mined: Mined, *, force: bool = False) -> No
     is complete.
 
     Args:
-      path: of the file.
-      mined: what to write.
-      force: replace a file that is there.
+      path: the file to write.
+      mined: rows to write.
+      force: overwrite an existing file.
 
     Raises:
       ValueError: if there are no rows.
-      FileExistsError: if the file is there and ``force`` is not given.
+      FileExistsError: if the file exists and ``force`` is False.
       FileNotFoundError: if its directory does not exist.
     """
     with new_output(Path(path), force=force) as file:
@@ -152,10 +129,10 @@ def write_triplets(path: str | Path, mined: Mined, *, force: bool = False) -> No
 
 
 def triplet_lines(mined: Mined) -> Iterator[bytes]:
-    """Give the lines that ``write_triplets`` writes. Raises ``ValueError`` if there are none."""
+    """Yield the lines of ``write_triplets``. Raises ``ValueError`` if there are no rows."""
     if not mined.rows:
         raise ValueError(
-            f"mined: expected at least one row, but none of {len(mined.left_out)} pairs got enough "
+            f"mined: expected at least one row, but none of {len(mined.left_out)} pairs has enough "
             f"negatives from {mined.texts} texts; removed by filters: {mined.removed or 'none'}"
         )
     for row in mined.rows:
@@ -170,7 +147,7 @@ def triplet_lines(mined: Mined) -> Iterator[bytes]:
 
 
 class _Found(NamedTuple):
-    """A query's scores of its positives, and its negatives with their scores, if enough."""
+    """Scores of a query's positives, and its negatives with scores; None if there are too few."""
 
     positives: dict[str, float]
     negatives: list[tuple[str, float]] | None
@@ -184,12 +161,12 @@ def _search(
     text_vectors: np.ndarray,
     rules: Rules,
 ) -> tuple[dict[str, _Found], collections.Counter[str]]:
-    """Find every query's candidates and choose among them; count what filters removed."""
-    place = {text: i for i, text in enumerate(texts)}
+    """Find every query's candidates and choose among them; count what each filter removed."""
+    index = {text: i for i, text in enumerate(texts)}
     positives: dict[str, list[int]] = {query: [] for query in queries}
     for query, positive in pairs:
-        positives[query].append(place[positive])
-    excluded = [{*positives[query], place.get(query, -1)} for query in queries]
+        positives[query].append(index[positive])
+    excluded = [{*positives[query], index.get(query, -1)} for query in queries]
     depth = min(rules.range_max + max(map(len, excluded)), len(texts))
     found: dict[str, _Found] = {}
     removed: collections.Counter[str] = collections.Counter()
@@ -207,15 +184,15 @@ def _search(
 
 
 def _named(
-    places: np.ndarray, scores: np.ndarray, ids: np.ndarray, texts: list[str]
+    ranks: np.ndarray, scores: np.ndarray, ids: np.ndarray, texts: list[str]
 ) -> list[tuple[str, float]]:
-    return [(texts[ids[place]], float(scores[place])) for place in places]
+    return [(texts[ids[rank]], float(scores[rank])) for rank in ranks]
 
 
 def _rows(
     pairs: list[Pair], found: dict[str, _Found]
 ) -> tuple[list[MinedRow], list[int], list[int]]:
-    """Give rows, the pairs that are left out, and those that came before."""
+    """Return rows, the pairs that are left out, and those that repeat an earlier one."""
     rows: list[MinedRow] = []
     left_out: list[int] = []
     repeated: list[int] = []
@@ -252,16 +229,8 @@ def _check_corpus(corpus: Sequence[str] | None) -> Sequence[str]:
     return corpus or ()
 
 
-def _check_texts(where: str, **texts: str) -> None:
-    """Refuse what could not be read again from a file of triplets."""
-    try:
-        check_row(list(texts.items()), "texts", None, delimited=False)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _check_finite(vectors: np.ndarray, texts: list[str]) -> np.ndarray:
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        raise ValueError(f"embedding of {texts[broken[0]]!r} is not finite; try dtype='float32'")
-    return vectors
+def _check_texts(label: str, **texts: Any) -> None:
+    """Refuse texts that could not be read again from a file of triplets."""
+    with labelled(label):
+        for name, text in texts.items():
+            check_text(text, name)

@@ -1,4 +1,4 @@
-"""Which of a query's candidates become negatives."""
+"""Rules that select negatives among a query's candidates."""
 
 from __future__ import annotations
 
@@ -10,26 +10,42 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SAMPLING_STRATEGIES = ("top", "random")
+from jina_jax.tasks import SAMPLING_STRATEGIES
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The options of ``mine_hard_negatives`` that choose among candidates.
+    """Rules that select negatives among a query's candidates.
+
+    Fields have the names and the meaning of the options of sentence-transformers'
+    ``mine_hard_negatives``. A query's candidates are the ``range_max`` texts nearest to it by
+    cosine similarity; of those that the filters leave, the first ``range_min`` are skipped.
+
+    Attributes:
+      num_negatives: negatives per pair.
+      range_min: nearest candidates to skip, which are often unmarked positives.
+      range_max: candidates per query.
+      max_score, min_score: bounds of a negative's score.
+      absolute_margin: least distance of a negative's score below the positive's; with several
+        positives below the lowest of their scores.
+      relative_margin: the same as a share of the size of the positive's score; NV-Retriever (arXiv
+        2407.15831) uses 0.05.
+      sampling_strategy: "top" for the nearest, "random" for a random draw among all that are left.
+      seed: seed of the random draw.
 
     Raises:
-      ValueError: for one that is out of range.
+      ValueError: for a field out of range.
     """
 
-    num_negatives: int
-    range_min: int
-    range_max: int
-    max_score: float | None
-    min_score: float | None
-    absolute_margin: float | None
-    relative_margin: float | None
-    sampling_strategy: str
-    seed: int
+    num_negatives: int = 7
+    range_min: int = 0
+    range_max: int = 100
+    max_score: float | None = None
+    min_score: float | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    sampling_strategy: str = "top"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("num_negatives", 1), ("range_min", 0), ("range_max", 1), ("seed", 0)):
@@ -56,12 +72,13 @@ class Rules:
         """Mark the candidates that the filters leave, and count the others.
 
         Args:
-          scores: float32 (n,) of the candidates.
+          scores: float32 (n,), scores of the candidates.
           positive: score that margins count from.
-          removed: gets the number that each filter removed of what those before it left.
+          removed: is increased, for each filter, by the number of candidates that it removed and
+            the filters before it had left.
 
         Returns:
-          bool (n,).
+          bool (n,), True for the candidates that are left.
         """
         kept = np.ones(len(scores), bool)
         for name, mask in self._removed(scores, positive):
@@ -88,16 +105,16 @@ class Rules:
         """Choose among the candidates that the filters left.
 
         Args:
-          count: of them; they are sorted, the nearest first.
-          query: its index. A draw depends on it and on the seed alone.
+          count: number of candidates; they are sorted, the nearest first.
+          query: index of the query. A draw depends on it and on the seed alone.
 
         Returns:
-          int (num_negatives,) places, ascending; None if there are too few.
+          int (num_negatives,) indices of candidates, ascending; None if there are too few.
         """
-        places = np.arange(self.range_min, count)
-        if len(places) < self.num_negatives:
+        indices = np.arange(self.range_min, count)
+        if len(indices) < self.num_negatives:
             return None
         if self.sampling_strategy == "top":
-            return places[: self.num_negatives]
+            return indices[: self.num_negatives]
         rng = np.random.default_rng([self.seed, query])
-        return np.sort(rng.choice(places, self.num_negatives, replace=False))
+        return np.sort(rng.choice(indices, self.num_negatives, replace=False))

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jina_jax.tasks import from_word
+
 # Which losses take which rows; for labelled rows also how a batch is made of them.
 KINDS_OF_LOSS = {
     "info_nce": ("pairs",),
@@ -211,7 +213,8 @@ class Evaluation(Section):
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of ``jina_jax.evaluation.Evaluation``."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return fields | {"task": from_word(self.task)}
 
 
 class Log(Section):

@@ -18,8 +18,8 @@ import numpy as np
 from common import FOLDS, SHARED, STS_LANGUAGES, read_rows
 
 from jina_jax import JinaEmbeddings
-from jina_jax.evaluation import Evaluation
-from jina_jax.evaluation.files import read_beir
+from jina_jax.evaluation import Evaluation, read_beir
+from jina_jax.tasks import from_word
 
 TATOEBA = ("ben", "ell", "fin", "fra", "jpn", "kor", "nld", "spa", "ukr", "vie")
 DIMS = (32, 64, 128)
@@ -74,9 +74,9 @@ def main() -> None:
     plot(scores, model.config.hidden_size)
 
 
-def one(model: Any, metric: str, **fields: Any) -> dict[str, float]:
+def one(model: Any, metric: str, task: str, **fields: Any) -> dict[str, float]:
     """Return one metric of an evaluation, by dimension; "full" is the whole vector."""
-    evaluation = Evaluation(dims=DIMS, name="x", **fields)
+    evaluation = Evaluation(dims=DIMS, name="x", task=from_word(task), **fields)
     results = evaluation.run(model)
     return {
         (key.partition("@")[2] or "full"): value
@@ -144,8 +144,7 @@ def clusters(model: JinaEmbeddings, task: str, path: Path) -> Scores:
 
     rows = list(read_rows(path))
     labels = [row["label"] for row in rows]
-    task_or_none = None if task == "none" else task
-    vectors = model.encode([row["text"] for row in rows], task=task_or_none)
+    vectors = model.encode([row["text"] for row in rows], task=from_word(task))
     scores: Scores = {}
     for dim in (*DIMS, vectors.shape[1]):
         units = vectors[:, :dim] / np.linalg.norm(vectors[:, :dim], axis=1, keepdims=True)

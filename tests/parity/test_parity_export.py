@@ -1,4 +1,4 @@
-"""What a run exports, as transformers and PEFT compute it."""
+"""A run converted, as transformers and PEFT compute it."""
 
 import numpy as np
 import pytest
@@ -28,17 +28,17 @@ TRAINED = {"pair": TASKS[:2], "matching": TASKS[4:]}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Both runs, and what `jina-jax export` makes of them."""
+    """Both runs, and what `jina-jax convert` makes of them."""
     root = write_data(tmp_path_factory.mktemp("data"))
     for name, sections in RUNS.items():
         train(settings(root, name, **sections))
         for layout in ("published", "transformers", "native"):
-            export(root / name, root / f"{name}-{layout}", layout)
+            convert(root / name, root / f"{name}-{layout}", layout)
     return root
 
 
-def export(run, target, layout, *options):
-    command = ["export", str(run), str(target), "--to", layout, *options]
+def convert(run, target, layout, *options):
+    command = ["convert", str(run), str(target), "--to", layout, *options]
     result = CliRunner().invoke(cli.main, command)
     assert result.exit_code == 0, result.stderr
 
@@ -103,7 +103,7 @@ def test_published_reads_back_to_the_same_vectors(root, name):
 
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_merged_needs_no_peft(root, name, task, tmp_path):
-    export(root / name, tmp_path / "merged", "merged", "--task", task)
+    convert(root / name, tmp_path / "merged", "transformers", "--merge", task)
     theirs = load_transformers(tmp_path / "merged")
     ours = JinaEmbeddings.from_pretrained(root / f"{name}-native")
     expected = pooled(theirs, prompted(ours, task))

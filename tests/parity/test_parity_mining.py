@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from peers import PARITY
 
-from jina_jax.search.negatives import mine_hard_negatives
+from jina_jax.search import Rules, mine_hard_negatives
 
 _MISSING = [name for name in ("sentence_transformers", "datasets") if find_spec(name) is None]
 pytestmark = [*PARITY, pytest.mark.skipif(bool(_MISSING), reason=f"needs {', '.join(_MISSING)}")]
@@ -103,7 +103,7 @@ def test_the_same_negatives_with_the_same_scores(case, options, capsys):
     options = {"num_negatives": 5, **options}
     expected = theirs(case, **options)
     printed = capsys.readouterr().out
-    mined = mine_hard_negatives(*case, **options)
+    mined = mine_hard_negatives(*case, rules=Rules(**options))
     found = {(row.query, row.positive): row for row in mined.rows}
     assert list(found) == list(expected)
     assert len(found) + len(mined.left_out) == 2 * QUERIES
@@ -118,7 +118,8 @@ def test_the_same_negatives_with_the_same_scores(case, options, capsys):
 
 
 def test_the_options_leave_some_out_and_not_all(case):
-    rows = [len(mine_hard_negatives(*case, num_negatives=5, **each).rows) for each in OPTIONS]
+    rules = [Rules(num_negatives=5, **each) for each in OPTIONS]
+    rows = [len(mine_hard_negatives(*case, rules=each).rows) for each in rules]
     assert min(rows) > 0
     assert any(count < 2 * QUERIES for count in rows)
 
@@ -127,7 +128,7 @@ def test_random_negatives_come_from_the_same_candidates(case):
     options = {"num_negatives": 3, "range_min": 2, "range_max": 8, "sampling_strategy": "random"}
     drawn: dict[tuple[str, str], set[str]] = {}
     for seed in range(30):
-        for row in mine_hard_negatives(*case, seed=seed, **options).rows:
+        for row in mine_hard_negatives(*case, rules=Rules(seed=seed, **options)).rows:
             drawn.setdefault((row.query, row.positive), set()).update(row.negatives)
     options = {"num_negatives": 6, "range_min": 2, "range_max": 8}
     expected = {pair: set(negatives) for pair, (negatives, _) in theirs(case, **options).items()}

@@ -10,7 +10,8 @@ from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
 from jina_jax.evaluation import bitext, classification, clustering, retrieval, sts
-from jina_jax.evaluation.mteb_model import BY_TYPE, MtebModel
+from jina_jax.evaluation.mteb_model import MtebModel
+from jina_jax.tasks import MTEB_TYPES
 
 _MISSING = [name for name in ("mteb", "torch", "datasets") if find_spec(name) is None]
 pytestmark = [
@@ -153,7 +154,7 @@ class TestAdapters:
 
         tasks = [task.metadata for task in mteb.get_tasks()]
         types = {task.type for task in tasks if task.modalities == ["text"]}
-        assert types - {"Any2AnyRetrieval"} == BY_TYPE.keys()
+        assert types - {"Any2AnyRetrieval"} == MTEB_TYPES.keys()
 
     def test_of_ones_choice(self, model):
         tasks = {"STS": None, "STS12": "separation", "Retrieval": ("separation", None)}

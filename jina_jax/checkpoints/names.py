@@ -1,0 +1,4 @@
+"""Names of layouts and dtypes; imports nothing, since the command line's help lists them."""
+
+LAYOUTS = ("native", "published", "transformers", "xlm-roberta")
+DTYPES = ("float32", "bfloat16", "float16")  # of weights
