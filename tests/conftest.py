@@ -1,4 +1,4 @@
-"""Settings of all tests: strict dtype promotion, no network, no traces."""
+"""Settings of all tests: strict dtype and rank promotion, no network, no traces."""
 
 import os
 import signal
@@ -25,6 +25,7 @@ def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, for one
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_num_cpu_devices", 8)
 
 

@@ -102,7 +102,7 @@ def packed_layout(segment_ids: jax.Array, segments: int) -> tuple[jax.Array, jax
       text.
     """
     numbers = jnp.arange(1, segments + 1)
-    lengths = (segment_ids[:, None, :] == numbers[:, None]).sum(-1, dtype=jnp.int32)
+    lengths = (segment_ids[:, None, :] == numbers[None, :, None]).sum(-1, dtype=jnp.int32)
     starts = jnp.cumsum(lengths, axis=1, dtype=jnp.int32) - lengths
     offsets = jnp.where(lengths > 0, starts, -1)
     offsets = jnp.pad(offsets, ((0, 0), (0, 1)), constant_values=-1)

@@ -103,15 +103,15 @@ def unpack(text_spans: jax.Array, tokens: int) -> TokenTexts:
       tokens: T.
     """
     start, stop = text_spans[..., :1], text_spans[..., 1:]
-    position = jnp.arange(tokens)
+    position = jnp.arange(tokens)[None, None, :]
     inside = (start <= position) & (position < stop)
     if text_spans.shape[1] == 1:
         return TokenTexts(inside[:, 0], None, None)
-    numbers = jnp.arange(1, text_spans.shape[1] + 1, dtype=jnp.int32)[:, None]
+    numbers = jnp.arange(1, text_spans.shape[1] + 1, dtype=jnp.int32)[None, :, None]
     segment_ids = jnp.where(inside, numbers, 0).sum(axis=1, dtype=jnp.int32)
     starts = jnp.where(inside, start, 0).sum(axis=1, dtype=jnp.int32)
     kept = segment_ids > 0
-    return TokenTexts(kept, segment_ids, jnp.where(kept, position - starts, 0))
+    return TokenTexts(kept, segment_ids, jnp.where(kept, position[0] - starts, 0))
 
 
 def _per_token(task_ids: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -66,7 +66,7 @@ class Linear(nnx.Module):
         if task_mask is not None and self.lora_a is not None and self.lora_b is not None:
             low = einsum("bti,kir->btkr", x, self.lora_a[...])
             y += low_rank_update(low, task_mask, self.lora_b[...], self.lora_scale)
-        return y + self.bias[...].astype(jnp.float32)
+        return y + as_wide(self.bias[...].astype(jnp.float32), y)
 
 
 class Embed(nnx.Module):
@@ -112,7 +112,9 @@ class LayerNorm(nnx.Module):
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         x = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = (leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias))
+        scale, bias = (
+            as_wide(leaf[...].astype(jnp.float32), x) for leaf in (self.scale, self.bias)
+        )
         return (x * scale + bias).astype(self.scale.dtype)
 
 
@@ -123,3 +125,12 @@ def gelu(x: jax.Array) -> jax.Array:
     on CPU.
     """
     return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
+def as_wide(values: jax.Array, other: jax.Array) -> jax.Array:
+    """Add leading axes of size 1, as many as ``other`` has more.
+
+    Broadcasting would do the same, and is an error where a user has set JAX's rank promotion to
+    "raise".
+    """
+    return jnp.expand_dims(values, tuple(range(other.ndim - values.ndim)))

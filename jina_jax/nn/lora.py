@@ -31,7 +31,7 @@ def task_mask(task_ids: jax.Array, num_tasks: int) -> jax.Array:
     """
     if task_ids.ndim == 1:
         task_ids = task_ids[:, None]
-    return task_ids[..., None] == jnp.arange(num_tasks)
+    return task_ids[..., None] == jnp.arange(num_tasks)[None, None, :]
 
 
 def low_rank_update(

@@ -23,7 +23,7 @@ def pool(hidden_states: jax.Array, spans: jax.Array, kind: str) -> jax.Array:
     start, stop = spans[..., :1], spans[..., 1:]
     if kind == "cls":
         stop = jnp.minimum(stop, start + 1)
-    position = jnp.arange(hidden_states.shape[1])
+    position = jnp.arange(hidden_states.shape[1])[None, None, :]
     inside = (start <= position) & (position < stop)
     # Ones and zeros are exact in every dtype, so the sums are those of float32.
     sums = einsum("bst,btd->bsd", inside.astype(hidden_states.dtype), hidden_states)

@@ -24,7 +24,8 @@ def rotary_angles(
     # and rounded from float64, as NumPy's float32 power differs between processors.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1.0) / np.power(base, exponents.astype(np.float64)).astype(np.float32)
-    angles = position_ids[..., None].astype(jnp.float32) * frequencies
+    positions = position_ids[..., None].astype(jnp.float32)
+    angles = positions * np.expand_dims(frequencies, tuple(range(position_ids.ndim)))
     return jnp.cos(angles), jnp.sin(angles)
 
 

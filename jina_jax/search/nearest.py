@@ -84,7 +84,7 @@ def _merge(
     earlier blocks are first.
     """
     scores = einsum("qd,td->qt", queries, texts)
-    scores = jnp.where(jnp.arange(texts.shape[0]) < count, scores, -jnp.inf)
+    scores = jnp.where(jnp.arange(texts.shape[0])[None, :] < count, scores, -jnp.inf)
     found, indices = jax.lax.top_k(scores, k)
     scores = jnp.concatenate([best[0], found], axis=1)
     ids = jnp.concatenate([best[1], first + indices], axis=1)

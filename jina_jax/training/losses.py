@@ -123,7 +123,9 @@ def cosent(
     _check_temperature(temperature)
     scores = jnp.asarray(scores)
     cosines = einsum("bd,bd->b", _unit(first), _unit(second)) / temperature
-    excess = jnp.where(scores[:, None] > scores, cosines - cosines[:, None], -jnp.inf)
+    excess = jnp.where(
+        scores[:, None] > scores[None, :], cosines[None, :] - cosines[:, None], -jnp.inf
+    )
     # ln(1 + Σ exp) with the largest exponent, or that of the 1, taken out.
     top = jax.lax.stop_gradient(jnp.max(excess, initial=0.0))
     return top + jnp.log1p(jnp.sum(jnp.exp(excess - top)) + jnp.expm1(-top))
@@ -156,7 +158,7 @@ def separation(
     embeddings = _unit(embeddings)
     cosines = einsum("bd,cd->bc", embeddings, embeddings) / temperature
     once = jnp.triu(jnp.ones(cosines.shape, bool), k=1)
-    same = once & (labels[:, None] == labels)
+    same = once & (labels[:, None] == labels[None, :])
     different = once & ~same
     # Minus infinity for no pairs, of which softplus makes 0, without a gradient.
     rising = jax.nn.logsumexp(cosines, where=different)
