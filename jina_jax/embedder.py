@@ -24,6 +24,7 @@ from jina_jax.runtime.results import (
     Chunks,
     EncodeInfo,
     EncodeOptions,
+    FormOptions,
     finish,
     warn_dropped,
 )
@@ -57,12 +58,11 @@ class JinaEmbeddings(Model):
         """Load a checkpoint of any layout that ``jina_jax.convert`` reads, converting nothing.
 
         Args:
-          name_or_path: a directory, or a Hugging Face Hub id. "tiny", or None with a warning: the
-            small model in the package.
-          dtype: of weights and activations, "float32", "bfloat16" or "float16"; None for the
-            file's own.
-          split_special_tokens: read "<s>", "<mask>" and their like inside a text as plain text, not
-            as the special tokens of that name; set it for texts from strangers.
+          name_or_path: a directory, or a Hugging Face Hub id; "tiny" for the small model in the
+            package, which None is, too, with a warning.
+          dtype: "float32", "bfloat16" or "float16", of weights and activations; None: the file's.
+          split_special_tokens: read "<s>", "<mask>", … inside a text as plain text, not as the
+            special tokens of that name; set it for texts from strangers.
           mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
             the weights and a part of every batch.
           batching: how texts are put into batches; None for the platform's default.
@@ -74,8 +74,8 @@ class JinaEmbeddings(Model):
           hub: revision, token, cache_dir, local_files_only, as in huggingface_hub.
 
         Raises:
-          ValueError: for an unknown dtype or kernel, a mesh that does not fit, or files that cannot
-            be used (``ConfigError``, ``CheckpointError``).
+          ValueError: for an unknown dtype or kernel, a mesh that does not fit, or unusable files
+            (``ConfigError``, ``CheckpointError``).
           FileNotFoundError: if there is no such checkpoint.
         """
         checkpoint = open_checkpoint(fetch(name_or_path, **hub))
@@ -84,16 +84,14 @@ class JinaEmbeddings(Model):
             mesh = make_mesh()
         if scan_layers is None:
             scan_layers = jax.default_backend() == "tpu"
-        config, place = checkpoint.config, None
+        options: Any = {"scan_layers": scan_layers, "place": None}
         if mesh is not None:
-            check_mesh(mesh, config)
-            place = placer(mesh)
+            check_mesh(mesh, checkpoint.config)
+            options["place"] = placer(mesh)
         with cache.compilation_cache(compilation_cache):
-            state = to_state(
-                config, checkpoint.tensors, dtype, place=place, scan_layers=scan_layers
-            )
+            state = to_state(checkpoint.config, checkpoint.tensors, dtype, **options)
         return cls(
-            config,
+            checkpoint.config,
             state,
             tokenizer,
             split_special_tokens=split_special_tokens,
@@ -125,15 +123,7 @@ class JinaEmbeddings(Model):
         self, texts: Sequence[str], *, output_value: _Tokens, **options: Unpack[EncodeOptions]
     ) -> list[np.ndarray]: ...
     @overload
-    def encode(
-        self,
-        texts: Texts,
-        *,
-        output_value: str = ...,
-        convert_to_numpy: bool = ...,
-        return_info: bool = ...,
-        **options: Unpack[EncodeOptions],
-    ) -> Any: ...
+    def encode(self, texts: Texts, **options: Unpack[FormOptions]) -> Any: ...
     def encode(
         self,
         texts: Texts,
@@ -169,17 +159,15 @@ class JinaEmbeddings(Model):
           overlap: tokens that a window shares with the one before, in which they count; None for a
             quarter of ``max_length``, at most 256.
           batch_size: most texts per step of one device; None for as many tokens as run best.
-          normalize_embeddings: scale embeddings to unit length (token embeddings never are).
+          normalize_embeddings: scale embeddings to unit length; token embeddings never are.
           output_value: "sentence_embedding", or "token_embeddings" for the last hidden states.
-          convert_to_numpy: return NumPy arrays; False puts them on the model's devices, as
-            ``jax.Array``.
+          convert_to_numpy: False returns ``jax.Array`` on the model's devices.
           show_progress_bar: None shows it if the logger "jina_jax" is at INFO or below.
           return_info: also return an ``EncodeInfo``: tokens used and dropped per text, padding.
 
         Returns:
-          float32 (n, d), or (d,) for a string. With "token_embeddings" a list of float32
-          (tokens, d), or one for a string. With ``return_info`` a pair of that and an
-          ``EncodeInfo``.
+          float32 (n, d), or (d,) for a string; of tokens a list of float32 (tokens, d), or one for
+          a string. With ``return_info`` a pair of that and an ``EncodeInfo``.
 
         Raises:
           ValueError: for an argument out of range, a text that is not a valid string, or an

@@ -56,6 +56,14 @@ class EncodeOptions(ChunkOptions, total=False):
     long_text: str
 
 
+class FormOptions(EncodeOptions, total=False):
+    """All options of ``JinaEmbeddings.encode``, those of the result's form included."""
+
+    output_value: str
+    convert_to_numpy: bool
+    return_info: bool
+
+
 def finish(
     vectors: np.ndarray, dtype: str, *, normalize: bool, text: int | None = None
 ) -> np.ndarray:
