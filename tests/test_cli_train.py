@@ -17,6 +17,7 @@ from test_trainer import arrays, changed
 
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
+from jina_jax.nn.parameters import to_checkpoint
 from jina_jax.training.checkpoints import Store
 from jina_jax.training.metrics import read_metrics
 from jina_jax.training.plot import CURVES, plot_run
@@ -258,7 +259,7 @@ class TestConvert:
         written = open_checkpoint(tmp_path / "out")
         assert written.layout == layout
         store = Store(directory / CHECKPOINTS, read_only=True)
-        saved = store.trained(store.best)
+        saved = to_checkpoint(store.trained(store.best))
         found = arrays(written)
         for path, values in saved.items():
             np.testing.assert_array_equal(found[path][:2], values, err_msg=path)

@@ -10,6 +10,7 @@ from published import SMALL, TASKS, write_published
 from jina_jax.convert import open_checkpoint, write_checkpoint
 from jina_jax.convert.layouts import bindings
 from jina_jax.nn.attention import attention
+from jina_jax.nn.parameters import to_checkpoint
 from jina_jax.training.losses import info_nce, triplet_info_nce
 from jina_jax.training.micro_batches import Packing, pack
 from jina_jax.training.parameters import load_network
@@ -45,7 +46,7 @@ def our_gradients(directory, tasks, train, columns, loss, chunk_tokens):
     value, gradients = jax.jit(jax.value_and_grad(objective))(
         network.trained, network.frozen, chunks, {}, jax.random.key(0)
     )
-    return float(value), {path: np.asarray(gradient) for path, gradient in gradients.items()}
+    return float(value), to_checkpoint(gradients)
 
 
 def embed(model, ids):
