@@ -17,7 +17,7 @@ from test_trainer import arrays, changed
 
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
-from jina_jax.training.checkpoints import Store
+from jina_jax.training.checkpoints import RunCheckpoints
 from jina_jax.training.metrics import read_metrics
 from jina_jax.training.plot import CURVES, plot_run
 from jina_jax.training.run import CHECKPOINTS, METRICS, load_run
@@ -254,7 +254,7 @@ class TestExport:
         assert f"wrote    {tmp_path / 'out'}: layout {layout}" in result.stdout
         written = open_checkpoint(tmp_path / "out")
         assert written.layout == layout
-        store = Store(directory / CHECKPOINTS, read_only=True)
+        store = RunCheckpoints(directory / CHECKPOINTS, read_only=True)
         saved = store.trained(store.best)
         found = arrays(written)
         for path, values in saved.items():

@@ -13,14 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import PAIRS, settings, told, train, write_data
+from runs import PAIRS, reported, settings, train, write_data
 from runs import quick_compiling as quick_compiling
 
 from jina_jax.checkpoints import hub
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.runtime.sharding import make_mesh
-from jina_jax.training.checkpoints import Store, hash_of
-from jina_jax.training.metrics import Metrics, TrainingError, Window, read_metrics
+from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.metrics import Interval, Metrics, TrainingError, read_metrics
 from jina_jax.training.run import BASE, CHECKPOINTS, METRICS, SETTINGS
 from jina_jax.training.settings import Settings, SettingsError
 from jina_jax.training.step import StepResult
@@ -69,8 +69,8 @@ def stopped(wanted, step, **options):
 
 def assert_same(run: Path, expected: Path) -> None:
     """Compare all that was told and the last checkpoint, bit for bit."""
-    assert told(run) == told(expected)
-    ours, theirs = (Store(p / CHECKPOINTS, read_only=True) for p in (run, expected))
+    assert reported(run) == reported(expected)
+    ours, theirs = (RunCheckpoints(p / CHECKPOINTS, read_only=True) for p in (run, expected))
     # One that was being removed when a run was killed may be left.
     assert ours.steps[-2:] == theirs.steps == [6, STEPS]
     found, wanted = ours.trained(STEPS), theirs.trained(STEPS)
@@ -80,16 +80,16 @@ def assert_same(run: Path, expected: Path) -> None:
 
 
 def test_the_whole_run_draws_from_both_sources_and_repeats_rows(whole):
-    names = {name for line in told(whole) for name in line["losses"]}
+    names = {name for line in reported(whole) for name in line["losses"]}
     assert names == {"info_nce:pairs.jsonl#1", "info_nce:pairs.jsonl#2"}
-    assert [line["step"] for line in told(whole)] == [2, 3, 4, 6, 8]
+    assert [line["step"] for line in reported(whole)] == [2, 3, 4, 6, 8]
 
 
 def test_a_run_that_was_stopped_twice(root, whole):
     wanted = settings(root, "stopped", **WANTED)
     stopped(wanted, 6)
-    assert Store(root / "stopped" / CHECKPOINTS, read_only=True).steps == [3]
-    assert [line["step"] for line in told(root / "stopped")] == [2, 3, 4]
+    assert RunCheckpoints(root / "stopped" / CHECKPOINTS, read_only=True).steps == [3]
+    assert [line["step"] for line in reported(root / "stopped")] == [2, 3, 4]
     stopped(wanted, 8, resume=True)
     trainer = Trainer(wanted, resume=True)
     assert trainer.step == 6
@@ -102,15 +102,17 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint(root, whole):
     evaluation = [{"kind": "sts", "paths": [str(root / "scored.csv")]}]
     wanted = settings(root, "early", **WANTED, evaluation=evaluation)
     stopped(wanted, 2)
-    assert [line["step"] for line in told(root / "early")] == [0]
+    assert [line["step"] for line in reported(root / "early")] == [0]
     trainer = train(wanted, resume=True)
-    lines = told(root / "early")
+    lines = reported(root / "early")
     assert [line["step"] for line in lines] == [0, 2, 3, 4, 6, 8, 8]
     # Evaluations change nothing that is trained.
-    assert [line for line in lines if "loss" in line] == told(whole)
+    assert [line for line in lines if "loss" in line] == reported(whole)
     np.testing.assert_array_equal(
         np.asarray(trainer.trained["layers.0.mlp.fc1.lora_b"]),
-        Store(whole / CHECKPOINTS, read_only=True).trained(STEPS)["layers.0.mlp.fc1.lora_b"],
+        RunCheckpoints(whole / CHECKPOINTS, read_only=True).trained(STEPS)[
+            "layers.0.mlp.fc1.lora_b"
+        ],
     )
 
 
@@ -173,7 +175,7 @@ def test_place_log_and_devices_may_change(root, whole, tmp_path):
     alone = make_mesh(devices=jax.devices()[:1])
     trainer = Trainer(settings(root, tmp_path / "moved", **changed), resume=True, mesh=alone)
     assert trainer.step == STEPS
-    saved = Store(whole / CHECKPOINTS, read_only=True).trained(STEPS)
+    saved = RunCheckpoints(whole / CHECKPOINTS, read_only=True).trained(STEPS)
     for path, array in trainer.trained.items():
         assert array.sharding.device_set == {jax.devices()[0]}
         np.testing.assert_array_equal(array, saved[path])
@@ -253,7 +255,7 @@ def test_a_line_that_was_not_written_to_its_end_does_not_count(tmp_path):
 def test_a_window_with_a_number_that_is_not_finite(root, loss, norm):
     trainer = Trainer(settings(root, "window", **WANTED), resume=True)
     inputs = next(trainer._batches()).inputs
-    window = Window()
+    window = Interval()
     window.add("cosent:a", inputs, StepResult(np.float32(1), np.float32(1)))
     assert window.summary(6)["losses"] == {"cosent:a": 1.0}
     window.add("cosent:b", inputs, StepResult(np.float32(loss), np.float32(norm)))
@@ -329,7 +331,7 @@ def test_a_run_that_was_killed_while_saving(program, whole, tmp_path):
         return (folder / "3").exists() and any(p.name.startswith("6.") for p in folder.iterdir())
 
     assert kill_when(start(program, output), is_saving_the_second)
-    assert Store(folder, read_only=True).steps in ([3], [3, 6])
+    assert RunCheckpoints(folder, read_only=True).steps in ([3], [3, 6])
     finish(program, output)
     assert_same(output, whole)
     assert {path.name for path in folder.iterdir()} == {"6", "8"}
@@ -363,7 +365,7 @@ def test_a_run_that_was_killed_again_and_again(program, whole, tmp_path):
     for moment in moments:
         seen.append(kill_when(start(program, output), moment))
         if folder.exists():
-            steps |= set(Store(folder, read_only=True).steps)
+            steps |= set(RunCheckpoints(folder, read_only=True).steps)
     assert sum(seen) >= 5
     finish(program, output)
     assert_same(output, whole)

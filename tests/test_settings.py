@@ -48,7 +48,7 @@ max_grad_norm = 2.0
 
 [batches]
 size = 128
-chunk_tokens = 4096
+micro_batch_tokens = 4096
 
 [[data]]
 paths = ["a.jsonl", "b.jsonl"]
@@ -179,6 +179,7 @@ class TestReading:
             "Settings": "",
             "NewTask": "model.new_tasks.",
             "Loss": "data.loss.",
+            "EvaluationSection": "evaluation.",
             "Matryoshka": "data.loss.matryoshka.",
         }
         every = {
@@ -245,7 +246,7 @@ class TestReading:
         assert {kind for kinds in settings.KINDS_OF_LOSS.values() for kind in kinds} == set(KINDS)
         assert choices(settings.Data, "kind") == set(KINDS)
         assert choices(settings.Model, "train") == set(TRAINABLE)
-        assert choices(settings.Evaluation, "kind") == set(evaluation.KINDS)
+        assert choices(settings.EvaluationSection, "kind") == set(evaluation.KINDS)
 
     @pytest.mark.parametrize("name", losses.LOSSES)
     def test_fields_of_a_loss_are_its_arguments(self, name):
@@ -300,7 +301,10 @@ class TestRefusals:
             ({"seed": -1}, "seed: .* equal to 0, got -1"),
             ({"seed": 2**31}, "seed: .* less than 2147483648"),
             ({"batches__size": 0}, "batches.size: .* equal to 1, got 0"),
-            ({"batches__chunk_tokens": 8}, "batches.chunk_tokens: .* equal to 16, got 8"),
+            (
+                {"batches__micro_batch_tokens": 8},
+                "batches.micro_batch_tokens: .* equal to 16, got 8",
+            ),
             ({"data": []}, "data: expected at least one section [[data]]"),
             ({"data__0__paths": []}, "data[0].paths: .* at least 1 item .*"),
             ({"data__0__weight": 0}, "data[0].weight: .* greater than 0"),
@@ -410,7 +414,7 @@ class TestDescription:
             "Loss": "[data.loss]",
             "Matryoshka": "[data.loss.matryoshka]",
             "Data": "[[data]]",
-            "Evaluation": "[[evaluation]]",
+            "EvaluationSection": "[[evaluation]]",
         }
         assert len(parts) == len(sections()) == 10
         for section in sections():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from published import TASKS
-from runs import PAIRS, ROWS, losses, settings, told, train, write_data
+from runs import PAIRS, ROWS, losses, reported, settings, train, write_data
 from runs import quick_compiling as quick_compiling
 
 from jina_jax import JinaEmbeddings
@@ -19,8 +19,8 @@ from jina_jax.data.records import DataError
 from jina_jax.evaluation import Evaluation
 from jina_jax.runtime.sharding import make_mesh
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.training.checkpoints import Store
-from jina_jax.training.metrics import TrainingError, Window, read_metrics
+from jina_jax.training.checkpoints import RunCheckpoints
+from jina_jax.training.metrics import Interval, TrainingError, read_metrics
 from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, load_run
 from jina_jax.training.settings import SettingsError
 from jina_jax.training.step import StepResult
@@ -146,14 +146,14 @@ def test_what_is_cut_off_is_counted(root, matching):
     inputs = next(trainer._batches()).inputs
     assert inputs.dropped == sum(length - 10 for length in lengths) > 0
     assert inputs.tokens == 10 * 2 * ROWS
-    window = Window()
+    window = Interval()
     for _ in range(2):
         window.add("pairs", inputs, StepResult(np.float32(1), np.float32(1)))
     summary = window.summary(2)
     assert summary["dropped_tokens"] == 2 * inputs.dropped
     ratio = summary["tokens_per_second"] / summary["steps_per_second"]
     assert ratio == pytest.approx(inputs.tokens)
-    assert all(line["dropped_tokens"] == 0 for line in told(matching))
+    assert all(line["dropped_tokens"] == 0 for line in reported(matching))
 
 
 def test_sources_of_the_same_name_are_told_apart(root, tmp_path):
@@ -193,16 +193,16 @@ def test_eight_devices_train_as_one(root, matching):
 
 
 def test_what_a_step_is_given(root):
-    """Rows of chunks split over the devices, and random numbers of its own for each step."""
+    """Rows of micro-batches split over the devices, and random numbers of its own for each step."""
 
     def keys_of(output, seed):
         trainer, keys = Trainer(settings(root, output, seed=seed)), []
 
-        def step(trained, opt_state, frozen, chunks, targets, key):
+        def step(trained, opt_state, frozen, micro_batches, targets, key):
             keys.append(jax.random.key_data(key).tolist())
             assert (
-                chunks.input_ids.sharding.shard_shape(chunks.input_ids.shape)[1] * 8
-                == (chunks.input_ids.shape[1])
+                micro_batches.input_ids.sharding.shard_shape(micro_batches.input_ids.shape)[1] * 8
+                == (micro_batches.input_ids.shape[1])
             )
             assert all(array.sharding.is_fully_replicated for array in trained.values())
             return trained, opt_state, StepResult(np.float32(1), np.float32(1))
@@ -297,7 +297,7 @@ def test_the_head_of_masked_language_modelling_stays_behind(root, base):
     trainer = train(settings(root, "mlm", [texts], model={"tasks": [], "train": "all"}))
     head = [path for path in trainer.trained if path.startswith("mlm_head")]
     assert len(head) == 5
-    saved = Store(root / "mlm" / CHECKPOINTS, read_only=True).trained(4)
+    saved = RunCheckpoints(root / "mlm" / CHECKPOINTS, read_only=True).trained(4)
     assert saved.keys() == trainer.trained.keys()
     found = changed(base, arrays(load_run(root / "mlm")))
     assert "word_embeddings.embedding" in found
@@ -341,7 +341,7 @@ def evaluated(root):
 
 def test_evaluations_are_those_of_the_model_at_each_step(root, evaluated):
     run, results = evaluated
-    lines = {line["step"]: line for line in told(run) if "evaluation" in line}
+    lines = {line["step"]: line for line in reported(run) if "evaluation" in line}
     assert [*lines] == [0, 2, 4]
     assert lines[4]["evaluation"] == results
     alone = Evaluation(kind="sts", paths=[root / "scored.csv"])
@@ -356,7 +356,7 @@ def test_evaluations_are_those_of_the_model_at_each_step(root, evaluated):
 
 
 def test_there_is_a_line_at_each_checkpoint(evaluated):
-    assert [line["step"] for line in told(evaluated[0]) if "loss" in line] == [2, 3, 4]
+    assert [line["step"] for line in reported(evaluated[0]) if "loss" in line] == [2, 3, 4]
 
 
 def test_the_best_checkpoint_is_kept_and_loaded(root, monkeypatch):
@@ -364,7 +364,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(root, monkeypatch):
     monkeypatch.setattr(Evaluation, "run", lambda self, _: {self.primary: next(scores)})
     log = {"evaluate_every": 1, "keep": 2}
     train(settings(root, "best", evaluation=sts(root), log=log))
-    store = Store(root / "best" / CHECKPOINTS, read_only=True)
+    store = RunCheckpoints(root / "best" / CHECKPOINTS, read_only=True)
     assert store.steps == [1, 3, 4]
     found = arrays(load_run(root / "best"))
     for step in (1, 4):
@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(root):
     trainer = Trainer(settings(root, "diverged", steps=20, optimizer=fields, log=log))
     with pytest.raises(TrainingError, match=r"step .* loss of info_nce:pairs.jsonl is (nan|inf)"):
         trainer.fit()
-    store = Store(root / "diverged" / CHECKPOINTS, read_only=True)
+    store = RunCheckpoints(root / "diverged" / CHECKPOINTS, read_only=True)
     assert trainer.step <= 4
     assert trainer.step not in store.steps
     for step in store.steps:

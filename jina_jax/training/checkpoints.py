@@ -30,7 +30,7 @@ _SCORE = "score"
 _HASHED = (".json", ".safetensors", ".bin")
 
 
-class Store:
+class RunCheckpoints:
     """The checkpoints of one run: the latest, and the best by the score of its evaluation.
 
     Args:

@@ -1,4 +1,4 @@
-"""From a batch of texts to arrays: prompts, token ids, tasks, chunks."""
+"""From a batch of texts to arrays: prompts, token ids, tasks, micro-batches."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from jina_jax.config import Config
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.training.micro_batches import Chunks, Packing, pack
-from jina_jax.training.mlm import MASK_RATE, MaskedChunks, mask_words, masked_chunks
+from jina_jax.training.micro_batches import MicroBatches, Packing, pack
+from jina_jax.training.mlm import MASK_RATE, MaskedMicroBatches, mask_words, masked_micro_batches
 from jina_jax.training.sampler import TextBatch
 from jina_jax.training.settings import Data
 
 
-class Inputs(NamedTuple):
+class StepInputs(NamedTuple):
     """A batch, ready for a step.
 
     Attributes:
-      chunks: the texts.
+      micro_batches: the texts.
       targets: "scores" float32 (B,), "labels" int32 (B,) or "teacher" float32 (B, d), as the loss
         wants them.
       columns: texts of a row.
@@ -27,20 +27,20 @@ class Inputs(NamedTuple):
       dropped: tokens that were cut off.
     """
 
-    chunks: Chunks | MaskedChunks
+    micro_batches: MicroBatches | MaskedMicroBatches
     targets: dict[str, np.ndarray]
     columns: int
     tokens: int
     dropped: int
 
 
-class Reader:
+class Collator:
     """Makes inputs from batches of texts.
 
     Args:
       config: of the encoder in training; its tasks, none to two, are those of a row's texts.
       tokenizer: text to ids.
-      packing: how texts are put into chunks.
+      packing: how texts are put into micro-batches.
       max_length: tokens of a text, at most.
       seed: of masking.
 
@@ -59,7 +59,7 @@ class Reader:
         self._config, self._tokenizer, self._packing = config, tokenizer, packing
         self._max_length, self._seed = max_length, seed
 
-    def __call__(self, batch: TextBatch, data: Data, step: int) -> Inputs:
+    def __call__(self, batch: TextBatch, data: Data, step: int) -> StepInputs:
         """Read a batch of a source; ``step`` decides what is masked."""
         if data.loss.name == "mlm":
             return self._masked(batch, data, step)
@@ -71,7 +71,7 @@ class Reader:
         ids = [self._cut(row, text, marked) for row, text in zip(whole, texts, strict=True)]
         task_ids = tasks * (len(texts) // batch.columns)
         tokens = sum(map(len, ids))
-        return Inputs(
+        return StepInputs(
             pack(ids, task_ids, self._packing, self._config.pad_token_id),
             _targets(batch),
             batch.columns,
@@ -102,16 +102,18 @@ class Reader:
             )
         return [*ids[: self._max_length - kept], *ids[-kept:]]
 
-    def _masked(self, batch: TextBatch, data: Data, step: int) -> Inputs:
+    def _masked(self, batch: TextBatch, data: Data, step: int) -> StepInputs:
         rate = MASK_RATE if data.loss.mask_rate is None else data.loss.mask_rate
         rng = np.random.default_rng([self._seed, step])
         texts = [
             mask_words(self._tokenizer, text, self._max_length, rate, rng) for text in batch.texts
         ]
         ids = [text.ids for text in texts]
-        chunks = pack(ids, [-1] * len(ids), self._packing, self._config.pad_token_id)
+        micro_batches = pack(ids, [-1] * len(ids), self._packing, self._config.pad_token_id)
         dropped = sum(text.dropped for text in texts)
-        return Inputs(masked_chunks(chunks, texts), {}, 1, sum(map(len, ids)), dropped)
+        return StepInputs(
+            masked_micro_batches(micro_batches, texts), {}, 1, sum(map(len, ids)), dropped
+        )
 
 
 def _targets(batch: TextBatch) -> dict[str, np.ndarray]:

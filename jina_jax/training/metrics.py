@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.training.collate import Inputs
+from jina_jax.training.collate import StepInputs
 from jina_jax.training.step import StepResult
 
 
@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-class Window:
+class Interval:
     """The steps since the last line of metrics."""
 
     def __init__(self) -> None:
@@ -63,12 +63,12 @@ class Window:
         self._tokens = self._dropped = 0
         self._padding: list[float] = []
 
-    def add(self, source: str, inputs: Inputs, result: StepResult) -> None:
+    def add(self, source: str, inputs: StepInputs, result: StepResult) -> None:
         """Take note of a step, which may still be running."""
         self._results.append((source, result))
         self._tokens += inputs.tokens
         self._dropped += inputs.dropped
-        self._padding.append(inputs.chunks.padding)
+        self._padding.append(inputs.micro_batches.padding)
 
     def _check(self, step: int) -> None:
         """Wait for the steps up to this one, and refuse to go on from what is not finite.

@@ -21,9 +21,9 @@ from jina_jax.nn.matmul import einsum
 from jina_jax.runtime.engine import encode_batch
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.losses import masked_lm
-from jina_jax.training.micro_batches import Chunks
+from jina_jax.training.micro_batches import MicroBatches
 from jina_jax.training.parameters import Arrays
-from jina_jax.training.step import Encoding, Objective, over_chunks
+from jina_jax.training.step import Encoding, Objective, over_micro_batches
 
 MASK_RATE = 0.15
 _TO_MASK, _TO_OTHER = 0.8, 0.1
@@ -52,12 +52,12 @@ class MaskedText(NamedTuple):
     dropped: int
 
 
-class MaskedChunks(NamedTuple):
-    """``Chunks`` of masked texts; M tokens are predicted in a chunk.
+class MaskedMicroBatches(NamedTuple):
+    """``MicroBatches`` of masked texts; M tokens are predicted in a micro-batch.
 
     Attributes:
-      input_ids, segments, task_ids, used, places: as in ``Chunks``.
-      rows, columns: int32 (C, M), where the tokens are in their chunk.
+      input_ids, segments, task_ids, used, slots: as in ``MicroBatches``.
+      rows, columns: int32 (C, M), where the tokens are in their micro-batch.
       labels: int32 (C, M), their ids.
       weights: float32 (C, M), 1, or 0 where there is none.
     """
@@ -66,7 +66,7 @@ class MaskedChunks(NamedTuple):
     segments: np.ndarray
     task_ids: np.ndarray
     used: np.ndarray
-    places: np.ndarray
+    slots: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     labels: np.ndarray
@@ -75,7 +75,7 @@ class MaskedChunks(NamedTuple):
     @property
     def padding(self) -> float:
         """Share of the computed positions that hold no token."""
-        return Chunks(*self[:5]).padding
+        return MicroBatches(*self[:5]).padding
 
 
 def mask_words(
@@ -122,23 +122,32 @@ def _begins_word(text: str, start: int) -> bool:
     return any(map(str.isspace, text[start - 1 : start + 1])) or bool(_UNSPACED.match(text, start))
 
 
-def masked_chunks(chunks: Chunks, texts: Sequence[MaskedText]) -> MaskedChunks:
-    """Tell chunks of masked texts which tokens to predict."""
-    count, height, _ = chunks.input_ids.shape
-    places = chunks.segments.shape[2]
-    row, start = chunks.places // places, chunks.segments.reshape(-1, 2)[chunks.places, 0]
+def masked_micro_batches(
+    micro_batches: MicroBatches, texts: Sequence[MaskedText]
+) -> MaskedMicroBatches:
+    """Tell micro-batches of masked texts which tokens to predict."""
+    count, height, _ = micro_batches.input_ids.shape
+    slots = micro_batches.segments.shape[2]
+    row, start = (
+        micro_batches.slots // slots,
+        micro_batches.segments.reshape(-1, 2)[micro_batches.slots, 0],
+    )
     rows = np.concatenate([np.full(len(t.positions), r) for t, r in zip(texts, row, strict=True)])
     columns = np.concatenate([t.positions + s for t, s in zip(texts, start, strict=True)])
     labels = np.concatenate([text.labels for text in texts])
-    members = [np.flatnonzero(rows // height == chunk) for chunk in range(count)]
+    members = [np.flatnonzero(rows // height == micro_batch) for micro_batch in range(count)]
     most = 1 << (max(map(len, members)) - 1).bit_length()
     filled = np.zeros((3, count, most), np.int32)
     weights = np.zeros((count, most), np.float32)
-    for chunk, member in enumerate(members):
-        filled[:, chunk, : len(member)] = rows[member] % height, columns[member], labels[member]
-        weights[chunk, : len(member)] = 1
+    for micro_batch, member in enumerate(members):
+        filled[:, micro_batch, : len(member)] = (
+            rows[member] % height,
+            columns[member],
+            labels[member],
+        )
+        weights[micro_batch, : len(member)] = 1
     rows, columns, labels = filled
-    return MaskedChunks(*chunks, rows, columns, labels, weights)
+    return MaskedMicroBatches(*micro_batches, rows, columns, labels, weights)
 
 
 def init_head(config: Config, seed: int) -> dict[str, np.ndarray]:
@@ -176,9 +185,9 @@ def mlm_objective(encoding: Encoding) -> Objective:
         logits = _head(network, trained, table, hidden[chunk.rows, chunk.columns])
         return masked_lm(logits, labels=chunk.labels, weights=chunk.weights)
 
-    def objective(trained, frozen, chunks, targets, key):
-        sums = over_chunks(encoding, one_chunk, trained, frozen, chunks, key)
-        return sums.sum() / jnp.maximum(chunks.weights.sum(), 1.0)
+    def objective(trained, frozen, micro_batches, targets, key):
+        sums = over_micro_batches(encoding, one_chunk, trained, frozen, micro_batches, key)
+        return sums.sum() / jnp.maximum(micro_batches.weights.sum(), 1.0)
 
     return objective
 

@@ -105,7 +105,7 @@ def _shapes(data: Data, source: Source, rows: int, width: int) -> tuple[list, di
     return [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes], targets
 
 
-def tell_bad_rows(settings: Settings, sources: list[Source]) -> None:
+def warn_bad_rows(settings: Settings, sources: list[Source]) -> None:
     """List the rows that were left out in a file, and say how many they are."""
     problems = [problem for source in sources for problem in source.problems]
     if not problems:

@@ -20,7 +20,7 @@ from jina_jax.checkpoints.native import write_json
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import read_json
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
-from jina_jax.training.checkpoints import Store, hash_of
+from jina_jax.training.checkpoints import RunCheckpoints, hash_of
 from jina_jax.training.settings import Model, Settings, SettingsError
 
 SETTINGS, BASE, METRICS, CHECKPOINTS = "settings.json", "base.json", "metrics.jsonl", "checkpoints"
@@ -90,7 +90,7 @@ def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
     if not (directory / SETTINGS).exists():
         raise FileNotFoundError(f"{directory}: expected the directory of a run, with {SETTINGS}")
     settings = Settings.from_dict(read_json(directory / SETTINGS), str(directory / SETTINGS))
-    store = Store(directory / CHECKPOINTS, read_only=True)
+    store = RunCheckpoints(directory / CHECKPOINTS, read_only=True)
     if step is None:
         step = store.latest if store.best is None else store.best
     if step not in store.steps:

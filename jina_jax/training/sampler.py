@@ -245,11 +245,11 @@ class _Stream:
         _check_count(name, "epoch", state.get("epoch"))
         _check_count(name, "position", state.get("position"), rows)
         waiting = state.get("waiting")
-        for place in waiting if isinstance(waiting, list) else [waiting]:
-            if not isinstance(place, list) or len(place) != 2:
-                raise ValueError(f"{name}: waiting: expected [row, column], got {place!r}")
-            _check_count(name, "waiting row", place[0], rows - 1)
-            _check_count(name, "waiting column", place[1], len(self._keys(place[0])) - 1)
+        for entry in waiting if isinstance(waiting, list) else [waiting]:
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise ValueError(f"{name}: waiting: expected [row, column], got {entry!r}")
+            _check_count(name, "waiting row", entry[0], rows - 1)
+            _check_count(name, "waiting column", entry[1], len(self._keys(entry[0])) - 1)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._start(state["epoch"], state["position"])

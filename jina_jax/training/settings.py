@@ -108,7 +108,7 @@ class Batches(Section):
     """How much is looked at in a step."""
 
     size: Count = Field(description="rows of a step; negatives are those of all of them")
-    chunk_tokens: Annotated[int, Field(ge=16)] = Field(
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = Field(
         8192, description="tokens computed at once on a device: bounds memory, not the batch"
     )
 
@@ -191,7 +191,7 @@ class Data(Section):
         return "tuples" if (self.kind, self.loss.name) == ("labelled", "triplet") else "rows"
 
 
-class Evaluation(Section):
+class EvaluationSection(Section):
     """One evaluation; the mean of the primary metrics of all of them chooses the best."""
 
     kind: Literal["sts", "bitext", "classification", "clustering", "retrieval"] = Field(
@@ -239,7 +239,7 @@ class Settings(Section):
     optimizer: Optimizer
     batches: Batches
     data: tuple[Data, ...] = Field(description="sections [[data]]")
-    evaluation: tuple[Evaluation, ...] = Field((), description="sections [[evaluation]]")
+    evaluation: tuple[EvaluationSection, ...] = Field((), description="sections [[evaluation]]")
     log: Log = Log.model_validate({})
 
     @model_validator(mode="after")
@@ -284,16 +284,16 @@ class Settings(Section):
 
 def _problem(detail: Any) -> str:
     """Say which field is at fault and why, in one line."""
-    place = ""
+    path = ""
     for part in detail["loc"]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if detail["type"] == "missing":
-        return f"{place}: is missing"
+        return f"{path}: is missing"
     if detail["type"] == "extra_forbidden":
-        return f"{place}: is not a field"
+        return f"{path}: is not a field"
     text = detail["msg"].removeprefix("Value error, ")
     given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
-    return f"{place + ': ' if place else ''}{text}{given}"
+    return f"{path + ': ' if path else ''}{text}{given}"
 
 
 def describe() -> str:

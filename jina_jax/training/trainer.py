@@ -22,9 +22,9 @@ from jina_jax.runtime.pipeline import ahead
 from jina_jax.runtime.sharding import make_mesh, placer
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import mlm, run
-from jina_jax.training.checkpoints import Store
-from jina_jax.training.collate import Inputs, Reader
-from jina_jax.training.metrics import Metrics, Window
+from jina_jax.training.checkpoints import RunCheckpoints
+from jina_jax.training.collate import Collator, StepInputs
+from jina_jax.training.metrics import Interval, Metrics
 from jina_jax.training.micro_batches import Packing
 from jina_jax.training.optimizer import optimizer, schedule
 from jina_jax.training.parameters import load_network
@@ -35,18 +35,18 @@ from jina_jax.training.prepare import (
     make_sampler,
     name_sources,
     read_data,
-    tell_bad_rows,
+    warn_bad_rows,
 )
 from jina_jax.training.settings import Loss, Settings
-from jina_jax.training.step import CHUNK_ROWS, Encoding, StepResult, make_step, text_objective
+from jina_jax.training.step import MICRO_BATCH_ROWS, Encoding, StepResult, make_step, text_objective
 
 
 class _Batch(NamedTuple):
-    """Inputs of a step, and where the data stand after it."""
+    """StepInputs of a step, and where the data stand after it."""
 
     step: int
     source: int
-    inputs: Inputs
+    inputs: StepInputs
     state: dict[str, Any]
 
 
@@ -96,8 +96,8 @@ class Trainer:
         self._load(settings)
         check_sources(settings, sources, self._network.config.hidden_size)
         run.start(settings, self.base, resume=resume)
-        tell_bad_rows(settings, sources)
-        self._store = Store(settings.output / run.CHECKPOINTS, settings.log.keep)
+        warn_bad_rows(settings, sources)
+        self._store = RunCheckpoints(settings.output / run.CHECKPOINTS, settings.log.keep)
         self._restore()
         self._metrics = Metrics(settings.output / run.METRICS, self.step)
         self._embedder: JinaEmbeddings | None = None
@@ -132,10 +132,10 @@ class Trainer:
             self._optimizer.init(self.trained),
         )
         packing = Packing(
-            settings.batches.chunk_tokens,
+            settings.batches.micro_batch_tokens,
             row_multiple=1 if self._mesh is None else self._mesh.shape["data"],
         )
-        self._reader = Reader(config, self._tokenizer, packing, model.max_length, settings.seed)
+        self._reader = Collator(config, self._tokenizer, packing, model.max_length, settings.seed)
         self._steps: dict[tuple, Callable] = {}
 
     def fit(self) -> dict[str, float]:
@@ -149,26 +149,26 @@ class Trainer:
           CheckpointError: if a checkpoint cannot be written; those before stay.
         """
         log, steps = self.settings.log, self.settings.optimizer.steps
-        results = self._evaluate_and_tell() if self.step == 0 else {}
-        told = Window()
+        results = self._evaluate_and_report() if self.step == 0 else {}
+        interval = Interval()
         with tqdm(total=steps, initial=self.step, unit="step", disable=not self._shown) as progress:
             for batch in ahead(self._batches()):
                 result = self._run(batch)
                 self.step = batch.step
                 progress.update()
-                told.add(self._names[batch.source], batch.inputs, result)
+                interval.add(self._names[batch.source], batch.inputs, result)
                 due = self.step == steps or _is_multiple(self.step, log.evaluate_every)
                 saving = due or _is_multiple(self.step, log.save_every)
                 if not saving and not _is_multiple(self.step, log.every):
                     continue
                 # Before a checkpoint always: it is of finite numbers, and a run that goes on from
                 # it has the same windows as one that was never stopped.
-                progress.set_postfix(self._tell(told), refresh=False)
+                progress.set_postfix(self._report(interval), refresh=False)
                 if saving:
-                    results = self._evaluate_and_tell() if due else results
+                    results = self._evaluate_and_report() if due else results
                     score = self._score(results) if due else None
                     self._store.save(self.step, self.trained, self._opt_state, batch.state, score)
-                told = Window()
+                interval = Interval()
         return results
 
     def summary(self) -> str:
@@ -216,7 +216,7 @@ class Trainer:
         embedder = self.embedder()
         return {k: v for each in self._evaluations for k, v in each.run(embedder).items()}
 
-    def _evaluate_and_tell(self) -> dict[str, float]:
+    def _evaluate_and_report(self) -> dict[str, float]:
         results = self.evaluate()
         if results:
             self._metrics.write(
@@ -241,13 +241,13 @@ class Trainer:
             yield _Batch(step, batch.source, inputs, self._sampler.state())
 
     def _run(self, batch: _Batch) -> StepResult:
-        chunks = batch.inputs.chunks
-        shape = (*chunks.input_ids.shape[1:], chunks.segments.shape[2])
+        micro_batches = batch.inputs.micro_batches
+        shape = (*micro_batches.input_ids.shape[1:], micro_batches.segments.shape[2])
         # Sources of one loss share programs.
         key = (self.settings.data[batch.source].loss, batch.inputs.columns, *shape[1:])
         if key not in self._steps:
             self._steps[key] = self._make_step(*key)
-        placed = type(chunks)(*(self._place(array) for array in chunks))
+        placed = type(micro_batches)(*(self._place(array) for array in micro_batches))
         self.trained, self._opt_state, result = self._steps[key](
             self.trained,
             self._opt_state,
@@ -258,14 +258,14 @@ class Trainer:
         )
         return result
 
-    def _make_step(self, loss: Loss, columns: int, tokens: int, places: int) -> Callable:
+    def _make_step(self, loss: Loss, columns: int, tokens: int, slots: int) -> Callable:
         network = self._network
         platform = platform_of(next(iter(self.trained.values())))
         kernel = choose(
             platform,
             network.dtype,
             tokens,
-            places,
+            slots,
             network.config.head_dim,
             self._mesh,
         ).kernel
@@ -276,10 +276,10 @@ class Trainer:
         return make_step(objective, self._optimizer, platform)
 
     def _place(self, array: np.ndarray) -> Any:
-        """Put an array of chunks on the devices: rows on the data axis."""
+        """Put an array of micro-batches on the devices: rows on the data axis."""
         if self._mesh is None or array.ndim < 3:
             return self._everywhere(array)
-        return jax.device_put(array, NamedSharding(self._mesh, CHUNK_ROWS))
+        return jax.device_put(array, NamedSharding(self._mesh, MICRO_BATCH_ROWS))
 
     def _everywhere(self, array: np.ndarray) -> Any:
         sharding = None if self._mesh is None else NamedSharding(self._mesh, P())
@@ -295,9 +295,9 @@ class Trainer:
         self._sampler.restore(state)
         self.step = latest
 
-    def _tell(self, told: Window) -> dict[str, str]:
+    def _report(self, interval: Interval) -> dict[str, str]:
         """Write a line of metrics, and return what the progress bar shows."""
-        values = told.summary(self.step)
+        values = interval.summary(self.step)
         rate = float(schedule(self.settings.optimizer)(self.step - 1))
         self._metrics.write(step=self.step, **values, learning_rate=rate)
         return {

@@ -95,10 +95,10 @@ class Tuples:
         self, first: int, size: int, taken: Container[str | int], drawn: list[str], rng: Random
     ) -> str | None:
         """Draw a text of a span: a few times anywhere, then the next one that is free."""
-        place = 0
+        index = 0
         for turn in range(_RANDOM_TRIES + size):
-            place = int(rng.random() * size) if turn < _RANDOM_TRIES else (place + 1) % size
-            text = self._by_class[(first + place) % len(self._by_class)]
+            index = int(rng.random() * size) if turn < _RANDOM_TRIES else (index + 1) % size
+            text = self._by_class[(first + index) % len(self._by_class)]
             if text not in taken and text not in drawn:
                 return text
         return None
