@@ -140,7 +140,7 @@ class Ours:
         tasks = TASKS[workload]
         _, columns, *_, name = WORKLOADS[workload]
         checkpoint = open_checkpoint(directory / "published")
-        network = load_network(checkpoint, tasks, "adapters", dtype=dtype)
+        network, trained, frozen = load_network(checkpoint, tasks, "adapters", dtype=dtype)
         ids = _texts(workload)
         task_ids = [min(i % columns, len(tasks) - 1) for i in range(len(ids))]
         self._micro_batches = pack(ids, task_ids, Packing(), checkpoint.config.pad_token_id)
@@ -151,7 +151,7 @@ class Ours:
         rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=100_000))
         objective = text_objective(Encoding(network, kernel), losses.LOSSES[name], columns)
         self._step = make_step(objective, rule)
-        self._trained, self._frozen = network.trained, network.frozen
+        self._trained, self._frozen = trained, frozen
         self._opt_state = rule.init(self._trained)
         self._key = jax.random.key(0)
 
@@ -315,7 +315,7 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     shapes = {parameter_path(k): v.get_value().shape for k, v in nnx.to_flat_state(state)}
     trained = {k: array(s, jnp.float32) for k, s in shapes.items() if is_trained(k, "adapters")}
     frozen = {k: array(s, jnp.bfloat16) for k, s in shapes.items() if k not in trained}
-    network = Network(config, graph, "bfloat16", trained, frozen, scan)
+    network = Network(config, graph, "bfloat16", scan)
     tokens, texts = PAPER["tokens"], PAPER["rows"] * PAPER["texts"]
     height = args.micro_batch_tokens // tokens
     count, slots = 1 << (-(-texts // height) - 1).bit_length(), tokens // 8

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+_OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
 
 
 def cache_folder() -> Path:
@@ -22,6 +30,24 @@ def programs_in_use() -> str | None:
     import jax
 
     return jax.config.values["jax_compilation_cache_dir"] or None  # "" is none, too
+
+
+@contextlib.contextmanager
+def compilation_cache(setting: bool | str | os.PathLike[str]) -> Iterator[None]:
+    """Choose where JAX keeps compiled programs, as ``set_compilation_cache``, inside a context."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    before = {name: jax.config.values[name] for name in _OPTIONS}
+    set_compilation_cache(setting)
+    changed = {name: old for name, old in before.items() if jax.config.values[name] != old}
+    try:
+        yield
+    finally:
+        for name, old in changed.items():
+            jax.config.update(name, old)
+        if changed:
+            cache.reset_cache()  # it would go on writing into the directory
 
 
 def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:

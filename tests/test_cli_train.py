@@ -87,8 +87,10 @@ class TestTrain:
             for file in (tmp_path / "other" / METRICS, trained[0] / METRICS)
         )
         assert lines == expected
+        before = result.stdout
         result = run("train", path, "--output", tmp_path / "other", "--resume")
-        assert (result.exit_code, result.stdout) == (0, "")
+        assert (result.exit_code, result.stdout) == (0, before)
+        assert before == trained[1].stdout
         assert "steps    4 of 4 done" in result.stderr
 
     def test_refusals(self, root, trained, tmp_path):

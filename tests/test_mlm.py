@@ -286,11 +286,11 @@ def head(checkpoint):
 
 def ours(checkpoint, head, texts, packing, train="all"):
     """Loss and gradients, as a step takes them."""
-    network = load_network(checkpoint, (), train, dtype="float32")
+    network, trained, frozen = load_network(checkpoint, (), train, dtype="float32")
     objective = mlm_objective(Encoding(network, attention))
     loss, gradients = jax.jit(jax.value_and_grad(objective), compiler_options=FAST)(
-        {**network.trained, **head},
-        network.frozen,
+        {**trained, **head},
+        frozen,
         micro_batches_of(texts, packing),
         {},
         jax.random.key(0),
@@ -334,7 +334,7 @@ def test_loss_equals_numpy_text_by_text(tokenizer, head, whole):
 
 def test_gradients_equal_those_of_padded_rows(checkpoint, tokenizer, head, whole):
     """A text a row, a dense mask, no micro-batches, and the head as jax.nn has it."""
-    network = load_network(checkpoint, (), "all", dtype="float32")
+    network, trained, _ = load_network(checkpoint, (), "all", dtype="float32")
     texts = corpus(tokenizer)
     width = max(len(text.ids) for text in texts)
     ids = np.array([[*text.ids, *[PAD] * (width - len(text.ids))] for text in texts])
@@ -355,7 +355,7 @@ def test_gradients_equal_those_of_padded_rows(checkpoint, tokenizer, head, whole
             logits = x @ trained["word_embeddings.embedding"].T + trained["mlm_head.decoder.bias"]
         return -jax.nn.log_softmax(logits)[np.arange(len(labels)), labels].mean()
 
-    expected = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)({**network.trained, **head})
+    expected = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)({**trained, **head})
     assert whole[0] == pytest.approx(float(expected[0]), rel=1e-6)
     assert_equal_gradients(whole[1], {k: np.asarray(v) for k, v in expected[1].items()})
 
@@ -380,12 +380,12 @@ def test_frozen_tables_are_the_decoder_too(checkpoint, head, tokenizer, whole):
 
 
 def test_loss_of_no_masked_token_is_zero(checkpoint, head):
-    network = load_network(checkpoint, (), "all", dtype="float32")
+    network, trained, frozen = load_network(checkpoint, (), "all", dtype="float32")
     text = MaskedText([0, 5, 2], np.zeros(0, int), np.zeros(0, int), 0)
     objective = jax.jit(mlm_objective(Encoding(network, attention)), compiler_options=FAST)
-    trained = {**network.trained, **head}
+    trained = {**trained, **head}
     micro_batches = micro_batches_of([text], Packing(64, (32,)))
-    assert float(objective(trained, network.frozen, micro_batches, {}, jax.random.key(0))) == 0.0
+    assert float(objective(trained, frozen, micro_batches, {}, jax.random.key(0))) == 0.0
 
 
 def test_init_head(checkpoint):

@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint(root, whole):
     # Evaluations change nothing that is trained.
     assert [line for line in lines if "loss" in line] == reported(whole)
     np.testing.assert_array_equal(
-        np.asarray(trainer.trained["layers.0.mlp.fc1.lora_b"]),
+        np.asarray(trainer.state.trained["layers.0.mlp.fc1.lora_b"]),
         RunCheckpoints(whole / CHECKPOINTS, read_only=True).trained(STEPS)[
             "layers.0.mlp.fc1.lora_b"
         ],
@@ -176,7 +176,7 @@ def test_place_log_and_devices_may_change(root, whole, tmp_path):
     trainer = Trainer(settings(root, tmp_path / "moved", **changed), resume=True, mesh=alone)
     assert trainer.step == STEPS
     saved = RunCheckpoints(whole / CHECKPOINTS, read_only=True).trained(STEPS)
-    for path, array in trainer.trained.items():
+    for path, array in trainer.state.trained.items():
         assert array.sharding.device_set == {jax.devices()[0]}
         np.testing.assert_array_equal(array, saved[path])
 
@@ -225,7 +225,7 @@ def test_other_data_are_refused(root, tmp_path):
 def test_a_torn_checkpoint_is_named_and_the_one_before_goes_on(root, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     latest = tmp_path / "run" / CHECKPOINTS / str(STEPS)
-    (latest / "state" / "metadata").write_text('{"seed": 5, "batc')
+    (latest / "sampler" / "metadata").write_text('{"seed": 5, "batc')
     wanted = settings(root, tmp_path / "run", **WANTED)
     with pytest.raises(CheckpointError, match=rf"{STEPS}: .* remove it to go on from 6"):
         Trainer(wanted, resume=True)

@@ -17,10 +17,11 @@ from jax.sharding import PartitionSpec as P
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.runtime.sharding import make_mesh
 from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.state import TrainState
 
 # More than Orbax keeps in its own tables, so that every kind of file is there.
 SHAPES = {f"layers.{i}.mlp.fc1.lora_a": (1, 64, 96) for i in range(3)} | {"word.lora_b": (1, 4, 64)}
-STATE = {"seed": 3, "batches": 17, "sources": [{"epoch": 2, "waiting": [[5, 0], [7, 1]]}]}
+SAMPLER = {"seed": 3, "batches": 17, "sources": [{"epoch": 2, "waiting": [[5, 0], [7, 1]]}]}
 
 
 def content(seed, device=None):
@@ -44,9 +45,13 @@ def assert_equal(found, expected):
         assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
 
 
+def arrays_of(state):
+    return state.trained, state.opt_state
+
+
 def target():
-    """Give arrays of other values to restore into."""
-    return content(99)
+    """Return a state of other values to restore into."""
+    return TrainState(0, *content(99), {})
 
 
 @pytest.fixture
@@ -59,19 +64,20 @@ def store(tmp_path):
 def fill(store, steps, scores=()):
     scores = dict(scores)
     for step in steps:
-        store.save(step, *content(step), {**STATE, "batches": step}, scores.get(step))
+        state = TrainState(step, *content(step), {**SAMPLER, "batches": step})
+        store.save(state, scores.get(step))
 
 
 def test_everything_comes_back_to_the_bit(store):
     trained, optimizer = content(0)
     extreme = np.array([np.nan, -0.0, np.inf, 1e-45, np.float32(1) / 3], np.float32)
     trained["word.lora_b"] = trained["word.lora_b"].at[0, 0, :5].set(extreme)
-    store.save(7, trained, optimizer, STATE, None)
+    store.save(TrainState(7, trained, optimizer, SAMPLER), None)
     for reader in (store, RunCheckpoints(store.directory, read_only=True)):
-        found = reader.restore(7, *target())
-        assert_equal(found[0], trained)
-        assert_equal(found[1], optimizer)
-        assert found[2] == STATE
+        found = reader.restore(7, target())
+        assert_equal(found.trained, trained)
+        assert_equal(found.opt_state, optimizer)
+        assert (found.step, found.sampler) == (7, SAMPLER)
         assert_equal(reader.trained(7), trained)
         assert all(type(array) is np.ndarray for array in reader.trained(7).values())
 
@@ -111,13 +117,13 @@ def test_a_step_is_saved_once(store):
     fill(store, [1])
     with pytest.raises(CheckpointError, match=r"step 1 could not be written.*already exists"):
         fill(store, [1])
-    assert_equal(store.restore(1, *target())[0], content(1)[0])
+    assert_equal(store.restore(1, target()).trained, content(1)[0])
 
 
 def test_devices_are_those_of_the_reader(tmp_path):
     everywhere = NamedSharding(make_mesh(), P())
     trained, optimizer = content(4, everywhere)
-    RunCheckpoints(tmp_path).save(4, trained, optimizer, STATE, None)
+    RunCheckpoints(tmp_path).save(TrainState(4, trained, optimizer, SAMPLER), None)
     assert len(trained["word.lora_b"].sharding.device_set) == 8
     # On one device in a process that has no more, as numbers of NumPy …
     code = f"""
@@ -134,9 +140,10 @@ for path, array in sorted(reader.trained(4).items()):
     ], result.stderr
     # … and where the arrays are that are read into.
     for device in (jax.devices()[3], everywhere):
-        found = RunCheckpoints(tmp_path, read_only=True).restore(4, *content(1, device))
-        assert_equal(found[:2], (trained, optimizer))
-        devices = {leaf.sharding for leaf in jax.tree.leaves(found[:2])}
+        like = TrainState(0, *content(1, device), {})
+        found = arrays_of(RunCheckpoints(tmp_path, read_only=True).restore(4, like))
+        assert_equal(found, (trained, optimizer))
+        devices = {leaf.sharding for leaf in jax.tree.leaves(found)}
         assert len(devices) == 1
         assert devices.pop().device_set == content(1, device)[0]["word.lora_b"].sharding.device_set
 
@@ -168,8 +175,8 @@ def outcome(directory, step, read):
         return read(store)
     except CheckpointError as error:
         message = str(error)
-    place = f"{directory / str(step)}: the checkpoint cannot be read; remove it to go on from 4 ("
-    assert message.startswith(place)
+    start = f"{directory / str(step)}: the checkpoint cannot be read; remove it to go on from 4 ("
+    assert message.startswith(start)
     return message
 
 
@@ -188,18 +195,18 @@ def test_a_damaged_file_is_an_error_or_does_no_harm(good, tmp_path, how):
         directory = tmp_path / "torn"
         shutil.copytree(good, directory)
         harm(directory / name, how)
-        all_of_it = outcome(directory, 6, lambda store: store.restore(6, *target()))
+        all_of_it = outcome(directory, 6, lambda store: store.restore(6, target()))
         if isinstance(all_of_it, str):
             refused.add(name.parts[1])
         else:
-            assert_equal(all_of_it[:2], content(6))
-            assert all_of_it[2] == {**STATE, "batches": 6}
+            assert_equal(arrays_of(all_of_it), content(6))
+            assert all_of_it.sampler == {**SAMPLER, "batches": 6}
         if name.parts[1] == "trained":
             trained = outcome(directory, 6, lambda store: store.trained(6))
             if not isinstance(trained, str):
                 assert_equal(trained, content(6)[0])
         shutil.rmtree(directory)
-    assert refused >= {"trained", "optimizer", "state"}
+    assert refused >= {"trained", "optimizer", "sampler"}
     assert ("metrics" in refused) == (how != "delete")
 
 
@@ -212,24 +219,24 @@ def test_those_beside_a_damaged_one_are_read(good, tmp_path):
     store = RunCheckpoints(directory)
     assert (store.steps, store.best) == ([2, 4, 6], 4)
     with pytest.raises(CheckpointError, match=r"6: the checkpoint .* go on from 4"):
-        store.restore(6, *target())
-    assert_equal(store.restore(4, *target())[:2], content(4))
+        store.restore(6, target())
+    assert_equal(arrays_of(store.restore(4, target())), content(4))
     shutil.rmtree(directory / "6")
     assert store.latest == 4
     fill(store, [6])
-    assert_equal(store.restore(6, *target())[:2], content(6))
+    assert_equal(arrays_of(store.restore(6, target())), content(6))
 
 
 def test_one_of_another_run_is_refused(good):
     store = RunCheckpoints(good, read_only=True)
-    trained, optimizer = target()
+    trained, optimizer = content(99)
     wide = {path: jnp.zeros((2, *array.shape[1:])) for path, array in trained.items()}
     others = {"other.lora_a": trained["word.lora_b"], **trained}
     for wrong in (wide, others, {}):
         with pytest.raises(CheckpointError, match=r"6: the checkpoint cannot be read"):
-            store.restore(6, wrong, optimizer)
+            store.restore(6, TrainState(0, wrong, optimizer, {}))
     with pytest.raises(CheckpointError, match=r"5: the checkpoint cannot be read"):
-        store.restore(5, trained, optimizer)
+        store.restore(5, target())
 
 
 # --- Saving that fails
@@ -259,7 +266,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 def assert_only_the_first(store):
     for reader in (store, RunCheckpoints(store.directory)):
         assert (reader.steps, reader.best) == ([1], None)
-        assert_equal(reader.restore(1, *target())[:2], content(1))
+        assert_equal(arrays_of(reader.restore(1, target())), content(1))
 
 
 def test_the_first_one_that_fails_says_that_there_is_none(store, monkeypatch):

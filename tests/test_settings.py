@@ -30,6 +30,7 @@ dtype = "bfloat16"
 rotary_emb_base = 10000
 max_length = 192
 dropout = 0.1
+scan_layers = false
 
 [[model.new_tasks]]
 name = "legal"

@@ -72,8 +72,8 @@ def contrast(queries, documents):
 class Program:
     """A compiled function of micro-batches and a key, to loss and gradients."""
 
-    def __init__(self, network, micro_batches, **options):
-        self.fixed = network.trained, network.frozen
+    def __init__(self, loaded, micro_batches, **options):
+        network, *self.fixed = loaded
         objective = text_objective(Encoding(network, attention, **options), contrast, 2)
         gradient = jax.value_and_grad(objective)
         self.executable = compiled(gradient, *self.fixed, micro_batches, {}, KEY)
@@ -125,7 +125,7 @@ def test_gradients_without_caching_are_those_of_one_micro_batch(networks, progra
 @pytest.mark.parametrize("packing", [WHOLE, MANY])
 @pytest.mark.parametrize("train", ["adapters", "all"])
 def test_only_trained_parameters_have_gradients(networks, programs, train, packing):
-    trained = networks[train].trained
+    _, trained, _ = networks[train]
     _, gradients = programs(train, packing)(pairs(packing))
     assert gradients.keys() == trained.keys()
     assert {gradient.dtype.name for gradient in gradients.values()} == {"float32"}
@@ -135,8 +135,8 @@ def test_only_trained_parameters_have_gradients(networks, programs, train, packi
 
 def test_frozen_weights_cost_no_gradient(networks, programs):
     """Work of a gradient is that of the hidden states, and as much again for those of weights."""
-    network, micro_batches = networks["adapters"], pairs(WHOLE)
-    args = (network.trained, network.frozen, micro_batches, KEY)
+    (network, trained, frozen), micro_batches = networks["adapters"], pairs(WHOLE)
+    args = (trained, frozen, micro_batches, KEY)
     forward = compiled(lambda *args: embed(Encoding(network, attention), *args), *args)
     adapters, every = (
         programs(train, WHOLE).executable.cost_analysis()["flops"]
@@ -183,8 +183,8 @@ def test_stacked_layers_have_the_same_gradients(tmp_path):
     micro_batches = pairs(WHOLE)
 
     def run(scan_layers):
-        network = load_network(checkpoint, PAIR, "all", dtype="float32", scan_layers=scan_layers)
-        return Program(network, micro_batches)(micro_batches)
+        loaded = load_network(checkpoint, PAIR, "all", dtype="float32", scan_layers=scan_layers)
+        return Program(loaded, micro_batches)(micro_batches)
 
     loss, stacked = run(scan_layers=True)
     apart = {
@@ -266,10 +266,10 @@ def test_memory_does_not_grow_with_the_number_of_micro_batches():
 
 
 def test_every_text_drops_other_values(networks):
-    network = networks["adapters"]
+    network, trained, frozen = networks["adapters"]
     micro_batches = pack([[0, 7, 8, 9, 2]] * 24, [0] * 24, Packing(32, (32,)), PAD)
     assert micro_batches.used.sum() > 4
-    args = (network.trained, network.frozen, micro_batches, KEY)
+    args = (trained, frozen, micro_batches, KEY)
     vectors = compiled(lambda *args: embed(Encoding(network, attention, 0.3), *args), *args)(*args)
     distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
     assert distances[~np.eye(24, dtype=bool)].min() > 0.1
@@ -294,11 +294,11 @@ def test_vectors_are_those_of_inference(directory, checkpoint):
         model = JinaEmbeddings(config, state, tokenizer, batching=batching)
         options = {"prompt": None, "normalize_embeddings": False}
         expected = model.encode(SENTENCES, task=tasks, **options)
-        network = load_network(
+        network, trained, frozen = load_network(
             checkpoint, pair, "adapters", dtype="float32", rotary_emb_base=rotary_emb_base
         )
         micro_batches = pack(ids, task_ids, Packing(64, (64,)), PAD)
-        args = (network.trained, network.frozen, micro_batches, KEY)
+        args = (trained, frozen, micro_batches, KEY)
         found = compiled(lambda *args: embed(Encoding(network, attention), *args), *args)(*args)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -389,8 +389,8 @@ def mesh():
 
 
 def on_devices(checkpoint, mesh, tasks, train):
-    network = load_network(checkpoint, tasks, train, dtype="float32", mesh=mesh)
-    return network, Encoding(network, attention, mesh=mesh)
+    network, trained, frozen = load_network(checkpoint, tasks, train, dtype="float32", mesh=mesh)
+    return Encoding(network, attention, mesh=mesh), trained, frozen
 
 
 def test_every_loss_on_eight_devices_is_that_of_one(checkpoint, mesh):
@@ -399,16 +399,14 @@ def test_every_loss_on_eight_devices_is_that_of_one(checkpoint, mesh):
     tasks = [0, 1, 1, 1] * ROWS
 
     def run(mesh, packing):
-        network, encoding = on_devices(checkpoint, mesh, PAIR, "adapters")
+        encoding, trained, frozen = on_devices(checkpoint, mesh, PAIR, "adapters")
         micro_batches, targets = pack(ids, tasks, packing, PAD), TARGETS
         if mesh is not None:
             assert micro_batches.used.sum() > 1
             micro_batches = placed(micro_batches, mesh)
             targets = jax.device_put(TARGETS, NamedSharding(mesh, P()))
         objective = text_objective(encoding, every_loss, columns)
-        return values_and_gradients(
-            objective, network.trained, network.frozen, micro_batches, targets
-        )
+        return values_and_gradients(objective, trained, frozen, micro_batches, targets)
 
     single, several = run(None, WHOLE), run(mesh, Packing(32, (32,), row_multiple=8))
     assert len(single) == len(losses.LOSSES)
@@ -428,7 +426,7 @@ def test_mlm_on_eight_devices_is_that_of_one(directory, checkpoint, mesh):
     head = {k: v + 0.1 for k, v in init_head(checkpoint.config, 0).items()}
 
     def run(mesh, packing):
-        network, encoding = on_devices(checkpoint, mesh, (), "all")
+        encoding, trained, frozen = on_devices(checkpoint, mesh, (), "all")
         micro_batches = masked_micro_batches(pack(ids, [-1] * len(ids), packing, PAD), texts)
         everywhere = head
         if mesh is not None:
@@ -438,7 +436,7 @@ def test_mlm_on_eight_devices_is_that_of_one(directory, checkpoint, mesh):
         objective = mlm_objective(encoding)
         return values_and_gradients(
             lambda *args: objective(*args)[None],
-            *({**network.trained, **everywhere}, network.frozen, micro_batches, {}),
+            *({**trained, **everywhere}, frozen, micro_batches, {}),
         )[0]
 
     assert_equal(run(mesh, Packing(32, (32,), row_multiple=8)), run(None, WHOLE))
@@ -448,22 +446,22 @@ def test_mlm_on_eight_devices_is_that_of_one(directory, checkpoint, mesh):
 
 
 def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
-    network = load_network(checkpoint, PAIR, "adapters", dtype="bfloat16")
-    frozen = {path: np.array(array) for path, array in network.frozen.items()}
+    network, given, frozen = load_network(checkpoint, PAIR, "adapters", dtype="bfloat16")
+    frozen_before = {path: np.array(array) for path, array in frozen.items()}
     rate = 0.1
     chain = optax.sgd(rate)
     objective = text_objective(Encoding(network, attention), contrast, 2)
     micro_batches = pairs(MANY)
-    args = (network.trained, chain.init(network.trained), network.frozen, micro_batches, {}, KEY)
+    args = (given, chain.init(given), frozen, micro_batches, {}, KEY)
     lowered = make_step(objective, chain).lower(*args)
     dots = re.findall(r"dot_general.*: \(tensor<(.*?)>, tensor<(.*?)>\)", lowered.as_text())
     dtypes = {tuple(operand.split("x")[-1] for operand in dot) for dot in dots}
     assert dtypes == {("bf16", "bf16"), ("f32", "f32")}  # the latter are of the loss
 
     step = lowered.compile(FAST)
-    before = {path: np.array(array) for path, array in network.trained.items()}
+    before = {path: np.array(array) for path, array in given.items()}
     trained, state, first = step(*args)
-    assert all(array.is_deleted() for array in network.trained.values())
+    assert all(array.is_deleted() for array in given.values())
     # Gradients point where those of float32 do.
     moved = {path: (before[path] - np.asarray(trained[path])) / rate for path in trained}
     loss, exact = programs("adapters", MANY)(micro_batches)
@@ -474,9 +472,9 @@ def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
     assert float(first.loss) == pytest.approx(float(loss), rel=1e-2)
 
     for _ in range(40):
-        trained, state, last = step(trained, state, network.frozen, micro_batches, {}, KEY)
+        trained, state, last = step(trained, state, frozen, micro_batches, {}, KEY)
     assert {array.dtype.name for array in trained.values()} == {"float32"}
     assert float(last.loss) < 0.9 * float(first.loss)
-    for path, array in network.frozen.items():
+    for path, array in frozen.items():
         assert array.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(array, frozen[path])
+        np.testing.assert_array_equal(array, frozen_before[path])

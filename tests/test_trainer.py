@@ -207,7 +207,7 @@ def test_what_a_step_is_given(root):
             assert all(array.sharding.is_fully_replicated for array in trained.values())
             return trained, opt_state, StepResult(np.float32(1), np.float32(1))
 
-        trainer._make_step = lambda *_: step
+        trainer._programs._make_step = lambda *_: step
         trainer.fit()
         return keys
 
@@ -295,10 +295,10 @@ def test_dropout_changes_the_losses_and_no_evaluation(root, matching):
 def test_the_head_of_masked_language_modelling_stays_behind(root, base):
     texts = {"paths": ["texts.txt"], "kind": "texts", "loss": {"name": "mlm", "mask_rate": 0.3}}
     trainer = train(settings(root, "mlm", [texts], model={"tasks": [], "train": "all"}))
-    head = [path for path in trainer.trained if path.startswith("mlm_head")]
+    head = [path for path in trainer.state.trained if path.startswith("mlm_head")]
     assert len(head) == 5
     saved = RunCheckpoints(root / "mlm" / CHECKPOINTS, read_only=True).trained(4)
-    assert saved.keys() == trainer.trained.keys()
+    assert saved.keys() == trainer.state.trained.keys()
     found = changed(base, arrays(load_run(root / "mlm")))
     assert "word_embeddings.embedding" in found
     assert not [path for path in found if ".lora_" in path]
@@ -306,7 +306,7 @@ def test_the_head_of_masked_language_modelling_stays_behind(root, base):
 
 def test_bfloat16_keeps_trained_weights_in_float32(root, base):
     trainer = train(settings(root, "bf16", steps=1, model={"dtype": "bfloat16"}))
-    assert all(array.dtype == np.float32 for array in trainer.trained.values())
+    assert all(array.dtype == np.float32 for array in trainer.state.trained.values())
     after = arrays(load_run(root / "bf16"))
     assert all(after[path].dtype == base[path].dtype for path in base)
 
@@ -378,7 +378,9 @@ def test_the_mean_of_several_evaluations_is_the_score(root):
     trainer = Trainer(settings(root, "two", evaluation=two))
     results = trainer.evaluate()
     names = ("sts/scored/spearman", "sts/other/spearman")
-    assert trainer._score(results) == pytest.approx(np.mean([results[name] for name in names]))
+    assert trainer._evaluations.score(results) == pytest.approx(
+        np.mean([results[name] for name in names])
+    )
     assert results[names[0]] != results[names[1]]
 
 
@@ -421,7 +423,10 @@ def test_models_and_batches_that_do_not_fit(root, sections, match):
             {**TEACHER, "batch_size": 1, "loss": {"name": "similarity_distillation"}},
             "at least 2 rows",
         ),
-        ({**PAIRS, "batch_size": 9}, r"data\[0\].batch_size: expected at most the 8 rows .* got 9"),
+        (
+            {**PAIRS, "batch_size": 9},
+            r"data\[0\].batch_size: expected at most the 8 rows of the source, got 9",
+        ),
     ],
 )
 def test_losses_that_do_not_fit(root, data, match):
@@ -444,7 +449,7 @@ def test_a_model_without_mask_is_refused(root, monkeypatch):
     monkeypatch.setattr(tokenizer, "mask_id", None)
     texts = {"paths": ["texts.txt"], "kind": "texts", "loss": {"name": "mlm"}}
     wanted = settings(root, "unmasked", [texts], model={"train": "all"})
-    refused(wanted, ValueError, "expected a tokenizer with the token <mask>")
+    refused(wanted, ValueError, "expected one with the token <mask>")
 
 
 def bad_pairs(root, tmp_path, **fields):

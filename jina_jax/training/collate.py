@@ -45,7 +45,8 @@ class Collator:
       seed: of masking.
 
     Raises:
-      ValueError: for a tokenizer with more ids than the encoder has embeddings.
+      ValueError: for a tokenizer with more ids than the encoder has embeddings, or a
+        ``max_length`` beyond the encoder's.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Collator:
                 f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
                 f"got {tokenizer.vocab_size}"
             )
+        if max_length > config.max_length:
+            raise ValueError(f"model.max_length={max_length}: expected at most {config.max_length}")
         self._config, self._tokenizer, self._packing = config, tokenizer, packing
         self._max_length, self._seed = max_length, seed
 

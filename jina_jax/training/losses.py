@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jina_jax.nn.matmul import einsum
+from jina_jax.training.settings import Loss as LossSection
 
-Loss = Callable[..., jax.Array]
+LossFunction = Callable[..., jax.Array]
 
-_REDUCTIONS: dict[str, Loss] = {"mean": jnp.mean, "sum": jnp.sum}
+_REDUCTIONS: dict[str, LossFunction] = {"mean": jnp.mean, "sum": jnp.sum}
 # Under the square root, so that a zero vector has a finite gradient; its cosines are 0.
 _SMALLEST_SQUARE = 1e-12
 # Bytes of float32 similarities that exist at once in a contrastive loss, on all devices together.
@@ -250,11 +251,11 @@ def masked_lm(logits: jax.Array, /, *, labels: jax.Array, weights: jax.Array) ->
 
 
 def matryoshka(
-    loss: Loss,
+    loss: LossFunction,
     dims: Sequence[int],
     weights: Sequence[float] | None = None,
     reduction: str = "mean",
-) -> Loss:
+) -> LossFunction:
     """Make a loss that is taken on several first parts of the vectors (arXiv 2205.13147).
 
     The cosines inside a loss normalise each part again. The paper names the dims that it measured
@@ -289,7 +290,7 @@ def matryoshka(
     return cut_loss
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[str, LossFunction] = {
     "info_nce": info_nce,
     "triplet": triplet_info_nce,
     "cosent": cosent,
@@ -298,6 +299,15 @@ LOSSES: dict[str, Loss] = {
     "similarity_distillation": similarity_distillation,
     "contrastive_distillation": contrastive_distillation,
 }
+
+
+def loss_function(section: LossSection) -> LossFunction:
+    """Return the function of this module for a section [data.loss], with its options."""
+    fields = section.model_dump(exclude={"name", "matryoshka", "mask_rate"}, exclude_none=True)
+    function = functools.partial(LOSSES[section.name], **fields)
+    if section.matryoshka is None:
+        return function
+    return matryoshka(function, **section.matryoshka.model_dump())
 
 
 def _matryoshka_factors(
@@ -387,7 +397,7 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature!r}: expected a positive number")
 
 
-def _reducer(reduction: str) -> Loss:
+def _reducer(reduction: str) -> LossFunction:
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction={reduction!r}: expected one of {tuple(_REDUCTIONS)}")
     return _REDUCTIONS[reduction]

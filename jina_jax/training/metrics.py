@@ -35,6 +35,11 @@ class Metrics:
         partial.write_text("".join(map(_line, kept)), encoding="utf-8")
         partial.replace(path)
 
+    def evaluation(self, step: int) -> dict[str, float]:
+        """Return the metrics of the evaluation at a step; {} if there was none."""
+        lines = [line for line in read_metrics(self._path) if line["step"] == step]
+        return next((line["evaluation"] for line in lines if "evaluation" in line), {})
+
     def write(self, **values: Any) -> None:
         """Append a line, which is on disk when this returns."""
         with self._path.open("a", encoding="utf-8") as file:

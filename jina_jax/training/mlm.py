@@ -78,6 +78,13 @@ class MaskedMicroBatches(NamedTuple):
         return MicroBatches(*self[:5]).padding
 
 
+def mask_id_of(tokenizer: Tokenizer) -> int:
+    """Return the id of ``<mask>``. Raises ``ValueError`` for a tokenizer without it."""
+    if tokenizer.mask_id is None:
+        raise ValueError("tokenizer: expected one with the token <mask>, for the loss 'mlm'")
+    return tokenizer.mask_id
+
+
 def mask_words(
     tokenizer: Tokenizer, text: str, max_length: int, rate: float, rng: np.random.Generator
 ) -> MaskedText:
@@ -93,9 +100,7 @@ def mask_words(
     Raises:
       ValueError: without a ``<mask>``.
     """
-    mask_id = tokenizer.mask_id
-    if mask_id is None:
-        raise ValueError("tokenizer: expected one with the token <mask>, for masked words")
+    mask_id = mask_id_of(tokenizer)
     ids, offsets = tokenizer.encode_with_offsets(text, split_special_tokens=True)
     inner = range(1, min(len(ids), max_length) - 1)
     words: list[list[int]] = []

@@ -1,17 +1,18 @@
-"""What is trained and what is frozen.
+"""The network in training, with its trained and its frozen parameters.
 
 The trained parameters are a flat dict, path → float32 array, and nothing else of the network has a
-gradient or an optimizer state. The frozen ones may lie there in fewer bits.
+gradient or an optimizer state. The frozen ones may have fewer bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -25,6 +26,7 @@ from jina_jax.runtime.sharding import check_mesh, placer
 TRAINABLE = ("adapters", "all", "all-but-embeddings")
 Arrays = dict[str, jax.Array]
 
+_LAYER = re.compile(r"layers\.(\d+)\.")
 _ADAPTER = re.compile(r".*\.lora_[ab]")
 _TABLE = re.compile(r"(word|token_type|position)_embeddings\.embedding")
 # Tables are gathered from before they are rounded: their gradients add up in float32.
@@ -32,26 +34,22 @@ _GATHERED = re.compile(r".*_embeddings\.(embedding|lora_a)")
 
 
 class Network(NamedTuple):
-    """An encoder made for training.
+    """An encoder made for training, without its parameters.
 
     Attributes:
       config: with the trained tasks alone, and the rotary base of training.
       graph: of the encoder.
       dtype: in which it computes.
-      trained: float32 parameters by path.
-      frozen: the others by path.
       scan_layers: whether layers' parameters are stacked, as for ``Encoder``.
     """
 
     config: Config
     graph: nnx.GraphDef
     dtype: str
-    trained: Arrays
-    frozen: Arrays
     scan_layers: bool
 
     def state(self, trained: Arrays, frozen: Arrays) -> nnx.State:
-        """Join the two to the encoder's state, cast to the dtype that it computes in."""
+        """Join trained and frozen parameters to the encoder's state, in its dtype."""
         _, abstract = abstract_encoder(self.config, scan_layers=self.scan_layers)
 
         def leaf(path: str) -> jax.Array:
@@ -63,9 +61,9 @@ class Network(NamedTuple):
 
 
 def is_trained(path: str, train: str) -> bool:
-    """Tell whether the parameter at a path is trained under a choice of ``TRAINABLE``."""
-    if _ADAPTER.fullmatch(path):
-        return True  # those that are not trained are not part of the network
+    """Return whether the parameter at a path is trained under a choice of ``TRAINABLE``."""
+    if is_adapter(path):
+        return True  # the network has no adapters of other tasks
     return train == "all" or (train == "all-but-embeddings" and not _TABLE.fullmatch(path))
 
 
@@ -78,7 +76,7 @@ def load_network(
     rotary_emb_base: float | None = None,
     mesh: Mesh | None = None,
     scan_layers: bool = False,
-) -> Network:
+) -> tuple[Network, Arrays, Arrays]:
     """Read a checkpoint for training.
 
     Args:
@@ -86,11 +84,14 @@ def load_network(
       tasks: adapters to train; () for none.
       train: one of ``TRAINABLE``: the named adapters only, them and everything else, or all but
         the embedding tables.
-      dtype: to compute in; None for the checkpoint's own.
-      rotary_emb_base: to train with (the paper: 10,000); None for the checkpoint's own. What is
-        saved keeps the checkpoint's.
+      dtype: to compute in; None for the checkpoint's.
+      rotary_emb_base: in training (the paper: 10,000); None for the checkpoint's, which saved
+        models keep.
       mesh: devices that share the rows of a batch; None for one device.
       scan_layers: as for ``Encoder``.
+
+    Returns:
+      The network; its trained parameters, float32, by path; its frozen ones, in its dtype.
 
     Raises:
       ValueError: for an unknown task, choice or dtype, if nothing would be trained, for a rotary
@@ -128,7 +129,63 @@ def load_network(
     graph, _ = abstract_encoder(config, scan_layers=scan_layers)
     trained = {path: array for path, array in flat.items() if is_trained(path, train)}
     frozen = {path: array for path, array in flat.items() if path not in trained}
-    return Network(config, graph, name, trained, frozen, scan_layers)
+    return Network(config, graph, name, scan_layers), trained, frozen
+
+
+def read_adapters(
+    checkpoint: Checkpoint, dtype: str, scan_layers: bool = False
+) -> dict[str, np.ndarray]:
+    """Read the adapters of all tasks of a checkpoint, and nothing else.
+
+    Args:
+      checkpoint: with or without adapters.
+      dtype: to cast them to.
+      scan_layers: whether those of layers are stacked.
+
+    Returns:
+      Copies by path, (K, …), or (L, K, …) where stacked.
+    """
+    arrays = {
+        path: np.array(tensor.read(), FLOAT_DTYPES[dtype])
+        for path, tensor in checkpoint.tensors.items()
+        if is_adapter(path)
+    }
+    return stack_layers(arrays) if scan_layers else arrays
+
+
+def is_adapter(path: str) -> bool:
+    """Return whether the parameter at a path belongs to an adapter."""
+    return _ADAPTER.fullmatch(path) is not None
+
+
+def is_stacked(path: str) -> bool:
+    """Return whether the parameter at a path has an axis of all layers in front."""
+    return re.match(r"layers\.\D", path) is not None
+
+
+def stack_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stack the parameters of single layers, as an encoder with ``scan_layers`` has them."""
+    groups: dict[str, dict[int, np.ndarray]] = {}
+    for path, array in arrays.items():
+        found = _LAYER.match(path)
+        number = int(found[1]) if found else 0
+        groups.setdefault(_LAYER.sub("layers.", path), {})[number] = array
+    return {
+        path: np.stack([group[i] for i in sorted(group)]) if is_stacked(path) else group[0]
+        for path, group in groups.items()
+    }
+
+
+def unstack_layers(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Split stacked parameters by layer; single ones stay."""
+    found: dict[str, Any] = {}
+    for path, array in arrays.items():
+        if is_stacked(path):
+            inner = path.removeprefix("layers.")
+            found |= {f"layers.{i}.{inner}": array[i] for i in range(len(array))}
+        else:
+            found[path] = array
+    return found
 
 
 def _select(checkpoint: Checkpoint, tasks: Sequence[str]) -> dict[str, LazyTensor]:
@@ -140,7 +197,7 @@ def _select(checkpoint: Checkpoint, tasks: Sequence[str]) -> dict[str, LazyTenso
         return LazyTensor(shape, tensor.dtype, lambda: tensor.read()[indices])
 
     return {
-        path: pick(tensor) if _ADAPTER.fullmatch(path) else tensor
+        path: pick(tensor) if is_adapter(path) else tensor
         for path, tensor in checkpoint.tensors.items()
-        if tasks or not _ADAPTER.fullmatch(path)
+        if tasks or not is_adapter(path)
     }

@@ -1,9 +1,9 @@
 """A run's directory: settings, the base model's reference, metrics, checkpoints.
 
-settings.json   as they were checked
+settings.json   the settings, checked
 base.json       name, revision and hash of the model that training started from
 bad_rows.txt    rows that were left out, by file and line
-metrics.jsonl   a line for each time that something was told
+metrics.jsonl   losses of each interval and results of each evaluation
 checkpoints/    by step
 """
 
@@ -21,12 +21,13 @@ from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import read_json
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
 from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.parameters import is_adapter, unstack_layers
 from jina_jax.training.settings import Model, Settings, SettingsError
 
 SETTINGS, BASE, METRICS, CHECKPOINTS = "settings.json", "base.json", "metrics.jsonl", "checkpoints"
 BAD_ROWS = "bad_rows.txt"
-# What may be changed in the middle of a run without changing what it computes.
-_FREE = ("output", "log")
+# Settings that a resumed run may change: they do not change its results.
+_FREE = ("output", "log", "model.scan_layers")
 
 
 def open_base(model: Model, seed: int) -> Checkpoint:
@@ -103,23 +104,11 @@ def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
 
 def with_trained(base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, Any]) -> Checkpoint:
     """Put what was trained into its base; paths are those of single layers or of stacked ones."""
-    found = _by_layer(arrays)
-    adapters = {path: array for path, array in found.items() if ".lora_" in path}
+    found = {path: np.asarray(array) for path, array in unstack_layers(arrays).items()}
+    adapters = {path: array for path, array in found.items() if is_adapter(path)}
     weights = {path: found[path] for path in found.keys() & base.tensors.keys() - adapters.keys()}
     checkpoint = with_adapters(base, tasks, adapters) if tasks else base
     return with_weights(checkpoint, weights) if weights else checkpoint
-
-
-def _by_layer(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Take stacked layers apart."""
-    found: dict[str, np.ndarray] = {}
-    for path, array in arrays.items():
-        first, _, rest = path.partition(".")
-        if first == "layers" and not rest.split(".")[0].isdecimal():
-            found |= {f"layers.{i}.{rest}": part for i, part in enumerate(np.asarray(array))}
-        else:
-            found[path] = np.asarray(array)
-    return found
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
@@ -134,7 +123,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """List values by their path, without those that a run may change."""
-    if prefix.split(".")[0] in _FREE:
+    if prefix in _FREE:
         return {}
     if isinstance(values, Mapping):
         parts = [(f"{prefix}.{k}".lstrip("."), v) for k, v in values.items()]

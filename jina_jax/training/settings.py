@@ -77,6 +77,11 @@ class Model(Section):
         512, description="tokens of a text, beyond which it is cut; the log counts what was cut"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of hidden states")
+    scan_layers: bool | None = Field(
+        None,
+        description="compile one layer and run it over all: compiles in a fraction of the time, "
+        "runs slower on CPU; a resumed run may change it; only on TPU",
+    )
 
 
 class Optimizer(Section):

@@ -38,12 +38,12 @@ def texts(columns: int) -> list[list[int]]:
 
 def our_gradients(directory, tasks, train, columns, loss, micro_batch_tokens):
     checkpoint = open_checkpoint(directory / "published")
-    network = load_network(checkpoint, tasks, train, dtype="float32")
+    network, trained, frozen = load_network(checkpoint, tasks, train, dtype="float32")
     objective = text_objective(Encoding(network, attention), loss, columns)
     task_ids = [min(i % columns, len(tasks) - 1) for i in range(ROWS * columns)]
     micro_batches = pack(texts(columns), task_ids, Packing(micro_batch_tokens, (64, 128)), 1)
     value, gradients = jax.jit(jax.value_and_grad(objective))(
-        network.trained, network.frozen, micro_batches, {}, jax.random.key(0)
+        trained, frozen, micro_batches, {}, jax.random.key(0)
     )
     return float(value), {path: np.asarray(gradient) for path, gradient in gradients.items()}
 
