@@ -149,7 +149,7 @@ class Ours:
         slots = self._micro_batches.segments.shape[2]
         kernel = choose("cpu", dtype, tokens, slots, checkpoint.config.head_dim).kernel
         rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=100_000))
-        objective = text_objective(Encoding(network, kernel), losses.LOSSES[name], columns)
+        objective = text_objective(Encoding(network, kernel), losses.function_of(name), columns)
         self._step = make_step(objective, rule)
         self._trained, self._frozen = trained, frozen
         self._opt_state = rule.init(self._trained)

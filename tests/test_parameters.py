@@ -15,7 +15,8 @@ from tiny import TINY, write_tiny
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.encoder import Encoder, abstract_encoder
 from jina_jax.runtime.sharding import make_mesh
-from jina_jax.training.parameters import TRAINABLE, is_trained, load_network
+from jina_jax.training.parameters import is_trained, load_network
+from jina_jax.training.vocabulary import TRAINABLE
 
 SIZE = {**TINY, "layers": 2}
 PAIR = ("separation", "retrieval.query")  # neither in the checkpoint's order nor side by side

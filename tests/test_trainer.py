@@ -1,27 +1,37 @@
 """Training runs: every kind of data and loss, what they change and what they leave alone."""
 
+import collections
 import dataclasses
+import gc
 import json
+import logging
 import math
 import shutil
+import sys
+import threading
+import types
+import warnings
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from published import TASKS
 from runs import PAIRS, ROWS, losses, reported, settings, train, write_data
 from runs import quick_compiling as quick_compiling
 
 from jina_jax import JinaEmbeddings
+from jina_jax.checkpoints.native import to_state
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import add_task, open_checkpoint, write_checkpoint
 from jina_jax.data.records import DataError
 from jina_jax.evaluation import Evaluation
 from jina_jax.runtime.sharding import make_mesh
 from jina_jax.text.tokenizer import Tokenizer
+from jina_jax.training import run as training_run
 from jina_jax.training.checkpoints import RunCheckpoints
 from jina_jax.training.metrics import Interval, TrainingError, read_metrics
-from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, load_run
+from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, METRICS, load_run
 from jina_jax.training.settings import SettingsError
 from jina_jax.training.step import StepResult
 from jina_jax.training.trainer import Trainer
@@ -355,6 +365,82 @@ def test_evaluations_are_those_of_the_model_at_each_step(root, evaluated):
         assert lines[step]["score"] == lines[step]["evaluation"]["sts/scored/spearman"]
 
 
+def test_a_finished_run_returns_its_last_evaluation(root, evaluated):
+    wanted, results = evaluated
+    wanted = settings(root, wanted, evaluation=sts(root))
+    resumed = Trainer(wanted, resume=True)
+    lines = (wanted.output / METRICS).read_bytes()
+    assert resumed.fit() == resumed.fit() == results
+    assert (wanted.output / METRICS).read_bytes() == lines
+    # Without the line it is evaluated again.
+    shutil.copytree(wanted.output, root / "unevaluated")
+    (root / "unevaluated" / METRICS).unlink()
+    again = Trainer(settings(root, "unevaluated", evaluation=sts(root)), resume=True).fit()
+    assert again == pytest.approx(results, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("train", "tasks", "dtype", "scan_layers"),
+    [
+        ("adapters", RETRIEVAL["tasks"][::-1], None, False),
+        ("adapters", ["separation"], "bfloat16", True),
+        ("all", [], "bfloat16", False),
+        ("all-but-embeddings", ["legal"], None, True),
+    ],
+)
+def test_evaluation_reads_no_weight_of_the_base_again(
+    root, tmp_path, monkeypatch, train, tasks, dtype, scan_layers
+):
+    reads, open_base = collections.Counter(), training_run.open_base
+
+    def counting(path, tensor):
+        def read():
+            reads[path] += 1
+            return tensor.read()
+
+        return dataclasses.replace(tensor, read=read)
+
+    def opened(*args):
+        base = open_base(*args)
+        tensors = {path: counting(path, tensor) for path, tensor in base.tensors.items()}
+        return dataclasses.replace(base, tensors=tensors)
+
+    monkeypatch.setattr(training_run, "open_base", opened)
+    model = {"train": train, "tasks": tasks, "dtype": dtype, "scan_layers": scan_layers}
+    model |= {"new_tasks": [{"name": "legal"}] if "legal" in tasks else [], "rotary_emb_base": 1e4}
+    trainer = Trainer(settings(root, tmp_path, model=model))
+    moved = {path: array * 1.3 + 0.1 for path, array in trainer.state.trained.items()}
+    trainer.state = trainer.state._replace(trained=moved)
+    weights = {path for path in reads if ".lora_" not in path}
+    assert weights == {path for path in trainer.base.tensors if ".lora_" not in path}
+    assert {reads[path] for path in weights} == {1}
+    first, before = trainer.embedder(), reads.copy()
+    assert {reads[path] for path in weights} == {1}
+    second = trainer.embedder()
+    assert reads == before
+    # To the bit what the checkpoint gives, read afresh.
+    checkpoint = trainer.checkpoint()
+    assert first.config == second.config == checkpoint.config
+    fresh = to_state(
+        checkpoint.config, checkpoint.tensors, dtype or "float32", scan_layers=scan_layers
+    )
+    expected = nnx.to_flat_state(fresh)
+    for model in (first, second):
+        found = nnx.to_flat_state(model.state)
+        assert [keys for keys, _ in found] == [keys for keys, _ in expected]
+        for (keys, ours), (_, theirs) in zip(found, expected, strict=True):
+            ours, theirs = np.asarray(ours[...]), np.asarray(theirs[...])
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), keys
+            assert ours.tobytes() == theirs.tobytes(), keys
+
+
+def test_frozen_weights_are_shared_with_evaluation(root):
+    trainer = Trainer(settings(root, "shared"))
+    path = "layers.0.mlp.fc1.kernel"
+    found = {".".join(map(str, k)): v[...] for k, v in nnx.to_flat_state(trainer.embedder().state)}
+    assert found[path] is trainer._programs.frozen[path]
+
+
 def test_there_is_a_line_at_each_checkpoint(evaluated):
     assert [line["step"] for line in reported(evaluated[0]) if "loss" in line] == [2, 3, 4]
 
@@ -531,3 +617,48 @@ def test_a_run_may_move(pair, tmp_path):
 def test_settings_are_read_as_they_were(pair):
     assert dataclasses.is_dataclass(load_run(pair))
     assert json.loads((pair / "settings.json").read_text())["model"]["tasks"] == RETRIEVAL["tasks"]
+
+
+# --- What a run leaves behind
+
+
+def reachable_arrays(root):
+    """Find all arrays that an object refers to, through closures but not through modules."""
+    seen, waiting, found = set(), [root], []
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, type | types.ModuleType):
+            continue
+        seen.add(id(item))
+        if isinstance(item, jax.Array):
+            found.append(item)
+        elif isinstance(item, types.FunctionType):
+            waiting += [cell.cell_contents for cell in item.__closure__ or ()]
+        else:
+            waiting += gc.get_referents(item)
+    return found
+
+
+def test_no_deleted_array_is_kept(root):
+    trainer = train(settings(root, "kept", steps=1, evaluation=sts(root)))
+    found = reachable_arrays(trainer)
+    assert len(found) > 30
+    assert not [array for array in found if array.is_deleted()]
+
+
+def test_the_process_is_as_before(root):
+    def state():
+        loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "jina_jax", None)]
+        return (
+            {name: jax.config.values[name] for name in jax.config.values},
+            [(logger.level, [*logger.filters], [*logger.handlers]) for logger in loggers],
+            (sys.unraisablehook, sys.excepthook, threading.excepthook, warnings.filters[:]),
+            gc.isenabled(),
+        )
+
+    before = state()
+    trainer = train(settings(root, "process", evaluation=sts(root)))
+    trainer.evaluate()
+    with pytest.raises(CheckpointError):
+        RunCheckpoints(trainer.settings.output / CHECKPOINTS).restore(3, trainer.state)
+    assert state() == before

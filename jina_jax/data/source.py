@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jina_jax.data.kinds import ROWS as KINDS
 from jina_jax.data.records import DELIMITERS, SUFFIXES, Columns, DataError, read_records
 from jina_jax.data.rows import Row, check_row, pair_overlap
-
-KINDS = ("pairs", "triplets", "scored", "labelled", "texts")
 
 _COLUMNS = {
     "pairs": ("anchor", "positive"),

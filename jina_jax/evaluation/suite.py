@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jina_jax.data.kinds import EVALUATIONS as KINDS
 from jina_jax.evaluation.classes import classification, clustering
 from jina_jax.evaluation.encoding import Task, TextEncoder, optional
 from jina_jax.evaluation.files import read_beir, read_labelled, read_pairs, read_scored
@@ -31,7 +32,6 @@ _KINDS = {
     "retrieval": _Kind(retrieval, "ndcg_at_10", (1,), ("pytrec_eval",)),
 }
 _WITHOUT_COLUMNS = ("bitext", "retrieval")
-KINDS = tuple(_KINDS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 
 from jina_jax.nn.matmul import einsum
 from jina_jax.training.settings import Loss as LossSection
+from jina_jax.training.vocabulary import LOSSES
 
 LossFunction = Callable[..., jax.Array]
 
@@ -290,21 +291,15 @@ def matryoshka(
     return cut_loss
 
 
-LOSSES: dict[str, LossFunction] = {
-    "info_nce": info_nce,
-    "triplet": triplet_info_nce,
-    "cosent": cosent,
-    "separation": separation,
-    "cosine_distillation": cosine_distillation,
-    "similarity_distillation": similarity_distillation,
-    "contrastive_distillation": contrastive_distillation,
-}
+def function_of(name: str) -> LossFunction:
+    """Return the function of a loss by its name in ``vocabulary.LOSSES``."""
+    return globals()[LOSSES[name].function]
 
 
 def loss_function(section: LossSection) -> LossFunction:
     """Return the function of this module for a section [data.loss], with its options."""
     fields = section.model_dump(exclude={"name", "matryoshka", "mask_rate"}, exclude_none=True)
-    function = functools.partial(LOSSES[section.name], **fields)
+    function = functools.partial(function_of(section.name), **fields)
     if section.matryoshka is None:
         return function
     return matryoshka(function, **section.matryoshka.model_dump())

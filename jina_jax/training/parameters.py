@@ -22,8 +22,8 @@ from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
 from jina_jax.nn.encoder import abstract_encoder, parameter_path
 from jina_jax.runtime.sharding import check_mesh, placer
+from jina_jax.training.vocabulary import TRAINABLE
 
-TRAINABLE = ("adapters", "all", "all-but-embeddings")
 Arrays = dict[str, jax.Array]
 
 _LAYER = re.compile(r"layers\.(\d+)\.")

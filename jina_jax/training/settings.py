@@ -11,18 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# Which losses take which rows; for labelled rows also how a batch is made of them.
-KINDS_OF_LOSS = {
-    "info_nce": ("pairs",),
-    "triplet": ("triplets", "labelled"),
-    "cosent": ("scored",),
-    "separation": ("labelled",),
-    "cosine_distillation": ("texts",),
-    "similarity_distillation": ("texts",),
-    "contrastive_distillation": ("texts",),
-    "mlm": ("texts",),
-}
-_DISTILLATIONS = ("cosine_distillation", "similarity_distillation", "contrastive_distillation")
+from jina_jax.data.kinds import EVALUATIONS, ROWS
+from jina_jax.training.vocabulary import DISTILLATIONS, LOSSES, TRAINABLE
 
 Paths = Annotated[tuple[Path, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,7 +51,7 @@ class Model(Section):
         description="adapters in use: none, one for all texts, or two: the first text of a row "
         "takes the first, the others the second (retrieval.query, retrieval.passage)",
     )
-    train: Literal["adapters", "all", "all-but-embeddings"] = Field(
+    train: Literal[TRAINABLE] = Field(  # type: ignore[valid-type]
         "adapters", description="the tasks' adapters alone, them and all else, or all but tables"
     )
     new_tasks: tuple[NewTask, ...] = Field((), description="tasks to add before training")
@@ -129,7 +119,7 @@ class Matryoshka(Section):
 class Loss(Section):
     """What is asked of the vectors (``jina_jax.training.losses``)."""
 
-    name: Literal[tuple(KINDS_OF_LOSS)] = Field(description="of the loss")  # type: ignore[valid-type]
+    name: Literal[tuple(LOSSES)] = Field(description="of the loss")  # type: ignore[valid-type]
     temperature: Positive | None = Field(None, description="similarities are divided by it; 0.05")
     bidirectional: bool | None = Field(
         None, description="info_nce: documents to queries, too; true"
@@ -140,23 +130,13 @@ class Loss(Section):
     mask_rate: Share | None = Field(None, description="mlm: share of words to mask; 0.15")
     matryoshka: Matryoshka | None = Field(None, description="dims to train as well")
 
-    _TAKEN: typing.ClassVar = {
-        "info_nce": {"temperature", "bidirectional", "reduction", "matryoshka"},
-        "triplet": {"temperature", "reduction", "matryoshka"},
-        "cosent": {"temperature", "matryoshka"},
-        "separation": {"temperature", "matryoshka"},
-        "cosine_distillation": {"matryoshka"},
-        "similarity_distillation": {"matryoshka"},
-        "contrastive_distillation": {"temperature", "matryoshka"},
-        "mlm": {"mask_rate"},
-    }
-
     @model_validator(mode="after")
     def _has_its_own_fields(self) -> Loss:
         given = {k for k in type(self).model_fields if k != "name" and getattr(self, k) is not None}
-        wrong = given - self._TAKEN[self.name]
+        taken = LOSSES[self.name].fields
+        wrong = given - taken
         if wrong:
-            takes = ", ".join(sorted(self._TAKEN[self.name]))
+            takes = ", ".join(sorted(taken))
             raise ValueError(f"{', '.join(sorted(wrong))}: {self.name} takes {takes}")
         return self
 
@@ -165,7 +145,7 @@ class Data(Section):
     """One source of rows; several are drawn from by weight, one a batch."""
 
     paths: Paths = Field(description="files: .jsonl, .csv, .tsv, .parquet, .txt")
-    kind: Literal["pairs", "triplets", "scored", "labelled", "texts"] = Field(description="of rows")
+    kind: Literal[ROWS] = Field(description="of rows")  # type: ignore[valid-type]
     loss: Loss = Field(description="section [data.loss]")
     columns: tuple[str | int, ...] | None = Field(
         None, description="names, or positions for CSV without a header; the usual names"
@@ -183,11 +163,11 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _fits_its_loss(self) -> Data:
-        kinds = KINDS_OF_LOSS[self.loss.name]
-        if self.kind not in kinds:
-            raise ValueError(f"kind={self.kind!r}: loss {self.loss.name!r} takes {kinds}")
-        if (self.teacher is not None) != (self.loss.name in _DISTILLATIONS):
-            raise ValueError(f"teacher={self.teacher}: expected for the losses {_DISTILLATIONS}")
+        loss = LOSSES[self.loss.name]
+        if self.kind not in loss.rows:
+            raise ValueError(f"kind={self.kind!r}: loss {self.loss.name!r} takes {loss.rows}")
+        if (self.teacher is not None) != loss.needs_teacher:
+            raise ValueError(f"teacher={self.teacher}: expected for the losses {DISTILLATIONS}")
         return self
 
     @property
@@ -199,9 +179,7 @@ class Data(Section):
 class EvaluationSection(Section):
     """One evaluation; the mean of the primary metrics of all of them chooses the best."""
 
-    kind: Literal["sts", "bitext", "classification", "clustering", "retrieval"] = Field(
-        description="of evaluation"
-    )
+    kind: Literal[EVALUATIONS] = Field(description="of evaluation")  # type: ignore[valid-type]
     paths: Paths = Field(description="its files, as for `jina-jax eval`")
     name: str | None = Field(None, description="in the log; that of the file")
     task: str | tuple[str, ...] = Field(
