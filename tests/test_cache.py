@@ -10,7 +10,7 @@ import pytest
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
-from jina_jax.cache import cache_folder, programs_folder, set_compilation_cache
+from jina_jax.cache import cache_folder, compilation_cache, programs_folder, set_compilation_cache
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -43,6 +43,14 @@ def test_folders(monkeypatch, chosen, folder):
 def test_a_directory_is_told_to_jax_with_every_program(settings, kind):
     set_compilation_cache(kind("/chosen"))
     assert settings() == ["/chosen", 0.0, -1]
+
+
+def test_a_context_leaves_jax_as_it_was(settings):
+    jax.config.update("jax_compilation_cache_dir", None)
+    before = settings()
+    with compilation_cache("/chosen"):
+        assert settings() == ["/chosen", 0.0, -1]
+    assert settings() == before != ["/chosen", 0.0, -1]
 
 
 def test_false_leaves_jax_as_it_is(settings):
