@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.runtime.sharding import make_mesh
+from jina_jax.training import checkpoints
 from jina_jax.training.checkpoints import RunCheckpoints, hash_of
 from jina_jax.training.state import TrainState
 
@@ -52,6 +53,12 @@ def arrays_of(state):
 def target():
     """Return a state of other values to restore into."""
     return TrainState(0, *content(99), {})
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch):
+    """What threads print after a failure is captured here."""
+    monkeypatch.setattr(checkpoints, "_STRAGGLERS_SECONDS", 0.0)
 
 
 @pytest.fixture

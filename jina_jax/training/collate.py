@@ -1,4 +1,4 @@
-"""From a batch of texts to arrays: prompts, token ids, tasks, micro-batches."""
+"""Turn a batch of texts into arrays: prompts, token ids, tasks, micro-batches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class StepInputs(NamedTuple):
 
     Attributes:
       micro_batches: the texts.
-      targets: "scores" float32 (B,), "labels" int32 (B,) or "teacher" float32 (B, d), as the loss
-        wants them.
-      columns: texts of a row.
+      targets: of the loss: "scores" float32 (B,), "labels" int32 (B,) or "teacher" float32
+        (B, d).
+      columns: texts per row.
       tokens: of all texts.
-      dropped: tokens that were cut off.
+      dropped: tokens cut off.
     """
 
     micro_batches: MicroBatches | MaskedMicroBatches
@@ -35,13 +35,13 @@ class StepInputs(NamedTuple):
 
 
 class Collator:
-    """Makes inputs from batches of texts.
+    """Make the inputs of steps from batches of texts.
 
     Args:
       config: of the encoder in training; its tasks, none to two, are those of a row's texts.
       tokenizer: text to ids.
       packing: how texts are put into micro-batches.
-      max_length: tokens of a text, at most.
+      max_length: most tokens per text.
       seed: of masking.
 
     Raises:
@@ -63,7 +63,7 @@ class Collator:
         self._max_length, self._seed = max_length, seed
 
     def __call__(self, batch: TextBatch, data: Data, step: int) -> StepInputs:
-        """Read a batch of a source; ``step`` decides what is masked."""
+        """Collate a batch of a source; ``step`` seeds the masking."""
         if data.loss.name == "mlm":
             return self._masked(batch, data, step)
         tasks = [self._task(column) for column in range(batch.columns)]
@@ -87,7 +87,7 @@ class Collator:
         return self._config.lora_adaptations
 
     def _task(self, column: int) -> int:
-        """Return the task of a column: of two, the first has the first to itself."""
+        """Return the task of a column: with two tasks, only the first column has the first."""
         return min(column, self._config.num_tasks - 1)
 
     def _cut(self, ids: Sequence[int], text: str, marked: bool) -> Sequence[int]:
@@ -120,10 +120,10 @@ class Collator:
 
 
 def _targets(batch: TextBatch) -> dict[str, np.ndarray]:
-    """Name what the loss is told beside the vectors."""
+    """Name the targets of the loss."""
     if batch.teacher is not None:
         return {"teacher": batch.teacher}
-    # Tuples are made of labelled rows, and their loss needs the labels no more.
+    # Tuples are made of labelled rows; their loss does not need the labels.
     if batch.targets is None or batch.columns > 2:
         return {}
     return {"scores" if batch.targets.dtype == np.float32 else "labels": batch.targets}

@@ -57,8 +57,8 @@ class Evaluations:
 class TrainedModel:
     """The network in training as an encoder of texts: all tasks, at the checkpoint's rotary base.
 
-    It uses the parameters on the devices. From the checkpoint it reads the adapters alone, at its
-    first call, for the tasks that are not in training. Compiled programs are kept; weights are not.
+    It uses the parameters on the devices. From the checkpoint it reads only the adapters, at the
+    first call, for tasks that are not in training. It keeps compiled programs, but no weights.
 
     Args:
       base: the checkpoint that training started from.

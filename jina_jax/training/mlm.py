@@ -1,8 +1,9 @@
 """Masked language modelling with whole words masked: the paper's first stage.
 
 The head is XLM-RoBERTa's: dense, GELU, LayerNorm, and the word embeddings again as the decoder. It
-is trained along and never exported. The paper leaves the rates open: 15 % of the words, of whose
-tokens 80 % become ``<mask>``, 10 % another token and 10 % stay, are BERT's (arXiv 1810.04805).
+is trained too and never exported. The paper leaves the rates open; these are BERT's (arXiv
+1810.04805): 15 % of the words, of whose tokens 80 % become ``<mask>``, 10 % another token and 10 %
+stay.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class MaskedText(NamedTuple):
     Attributes:
       ids: n token ids to encode.
       positions: of the m tokens to predict.
-      labels: the m ids that stood there.
-      dropped: tokens that were cut off before.
+      labels: the m ids before masking.
+      dropped: tokens cut off before masking.
     """
 
     ids: list[int]
@@ -74,7 +75,7 @@ class MaskedMicroBatches(NamedTuple):
 
     @property
     def padding(self) -> float:
-        """Share of the computed positions that hold no token."""
+        """Share of the computed positions without a token."""
         return MicroBatches(*self[:5]).padding
 
 
@@ -88,14 +89,14 @@ def mask_id_of(tokenizer: Tokenizer) -> int:
 def mask_words(
     tokenizer: Tokenizer, text: str, max_length: int, rate: float, rng: np.random.Generator
 ) -> MaskedText:
-    """Mask whole words of a text: a share of them, at least one.
+    """Mask a share of the words of a text, at least one, each as a whole.
 
     Args:
       tokenizer: of the model, with a ``<mask>``.
       text: to mask.
       max_length: tokens kept, ``<s>`` and ``</s>`` included.
       rate: share of the words.
-      rng: decides.
+      rng: to draw with.
 
     Raises:
       ValueError: without a ``<mask>``.
@@ -106,8 +107,8 @@ def mask_words(
     words: list[list[int]] = []
     for position in inner:
         start, last = offsets[position][0], offsets[position - 1][0]
-        # A word's mark starts where the word does, or has the space before it; the bytes of a
-        # character start where the first of them does.
+        # A word's mark starts with the word, or is the space before it; all bytes of a character
+        # have the offset of the first.
         if not words or (text[last:start].strip() and _begins_word(text, start)):
             words.append([])
         words[-1].append(position)
@@ -123,14 +124,14 @@ def mask_words(
 
 
 def _begins_word(text: str, start: int) -> bool:
-    """Tell whether a token that starts at a character is the first of a word."""
+    """Return whether a token that starts at a character is the first of a word."""
     return any(map(str.isspace, text[start - 1 : start + 1])) or bool(_UNSPACED.match(text, start))
 
 
 def masked_micro_batches(
     micro_batches: MicroBatches, texts: Sequence[MaskedText]
 ) -> MaskedMicroBatches:
-    """Tell micro-batches of masked texts which tokens to predict."""
+    """Add the tokens to predict to micro-batches of masked texts."""
     count, height, _ = micro_batches.input_ids.shape
     slots = micro_batches.segments.shape[2]
     row, start = (

@@ -94,8 +94,8 @@ class Trainer:
         self._model = TrainedModel(self.base, tasks, network, frozen, tokenizer, mesh)
         opt_state = self._programs.init(trained)
         self.state = TrainState(0, trained, opt_state, self._sources.sampler.state())
-        # Only now a run's directory is made, so that whatever is refused leaves no trace; what is
-        # below reads from it or writes into it.
+        # The run's directory is made only now, so that a refusal leaves no trace. Everything below
+        # reads or writes in it; metrics need the restored step.
         run.start(settings, self.base, resume=resume)
         self._sources.warn_bad_rows(settings.output / run.BAD_ROWS)
         self._checkpoints = RunCheckpoints(settings.output / run.CHECKPOINTS, settings.log.keep)
@@ -136,8 +136,8 @@ class Trainer:
                 saving = due or _is_multiple(self.step, log.save_every)
                 if not saving and not _is_multiple(self.step, log.every):
                     continue
-                # Always before a checkpoint: it is of finite numbers, and a resumed run has the
-                # same intervals as one that was never stopped.
+                # Always before a checkpoint: its numbers are then finite, and a resumed run has
+                # the same intervals as one that was never stopped.
                 progress.set_postfix(self._report(interval), refresh=False)
                 if saving:
                     results = self._evaluate_and_report() if due else results

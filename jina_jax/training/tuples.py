@@ -29,7 +29,7 @@ class Tuples:
         """Sort the texts by class.
 
         Args:
-          source: labelled, without a teacher: its vectors are of texts without marks.
+          source: labelled; without a teacher, whose vectors would be of texts without marks.
 
         Raises:
           ValueError: for another source, a class that has no two different texts, or one with fewer
@@ -71,7 +71,7 @@ class Tuples:
         """Draw the tuple of a row.
 
         Args:
-          row: whose text comes first.
+          row: of the first text.
           taken: texts that may not be drawn.
           rng: to draw with.
 
@@ -109,6 +109,6 @@ def tuple_marks(rows: np.ndarray, start: int) -> list[str]:
 
     Args:
       rows: int64 (B,) below 2**32.
-      start: from 0 to 2**32 - 1, to have others in each batch.
+      start: from 0 to 2**32 - 1, another in each batch.
     """
     return [f"{(row * _SPREAD + start) % 2**32:08x}" for row in rows.tolist()]
