@@ -46,7 +46,7 @@ def main() -> None:
     speed.add_argument("--dtypes", default="float32,bfloat16")
     memory = commands.add_parser("memory")
     memory.add_argument("--layers", type=int, default=FULL["layers"])
-    memory.add_argument("--chunk-tokens", type=int, default=4096)
+    memory.add_argument("--micro-batch-tokens", type=int, default=4096)
     memory.add_argument("--tpu", help="a chip to compile for, e.g. v5e")
     worker = commands.add_parser("worker")
     for name in ("side", "directory", "dtype", "workload"):
@@ -140,24 +140,29 @@ class Ours:
         tasks = TASKS[workload]
         _, columns, *_, name = WORKLOADS[workload]
         checkpoint = open_checkpoint(directory / "published")
-        network = load_network(checkpoint, tasks, "adapters", dtype=dtype)
+        network, trained, frozen = load_network(checkpoint, tasks, "adapters", dtype=dtype)
         ids = _texts(workload)
         task_ids = [min(i % columns, len(tasks) - 1) for i in range(len(ids))]
-        self._chunks = pack(ids, task_ids, Packing(), checkpoint.config.pad_token_id)
+        self._micro_batches = pack(ids, task_ids, Packing(), checkpoint.config.pad_token_id)
         self._targets = {} if name == "triplet" else {"scores": np.float32(_scores(workload))}
-        _, _, tokens = self._chunks.input_ids.shape
-        places = self._chunks.segments.shape[2]
-        kernel = choose("cpu", dtype, tokens, places, checkpoint.config.head_dim).kernel
+        _, _, tokens = self._micro_batches.input_ids.shape
+        slots = self._micro_batches.segments.shape[2]
+        kernel = choose("cpu", dtype, tokens, slots, checkpoint.config.head_dim).kernel
         rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=100_000))
-        objective = text_objective(Encoding(network, kernel), losses.LOSSES[name], columns)
+        objective = text_objective(Encoding(network, kernel), losses.function_of(name), columns)
         self._step = make_step(objective, rule)
-        self._trained, self._frozen = network.trained, network.frozen
+        self._trained, self._frozen = trained, frozen
         self._opt_state = rule.init(self._trained)
         self._key = jax.random.key(0)
 
     def step(self) -> float:
         self._trained, self._opt_state, result = self._step(
-            self._trained, self._opt_state, self._frozen, self._chunks, self._targets, self._key
+            self._trained,
+            self._opt_state,
+            self._frozen,
+            self._micro_batches,
+            self._targets,
+            self._key,
         )
         return float(result.loss)
 
@@ -257,7 +262,7 @@ def measure_memory(args: argparse.Namespace) -> None:
     texts = PAPER["rows"] * PAPER["texts"]
     print(
         f"retrieval pair, {PAPER['rows']} rows of {PAPER['texts']} texts of {PAPER['tokens']} "
-        f"tokens, {args.layers} layers, bfloat16 base, {args.chunk_tokens} tokens at once, "
+        f"tokens, {args.layers} layers, bfloat16 base, {args.micro_batch_tokens} tokens at once, "
         f"compiled for {args.tpu or 'CPU'}\n"
     )
     rows = [[name, size / 1e9] for name, size in [*parts.items(), ("in all", sum(parts.values()))]]
@@ -283,7 +288,7 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     from jina_jax.nn.kernels import choose
     from jina_jax.nn.parameters import to_dict
     from jina_jax.training.losses import triplet_info_nce
-    from jina_jax.training.micro_batches import Chunks
+    from jina_jax.training.micro_batches import MicroBatches
     from jina_jax.training.optimizer import optimizer
     from jina_jax.training.parameters import Network, is_trained
     from jina_jax.training.settings import Optimizer
@@ -310,19 +315,19 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     shapes = {path: leaf.shape for path, leaf in to_dict(state).items()}
     trained = {k: array(s, jnp.float32) for k, s in shapes.items() if is_trained(k, "adapters")}
     frozen = {k: array(s, jnp.bfloat16) for k, s in shapes.items() if k not in trained}
-    network = Network(config, graph, "bfloat16", trained, frozen, scan)
+    network = Network(config, graph, "bfloat16", scan)
     tokens, texts = PAPER["tokens"], PAPER["rows"] * PAPER["texts"]
-    height = args.chunk_tokens // tokens
-    count, places = 1 << (-(-texts // height) - 1).bit_length(), tokens // 8
-    chunks = Chunks(
+    height = args.micro_batch_tokens // tokens
+    count, slots = 1 << (-(-texts // height) - 1).bit_length(), tokens // 8
+    micro_batches = MicroBatches(
         array((count, height, tokens), jnp.int32),
-        array((count, height, places, 2), jnp.int32),
-        array((count, height, places), jnp.int32),
+        array((count, height, slots, 2), jnp.int32),
+        array((count, height, slots), jnp.int32),
         array((count,), jnp.bool_),
         array((texts,), jnp.int32),
     )
     platform = "tpu" if args.tpu else "cpu"
-    kernel = choose(platform, "bfloat16", tokens, places, config.head_dim, mesh).kernel
+    kernel = choose(platform, "bfloat16", tokens, slots, config.head_dim, mesh).kernel
     rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=20_000, warmup_steps=1_000))
     objective = text_objective(
         Encoding(network, kernel, mesh=mesh), triplet_info_nce, PAPER["texts"]
@@ -334,7 +339,7 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
     return (
         make_step(objective, rule),
-        (trained, opt_state, frozen, chunks, {}, key),
+        (trained, opt_state, frozen, micro_batches, {}, key),
         opt_state,
     )
 

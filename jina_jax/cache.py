@@ -110,20 +110,3 @@ def _update(options: dict[str, Any]) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
     reset_cache()  # JAX reads the directory once, at the first program; from now on again
-
-
-def set_compilation_cache(setting: bool | str | os.PathLike[str]) -> None:
-    """Set JAX's cache of compiled programs for the whole process.
-
-    Args:
-      setting: as ``compilation_cache`` takes it.
-
-    Raises:
-      ValueError: for another type.
-    """
-    import jax
-
-    folder = _folder_of(setting)
-    if folder is not None:
-        for name, value in {_DIRECTORY: folder, **_EVERY_PROGRAM}.items():
-            jax.config.update(name, value)

@@ -74,11 +74,11 @@ def train(wanted: Settings, **options) -> Trainer:
     return trainer
 
 
-def told(run: Path) -> list[dict]:
+def reported(run: Path) -> list[dict]:
     """Read the metrics, without what depends on the clock."""
     lines = read_metrics(run / METRICS)
     return [{key: line[key] for key in line if key not in RATES} for line in lines]
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in told(run) if "loss" in line]
+    return [line["loss"] for line in reported(run) if "loss" in line]

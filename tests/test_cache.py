@@ -18,7 +18,6 @@ from jina_jax.cache import (
     compilation_cache,
     programs_folder,
     programs_in_use,
-    set_compilation_cache,
 )
 
 SETTINGS = (
@@ -158,37 +157,7 @@ def test_another_type_is_refused(settings, wrong):
     message = r"compilation_cache=.*: expected a directory, True or"
     with pytest.raises(ValueError, match=message), compilation_cache(wrong):
         pass
-    with pytest.raises(ValueError, match=message):
-        set_compilation_cache(wrong)
     assert settings() == before
-
-
-@pytest.mark.parametrize("kind", [str, Path])
-def test_a_directory_is_set_for_the_process_with_every_program(settings, kind):
-    set_compilation_cache(kind("/chosen"))
-    assert settings() == ["/chosen", 0.0, -1]
-
-
-def test_false_sets_nothing(settings):
-    jax.config.update("jax_compilation_cache_dir", "/jax's own")
-    before = settings()
-    set_compilation_cache(False)
-    assert settings() == before
-
-
-def test_true_leaves_the_folder_of_the_process(settings):
-    jax.config.update("jax_compilation_cache_dir", "/jax's own")
-    before = settings()
-    set_compilation_cache(True)
-    assert settings() == before
-
-
-@pytest.mark.parametrize("none", [None, ""])  # "" is what an empty variable gives
-def test_true_sets_our_folder_where_the_process_has_none(settings, monkeypatch, none):
-    jax.config.update("jax_compilation_cache_dir", none)
-    monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
-    set_compilation_cache(True)
-    assert settings() == ["/ours/programs", 0.0, -1]
 
 
 def test_a_model_with_a_wrong_setting_is_refused(settings, tmp_path):

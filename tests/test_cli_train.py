@@ -18,7 +18,7 @@ from test_trainer import arrays, changed
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.parameters import to_checkpoint
-from jina_jax.training.checkpoints import Store
+from jina_jax.training.checkpoints import RunCheckpoints
 from jina_jax.training.metrics import read_metrics
 from jina_jax.training.plot import CURVES, plot_run
 from jina_jax.training.run import CHECKPOINTS, METRICS, load_run
@@ -88,8 +88,10 @@ class TestTrain:
             for file in (tmp_path / "other" / METRICS, trained[0] / METRICS)
         )
         assert lines == expected
+        before = result.stdout
         result = run("train", path, "--output", tmp_path / "other", "--resume")
-        assert (result.exit_code, result.stdout) == (0, "")
+        assert (result.exit_code, result.stdout) == (0, before)
+        assert before == trained[1].stdout
         assert "steps    4 of 4 done" in result.stderr
 
     def test_refusals(self, root, trained, tmp_path):
@@ -258,7 +260,7 @@ class TestConvert:
         assert f"wrote    {tmp_path / 'out'}: layout {layout}" in result.stdout
         written = open_checkpoint(tmp_path / "out")
         assert written.layout == layout
-        store = Store(directory / CHECKPOINTS, read_only=True)
+        store = RunCheckpoints(directory / CHECKPOINTS, read_only=True)
         saved = to_checkpoint(store.trained(store.best))
         found = arrays(written)
         for path, values in saved.items():

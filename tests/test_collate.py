@@ -9,9 +9,9 @@ from published import PROMPTS, TASKS
 
 from jina_jax.convert import open_checkpoint
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.training.collate import Reader
+from jina_jax.training.collate import Collator
 from jina_jax.training.micro_batches import Packing
-from jina_jax.training.mlm import MaskedChunks
+from jina_jax.training.mlm import MaskedMicroBatches
 from jina_jax.training.sampler import TextBatch
 from jina_jax.training.settings import Data
 
@@ -40,15 +40,15 @@ def batch(texts, columns, targets=None, teacher=None):
     return TextBatch(0, rows, list(texts), columns, targets, teacher)
 
 
-def texts_of(chunks, tokenizer):
+def texts_of(micro_batches, tokenizer):
     """Find the ids and the task of each text again."""
-    segments = chunks.segments.reshape(-1, 2)[chunks.places]
-    rows = chunks.input_ids.reshape(-1, chunks.input_ids.shape[-1])
-    which = chunks.places // chunks.segments.shape[2]
+    segments = micro_batches.segments.reshape(-1, 2)[micro_batches.slots]
+    rows = micro_batches.input_ids.reshape(-1, micro_batches.input_ids.shape[-1])
+    which = micro_batches.slots // micro_batches.segments.shape[2]
     ids = [
         rows[row, start:stop].tolist() for row, (start, stop) in zip(which, segments, strict=True)
     ]
-    return ids, chunks.task_ids.reshape(-1)[chunks.places].tolist()
+    return ids, micro_batches.task_ids.reshape(-1)[micro_batches.slots].tolist()
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def texts_of(chunks, tokenizer):
     ],
 )
 def test_prompts_and_tasks_go_by_column(config, tokenizer, tasks, columns, prompts, expected):
-    reader = Reader(config.only(tasks), tokenizer, Packing(), 128, seed=0)
+    reader = Collator(config.only(tasks), tokenizer, Packing(), 128, seed=0)
     inputs = reader(batch(TEXTS, columns), data("info_nce", "pairs"), step=1)
     wanted = tokenizer.encode([p + text for p, text in zip(prompts, TEXTS, strict=True)])
-    assert texts_of(inputs.chunks, tokenizer) == (wanted, expected)
+    assert texts_of(inputs.micro_batches, tokenizer) == (wanted, expected)
     assert inputs.columns == columns
     assert inputs.tokens == sum(map(len, wanted))
     assert inputs.dropped == 0
@@ -74,11 +74,11 @@ def test_prompts_and_tasks_go_by_column(config, tokenizer, tasks, columns, promp
 
 
 def test_long_texts_are_cut_and_counted(config, tokenizer):
-    reader = Reader(config.only(("separation",)), tokenizer, Packing(), 8, seed=0)
+    reader = Collator(config.only(("separation",)), tokenizer, Packing(), 8, seed=0)
     inputs = reader(batch(TEXTS, 2), data("info_nce", "pairs"), step=1)
     whole = tokenizer.encode(TEXTS)
     cut = [row if len(row) <= 8 else [*row[:7], row[-1]] for row in whole]
-    assert texts_of(inputs.chunks, tokenizer)[0] == cut
+    assert texts_of(inputs.micro_batches, tokenizer)[0] == cut
     assert max(map(len, cut)) == 8
     assert inputs.tokens == sum(map(len, cut))
     assert inputs.dropped == sum(map(len, whole)) - sum(map(len, cut)) > 0
@@ -102,7 +102,7 @@ TEACHER = np.ones((6, 4), np.float32)
 def test_targets_have_the_names_that_losses_know(
     config, tokenizer, columns, targets, teacher, expected
 ):
-    reader = Reader(config.only(()), tokenizer, Packing(), 128, seed=0)
+    reader = Collator(config.only(()), tokenizer, Packing(), 128, seed=0)
     found = reader(batch(TEXTS, columns, targets, teacher), data("info_nce", "pairs"), 1).targets
     assert found.keys() == expected.keys()
     assert all(found[name] is expected[name] for name in expected)
@@ -116,7 +116,7 @@ def masked(config, tokenizer):
     """A function of texts, step, seed and rate to inputs of masked language modelling."""
 
     def read(texts=TEXTS, step=1, seed=0, max_length=128, **fields):
-        reader = Reader(config.only(PAIR), tokenizer, Packing(), max_length, seed)
+        reader = Collator(config.only(PAIR), tokenizer, Packing(), max_length, seed)
         return reader(batch(texts, 1), data("mlm", "texts", **fields), step)
 
     return read
@@ -124,34 +124,40 @@ def masked(config, tokenizer):
 
 def test_masked_texts_have_no_prompt_and_no_task(masked, tokenizer):
     inputs = masked()
-    assert isinstance(inputs.chunks, MaskedChunks)
-    ids, tasks = texts_of(inputs.chunks, tokenizer)
+    assert isinstance(inputs.micro_batches, MaskedMicroBatches)
+    ids, tasks = texts_of(inputs.micro_batches, tokenizer)
     whole = tokenizer.encode(TEXTS)
     assert list(map(len, ids)) == list(map(len, whole))
     assert tasks == [-1] * 6
     assert (inputs.columns, inputs.targets, inputs.dropped) == (1, {}, 0)
     assert inputs.tokens == sum(map(len, whole))
     # Put back what was masked: at least a word of each text but the empty one.
-    filled = inputs.chunks.input_ids.copy()
-    for chunk, token in zip(*np.nonzero(inputs.chunks.weights), strict=True):
-        where = (chunk, inputs.chunks.rows[chunk, token], inputs.chunks.columns[chunk, token])
-        filled[where] = inputs.chunks.labels[chunk, token]
-    assert texts_of(inputs.chunks._replace(input_ids=filled), tokenizer)[0] == whole
-    assert inputs.chunks.weights.sum() >= 5
+    filled = inputs.micro_batches.input_ids.copy()
+    for micro_batch, token in zip(*np.nonzero(inputs.micro_batches.weights), strict=True):
+        where = (
+            micro_batch,
+            inputs.micro_batches.rows[micro_batch, token],
+            inputs.micro_batches.columns[micro_batch, token],
+        )
+        filled[where] = inputs.micro_batches.labels[micro_batch, token]
+    assert texts_of(inputs.micro_batches._replace(input_ids=filled), tokenizer)[0] == whole
+    assert inputs.micro_batches.weights.sum() >= 5
 
 
 def test_step_and_seed_decide_what_is_masked(masked):
     texts = ["abcdef ghijkl mnopqr stuvwx yz"] * 8
-    first = masked(texts).chunks.input_ids
-    np.testing.assert_array_equal(first, masked(texts).chunks.input_ids)
-    assert (first != masked(texts, step=2).chunks.input_ids).any()
-    assert (first != masked(texts, seed=1).chunks.input_ids).any()
+    first = masked(texts).micro_batches.input_ids
+    np.testing.assert_array_equal(first, masked(texts).micro_batches.input_ids)
+    assert (first != masked(texts, step=2).micro_batches.input_ids).any()
+    assert (first != masked(texts, seed=1).micro_batches.input_ids).any()
 
 
 def test_rate_of_words(masked):
     texts = [" ".join("abcdefghij") * 2] * 4
-    counts = {rate: masked(texts, mask_rate=rate).chunks.weights.sum() for rate in (0.0, 0.5, 1.0)}
-    usual = masked(texts).chunks.weights.sum()
+    counts = {
+        rate: masked(texts, mask_rate=rate).micro_batches.weights.sum() for rate in (0.0, 0.5, 1.0)
+    }
+    usual = masked(texts).micro_batches.weights.sum()
     # A word has two tokens: its mark and a letter; one of nineteen has three.
     assert 8 <= counts[0.0] <= 12
     assert 4 * 2 * 3 <= usual <= 4 * (2 * 3 + 1)
@@ -170,17 +176,17 @@ def test_ids_without_embeddings_are_refused(config, tokenizer):
     small = dataclasses.replace(config, vocab_size=tokenizer.vocab_size - 1)
     message = rf"tokenizer: expected at most vocab_size={small.vocab_size} ids, got"
     with pytest.raises(ValueError, match=message):
-        Reader(small, tokenizer, Packing(), 128, seed=0)
+        Collator(small, tokenizer, Packing(), 128, seed=0)
 
 
 def test_a_tuples_mark_stays_when_its_texts_are_cut(config, tokenizer):
     texts = [f"{'abc ' * n}0123{n:04x}" for n in (1, 20, 30, 40, 50, 60, 70, 80, 90)]
     rows = data("triplet", "labelled")
-    inputs = Reader(config.only(PAIR[1:]), tokenizer, Packing(), 64, seed=0)(
+    inputs = Collator(config.only(PAIR[1:]), tokenizer, Packing(), 64, seed=0)(
         batch(texts, 9), rows, step=1
     )
     whole = tokenizer.encode([PASSAGE + text for text in texts])
-    ids, _ = texts_of(inputs.chunks, tokenizer)
+    ids, _ = texts_of(inputs.micro_batches, tokenizer)
     # In this vocabulary a character is a token: nine of " 0123...", and </s>.
     assert ids[0] == whole[0]
     for mine, full in zip(ids[1:], whole[1:], strict=True):
@@ -189,6 +195,6 @@ def test_a_tuples_mark_stays_when_its_texts_are_cut(config, tokenizer):
 
 
 def test_a_mark_that_leaves_no_room_for_text(config, tokenizer):
-    reader = Reader(config.only(PAIR[1:]), tokenizer, Packing(), 11, seed=0)
+    reader = Collator(config.only(PAIR[1:]), tokenizer, Packing(), 11, seed=0)
     with pytest.raises(ValueError, match=r"model.max_length=11: expected at least 12, .* mark"):
         reader(batch(["some text 01234567"] * 9, 9), data("triplet", "labelled"), step=1)

@@ -23,7 +23,7 @@ from jina_jax.training.mlm import (
     MaskedText,
     init_head,
     mask_words,
-    masked_chunks,
+    masked_micro_batches,
     mlm_objective,
 )
 from jina_jax.training.parameters import load_network
@@ -209,7 +209,7 @@ def test_special_tokens_in_a_text_are_text(tokenizer):
     assert {tokenizer.mask_id, tokenizer.eos_id}.isdisjoint(found.labels.tolist())
 
 
-# ---------------------------------------------------------------- chunks
+# ---------------------------------------------------------------- micro-batches
 
 
 def corpus(tokenizer, count=14):
@@ -220,41 +220,49 @@ def corpus(tokenizer, count=14):
     ]
 
 
-def chunks_of(texts, packing):
+def micro_batches_of(texts, packing):
     ids = [text.ids for text in texts]
-    return masked_chunks(pack(ids, [-1] * len(ids), packing, PAD), texts)
+    return masked_micro_batches(pack(ids, [-1] * len(ids), packing, PAD), texts)
 
 
 @pytest.mark.parametrize("packing", [Packing(64, (32, 64)), Packing(10_000, (64,))])
-def test_masked_tokens_are_found_in_their_chunks(tokenizer, packing):
+def test_masked_tokens_are_found_in_their_micro_batches(tokenizer, packing):
     texts = [*corpus(tokenizer), MaskedText([0, 2], np.zeros(0, int), np.zeros(0, int), 0)]
-    chunks = chunks_of(texts, packing)
-    count, height, _ = chunks.input_ids.shape
-    assert chunks.labels.shape == chunks.rows.shape == chunks.columns.shape == chunks.weights.shape
-    size = chunks.labels.shape[1]
+    micro_batches = micro_batches_of(texts, packing)
+    count, height, _ = micro_batches.input_ids.shape
+    assert (
+        micro_batches.labels.shape
+        == micro_batches.rows.shape
+        == micro_batches.columns.shape
+        == micro_batches.weights.shape
+    )
+    size = micro_batches.labels.shape[1]
     assert size & (size - 1) == 0
     found = []
-    for chunk, token in zip(*np.nonzero(chunks.weights), strict=True):
-        row, column = chunks.rows[chunk, token], chunks.columns[chunk, token]
-        spans = chunks.segments[chunk, row]
-        (place,) = np.flatnonzero((spans[:, 0] <= column) & (column < spans[:, 1]))
-        number = (chunk * height + row) * len(spans) + place
-        (text,) = np.flatnonzero(chunks.places == number)
-        label = int(chunks.labels[chunk, token])
-        found.append((int(text), int(column - spans[place, 0]), label))
-    assert set(chunks.weights.ravel().tolist()) == {0.0, 1.0}
+    for micro_batch, token in zip(*np.nonzero(micro_batches.weights), strict=True):
+        row, column = (
+            micro_batches.rows[micro_batch, token],
+            micro_batches.columns[micro_batch, token],
+        )
+        spans = micro_batches.segments[micro_batch, row]
+        (slot,) = np.flatnonzero((spans[:, 0] <= column) & (column < spans[:, 1]))
+        number = (micro_batch * height + row) * len(spans) + slot
+        (text,) = np.flatnonzero(micro_batches.slots == number)
+        label = int(micro_batches.labels[micro_batch, token])
+        found.append((int(text), int(column - spans[slot, 0]), label))
+    assert set(micro_batches.weights.ravel().tolist()) == {0.0, 1.0}
     assert sorted(found) == [
         (number, position, label)
         for number, text in enumerate(texts)
         for position, label in zip(text.positions.tolist(), text.labels.tolist(), strict=True)
     ]
-    assert count > 1 or packing.chunk_tokens > 64
-    assert 0 < chunks.padding < 1
+    assert count > 1 or packing.micro_batch_tokens > 64
+    assert 0 < micro_batches.padding < 1
 
 
 def test_no_masked_token_at_all():
     text = MaskedText([0, 2], np.zeros(0, int), np.zeros(0, int), 0)
-    assert not chunks_of([text], Packing(64, (32,))).weights.any()
+    assert not micro_batches_of([text], Packing(64, (32,))).weights.any()
 
 
 # ---------------------------------------------------------------- the objective
@@ -278,12 +286,12 @@ def head(checkpoint):
 
 def ours(checkpoint, head, texts, packing, train="all"):
     """Loss and gradients, as a step takes them."""
-    network = load_network(checkpoint, (), train, dtype="float32")
+    network, trained, frozen = load_network(checkpoint, (), train, dtype="float32")
     objective = mlm_objective(Encoding(network, attention))
     loss, gradients = jax.jit(jax.value_and_grad(objective), compiler_options=FAST)(
-        {**network.trained, **head},
-        network.frozen,
-        chunks_of(texts, packing),
+        {**trained, **head},
+        frozen,
+        micro_batches_of(texts, packing),
         {},
         jax.random.key(0),
     )
@@ -292,7 +300,7 @@ def ours(checkpoint, head, texts, packing, train="all"):
 
 @pytest.fixture(scope="module")
 def whole(checkpoint, head, tokenizer):
-    """Of one chunk."""
+    """Of one micro-batch."""
     return ours(checkpoint, head, corpus(tokenizer), Packing(10_000, (64,)))
 
 
@@ -325,8 +333,8 @@ def test_loss_equals_numpy_text_by_text(tokenizer, head, whole):
 
 
 def test_gradients_equal_those_of_padded_rows(checkpoint, tokenizer, head, whole):
-    """A text a row, a dense mask, no chunks, and the head as jax.nn has it."""
-    network = load_network(checkpoint, (), "all", dtype="float32")
+    """A text a row, a dense mask, no micro-batches, and the head as jax.nn has it."""
+    network, trained, _ = load_network(checkpoint, (), "all", dtype="float32")
     texts = corpus(tokenizer)
     width = max(len(text.ids) for text in texts)
     ids = np.array([[*text.ids, *[PAD] * (width - len(text.ids))] for text in texts])
@@ -347,16 +355,16 @@ def test_gradients_equal_those_of_padded_rows(checkpoint, tokenizer, head, whole
             logits = x @ trained["word_embeddings.embedding"].T + trained["mlm_head.decoder.bias"]
         return -jax.nn.log_softmax(logits)[np.arange(len(labels)), labels].mean()
 
-    expected = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)({**network.trained, **head})
+    expected = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)({**trained, **head})
     assert whole[0] == pytest.approx(float(expected[0]), rel=1e-6)
     assert_equal_gradients(whole[1], {k: np.asarray(v) for k, v in expected[1].items()})
 
 
-def test_chunks_change_neither_loss_nor_gradients(checkpoint, head, tokenizer, whole):
+def test_micro_batches_change_neither_loss_nor_gradients(checkpoint, head, tokenizer, whole):
     packing = Packing(192, (64,))
     texts = corpus(tokenizer)
-    chunks = chunks_of(texts, packing)
-    assert 1 < chunks.used.sum() < len(chunks.used)
+    micro_batches = micro_batches_of(texts, packing)
+    assert 1 < micro_batches.used.sum() < len(micro_batches.used)
     loss, gradients = ours(checkpoint, head, texts, packing)
     assert loss == pytest.approx(whole[0], rel=1e-6)
     assert_equal_gradients(gradients, whole[1])
@@ -372,12 +380,12 @@ def test_frozen_tables_are_the_decoder_too(checkpoint, head, tokenizer, whole):
 
 
 def test_loss_of_no_masked_token_is_zero(checkpoint, head):
-    network = load_network(checkpoint, (), "all", dtype="float32")
+    network, trained, frozen = load_network(checkpoint, (), "all", dtype="float32")
     text = MaskedText([0, 5, 2], np.zeros(0, int), np.zeros(0, int), 0)
     objective = jax.jit(mlm_objective(Encoding(network, attention)), compiler_options=FAST)
-    trained = {**network.trained, **head}
-    chunks = chunks_of([text], Packing(64, (32,)))
-    assert float(objective(trained, network.frozen, chunks, {}, jax.random.key(0))) == 0.0
+    trained = {**trained, **head}
+    micro_batches = micro_batches_of([text], Packing(64, (32,)))
+    assert float(objective(trained, frozen, micro_batches, {}, jax.random.key(0))) == 0.0
 
 
 def test_init_head(checkpoint):

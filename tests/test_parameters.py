@@ -15,7 +15,8 @@ from tiny import TINY, write_tiny
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.encoder import Encoder, abstract_encoder
 from jina_jax.runtime.sharding import make_mesh
-from jina_jax.training.parameters import TRAINABLE, is_trained, load_network
+from jina_jax.training.parameters import is_trained, load_network
+from jina_jax.training.vocabulary import TRAINABLE
 
 SIZE = {**TINY, "layers": 2}
 PAIR = ("separation", "retrieval.query")  # neither in the checkpoint's order nor side by side
@@ -68,14 +69,14 @@ def test_is_trained(train):
     ],
 )
 def test_leaves_and_values(checkpoint, tensors, train, tasks):
-    network = load_network(checkpoint, tasks, train, dtype="bfloat16")
+    _, trained, frozen = load_network(checkpoint, tasks, train, dtype="bfloat16")
     without = set() if tasks else ADAPTERS
-    assert network.trained.keys() == TRAINED[train] - without
-    assert network.frozen.keys() == TRAINED["all"] - TRAINED[train] - without
+    assert trained.keys() == TRAINED[train] - without
+    assert frozen.keys() == TRAINED["all"] - TRAINED[train] - without
     indices = [TASKS.index(task) for task in tasks]
-    for path, array in {**network.trained, **network.frozen}.items():
+    for path, array in {**trained, **frozen}.items():
         expected = tensors[path][indices] if ".lora_" in path else tensors[path]
-        if path in network.frozen:
+        if path in frozen:
             expected = expected.astype(ml_dtypes.bfloat16)
         assert array.dtype == expected.dtype, path
         if ".qkv_proj." in path and not path.endswith(".lora_a"):  # queries, keys, values
@@ -84,11 +85,11 @@ def test_leaves_and_values(checkpoint, tensors, train, tasks):
 
 
 def test_config_is_of_the_trained_tasks_alone(checkpoint):
-    config = load_network(checkpoint, PAIR, "adapters").config
+    config = load_network(checkpoint, PAIR, "adapters")[0].config
     assert config.lora_adaptations == PAIR
     assert config.prompt("retrieval.query") == PROMPTS["retrieval.query"]
     assert config.lora_scale == checkpoint.config.lora_scale
-    assert load_network(checkpoint, (), "all").config.num_tasks == 0
+    assert load_network(checkpoint, (), "all")[0].config.num_tasks == 0
     assert checkpoint.config.lora_adaptations == TASKS
 
 
@@ -103,13 +104,13 @@ def test_config_is_of_the_trained_tasks_alone(checkpoint):
 )
 def test_dtype(tmp_path, stored, dtype, used):
     checkpoint = open_checkpoint(write_tiny(tmp_path / "model", dtype=stored))
-    network = load_network(checkpoint, ("separation",), "adapters", dtype=dtype)
+    network, trained, frozen = load_network(checkpoint, ("separation",), "adapters", dtype=dtype)
     assert network.dtype == used
-    assert {array.dtype.name for array in network.trained.values()} == {"float32"}
-    assert {array.dtype.name for array in network.frozen.values()} == {used}
+    assert {array.dtype.name for array in trained.values()} == {"float32"}
+    assert {array.dtype.name for array in frozen.values()} == {used}
     path = "layers.0.mlp.fc1.lora_a"
     np.testing.assert_array_equal(
-        network.trained[path][0], np.asarray(checkpoint.tensors[path].read()[2], np.float32)
+        trained[path][0], np.asarray(checkpoint.tensors[path].read()[2], np.float32)
     )
 
 
@@ -119,8 +120,10 @@ def test_dtype(tmp_path, stored, dtype, used):
 @pytest.mark.parametrize("train", TRAINABLE)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_state_is_the_encoders_in_the_dtype_of_computing(checkpoint, train, scan_layers):
-    network = load_network(checkpoint, PAIR, train, dtype="bfloat16", scan_layers=scan_layers)
-    state = jax.eval_shape(network.state, network.trained, network.frozen)
+    network, trained, frozen = load_network(
+        checkpoint, PAIR, train, dtype="bfloat16", scan_layers=scan_layers
+    )
+    state = jax.eval_shape(network.state, trained, frozen)
     graph, abstract = abstract_encoder(network.config, "bfloat16", scan_layers=scan_layers)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     assert network.graph == graph
@@ -137,10 +140,10 @@ def test_state_is_the_encoders_in_the_dtype_of_computing(checkpoint, train, scan
 
 
 def test_state_takes_what_it_is_given(checkpoint):
-    network = load_network(checkpoint, PAIR, "adapters")
+    network, trained, frozen = load_network(checkpoint, PAIR, "adapters")
     trained, frozen = (
         {path: jnp.full_like(array, number) for path, array in part.items()}
-        for number, part in ((1, network.trained), (2, network.frozen))
+        for number, part in ((1, trained), (2, frozen))
     )
     state = network.state(trained, frozen)
     for keys, variable in nnx.to_flat_state(state):
@@ -150,24 +153,24 @@ def test_state_takes_what_it_is_given(checkpoint):
 
 def test_gradients_of_a_table_add_up_in_float32(checkpoint):
     """A thousand small gradients of one row: in bfloat16 a sum would stop growing at 256."""
-    network = load_network(checkpoint, ("separation",), "all", dtype="bfloat16")
+    network, trained, frozen = load_network(checkpoint, ("separation",), "all", dtype="bfloat16")
     ids = jnp.full((1, 1000), 7)
 
     def total(trained):
-        encoder = nnx.merge(network.graph, network.state(trained, network.frozen))
+        encoder = nnx.merge(network.graph, network.state(trained, frozen))
         return encoder.word_embeddings(ids).sum()
 
-    gradient = jax.grad(total)(network.trained)["word_embeddings.embedding"]
+    gradient = jax.grad(total)(trained)["word_embeddings.embedding"]
     np.testing.assert_array_equal(gradient[7], np.full(SIZE["width"], 1000, np.float32))
 
 
 def test_stacked_layers(checkpoint):
-    looped = load_network(checkpoint, PAIR, "all-but-embeddings", dtype="bfloat16")
-    network = load_network(
+    _, *looped = load_network(checkpoint, PAIR, "all-but-embeddings", dtype="bfloat16")
+    network, trained, frozen = load_network(
         checkpoint, PAIR, "all-but-embeddings", dtype="bfloat16", scan_layers=True
     )
     assert network.scan_layers
-    for ours, theirs in ((network.trained, looped.trained), (network.frozen, looped.frozen)):
+    for ours, theirs in zip((trained, frozen), looped, strict=True):
         for path, array in ours.items():
             if not path.startswith("layers."):
                 np.testing.assert_array_equal(array, theirs[path])
@@ -177,25 +180,27 @@ def test_stacked_layers(checkpoint):
             np.testing.assert_array_equal(array, np.stack(layers))
     outside = {path for path in TRAINED["all-but-embeddings"] if not path.startswith("layers.")}
     inside = {path.split(".", 2)[2] for path in TRAINED["all-but-embeddings"] - outside}
-    assert network.trained.keys() == outside | {f"layers.{path}" for path in inside}
+    assert trained.keys() == outside | {f"layers.{path}" for path in inside}
 
 
 # ---------------------------------------------------------------- rotary base, meshes
 
 
 def test_rotary_base_is_that_of_training_alone(checkpoint):
-    network = load_network(checkpoint, PAIR, "adapters", rotary_emb_base=10_000)
-    encoder = nnx.merge(network.graph, network.state(network.trained, network.frozen))
+    network, trained, frozen = load_network(checkpoint, PAIR, "adapters", rotary_emb_base=10_000)
+    encoder = nnx.merge(network.graph, network.state(trained, frozen))
     assert isinstance(encoder, Encoder)
     assert encoder.config.rotary_emb_base == network.config.rotary_emb_base == 10_000.0
     assert checkpoint.config.rotary_emb_base == 20_000.0
-    assert load_network(checkpoint, PAIR, "adapters").config.rotary_emb_base == 20_000.0
+    assert load_network(checkpoint, PAIR, "adapters")[0].config.rotary_emb_base == 20_000.0
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_device_of_a_mesh_has_all_parameters(checkpoint, scan_layers):
-    network = load_network(checkpoint, PAIR, "all", mesh=make_mesh(), scan_layers=scan_layers)
-    for array in {**network.trained, **network.frozen}.values():
+    _, trained, frozen = load_network(
+        checkpoint, PAIR, "all", mesh=make_mesh(), scan_layers=scan_layers
+    )
+    for array in {**trained, **frozen}.values():
         assert len(array.addressable_shards) == 8
         assert {shard.data.shape for shard in array.addressable_shards} == {array.shape}
 

@@ -13,23 +13,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import PAIRS, settings, told, train, write_data
+from runs import PAIRS, losses, reported, settings, train, write_data
 from runs import quick_compiling as quick_compiling
+from tiny import TINY, write_tiny
 
 from jina_jax.checkpoints import hub
 from jina_jax.checkpoints.tensors import CheckpointError
+from jina_jax.nn.parameters import unstack_layers
 from jina_jax.runtime.sharding import make_mesh
-from jina_jax.training.checkpoints import Store, hash_of
-from jina_jax.training.metrics import Metrics, TrainingError, Window, read_metrics
+from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.metrics import Interval, Metrics, TrainingError, read_metrics
 from jina_jax.training.run import BASE, CHECKPOINTS, METRICS, SETTINGS
 from jina_jax.training.settings import Settings, SettingsError
 from jina_jax.training.step import StepResult
 from jina_jax.training.trainer import Trainer
 
 STEPS = 8
-# Two sources, dropout, batches that run over the ends of epochs, windows of other lengths than
+# Two sources, dropout, batches that run over the ends of epochs, intervals of other lengths than
 # those between checkpoints: all that a checkpoint must bring back.
-OTHER = {**PAIRS, "weight": 0.5, "batch_size": 5}
+OTHER = {**PAIRS, "weight": 0.5}
 WANTED = {
     "data": (PAIRS, OTHER),
     "model": {"dropout": 0.1},
@@ -68,9 +70,9 @@ def stopped(wanted, step, **options):
 
 
 def assert_same(run: Path, expected: Path) -> None:
-    """Compare all that was told and the last checkpoint, bit for bit."""
-    assert told(run) == told(expected)
-    ours, theirs = (Store(p / CHECKPOINTS, read_only=True) for p in (run, expected))
+    """Compare metrics and the last checkpoint, bit for bit."""
+    assert reported(run) == reported(expected)
+    ours, theirs = (RunCheckpoints(p / CHECKPOINTS, read_only=True) for p in (run, expected))
     # One that was being removed when a run was killed may be left.
     assert ours.steps[-2:] == theirs.steps == [6, STEPS]
     found, wanted = ours.trained(STEPS), theirs.trained(STEPS)
@@ -80,16 +82,16 @@ def assert_same(run: Path, expected: Path) -> None:
 
 
 def test_the_whole_run_draws_from_both_sources_and_repeats_rows(whole):
-    names = {name for line in told(whole) for name in line["losses"]}
+    names = {name for line in reported(whole) for name in line["losses"]}
     assert names == {"info_nce:pairs.jsonl#1", "info_nce:pairs.jsonl#2"}
-    assert [line["step"] for line in told(whole)] == [2, 3, 4, 6, 8]
+    assert [line["step"] for line in reported(whole)] == [2, 3, 4, 6, 8]
 
 
 def test_a_run_that_was_stopped_twice(root, whole):
     wanted = settings(root, "stopped", **WANTED)
     stopped(wanted, 6)
-    assert Store(root / "stopped" / CHECKPOINTS, read_only=True).steps == [3]
-    assert [line["step"] for line in told(root / "stopped")] == [2, 3, 4]
+    assert RunCheckpoints(root / "stopped" / CHECKPOINTS, read_only=True).steps == [3]
+    assert [line["step"] for line in reported(root / "stopped")] == [2, 3, 4]
     stopped(wanted, 8, resume=True)
     trainer = Trainer(wanted, resume=True)
     assert trainer.step == 6
@@ -99,19 +101,61 @@ def test_a_run_that_was_stopped_twice(root, whole):
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint(root, whole):
+    """It starts again, with the line of its first evaluation once."""
     evaluation = [{"kind": "sts", "paths": [str(root / "scored.csv")]}]
     wanted = settings(root, "early", **WANTED, evaluation=evaluation)
     stopped(wanted, 2)
-    assert [line["step"] for line in told(root / "early")] == [0]
+    assert [line["step"] for line in reported(root / "early")] == [0]
     trainer = train(wanted, resume=True)
-    lines = told(root / "early")
+    lines = reported(root / "early")
     assert [line["step"] for line in lines] == [0, 2, 3, 4, 6, 8, 8]
     # Evaluations change nothing that is trained.
-    assert [line for line in lines if "loss" in line] == told(whole)
+    assert [line for line in lines if "loss" in line] == reported(whole)
     np.testing.assert_array_equal(
-        np.asarray(trainer.trained["layers.0.mlp.fc1.lora_b"]),
-        Store(whole / CHECKPOINTS, read_only=True).trained(STEPS)["layers.0.mlp.fc1.lora_b"],
+        np.asarray(trainer.state.trained["layers.0.mlp.fc1.lora_b"]),
+        RunCheckpoints(whole / CHECKPOINTS, read_only=True).trained(STEPS)[
+            "layers.0.mlp.fc1.lora_b"
+        ],
     )
+
+
+def test_stacked_layers_have_the_same_losses_and_go_on_from_each_others_checkpoints(root, tmp_path):
+    write_tiny(tmp_path / "deep", {**TINY, "layers": 2})
+    alone = make_mesh(devices=jax.devices()[:1])
+
+    def trainer(output, scan_layers, **options):
+        model = {"name": str(tmp_path / "deep"), "dropout": 0.1, "scan_layers": scan_layers}
+        return Trainer(settings(root, tmp_path / output, model=model), mesh=alone, **options)
+
+    trainer("single", False).fit()
+    shutil.copytree(tmp_path / "single", tmp_path / "stacked")
+    shutil.rmtree(tmp_path / "stacked" / CHECKPOINTS / "4")
+    stacked = trainer("stacked", True, resume=True)
+    assert stacked.step == 2
+    assert "layers.mlp.fc1.lora_a" in stacked.state.trained
+    saved = RunCheckpoints(tmp_path / "single" / CHECKPOINTS, read_only=True).trained(2)
+    assert_equal_arrays(unstack_layers(stacked.state.trained), saved)
+    stacked.fit()
+    np.testing.assert_allclose(*(losses(tmp_path / name) for name in ("stacked", "single")), 1e-5)
+    assert len(set(losses(tmp_path / "single"))) == 4
+    again = trainer("stacked", False, resume=True)
+    assert again.state.sampler == stacked.state.sampler
+    for found, expected in zip(*map(by_path, (again.state, stacked.state)), strict=True):
+        assert_equal_arrays(found, unstack_layers(expected))
+
+
+def by_path(state):
+    """List all dicts by path: trained parameters and two moments of each."""
+    leaves = jax.tree.leaves(state[1:3], is_leaf=lambda part: isinstance(part, dict))
+    found = [part for part in leaves if isinstance(part, dict)]
+    assert len(found) == 3
+    return found
+
+
+def assert_equal_arrays(found, expected):
+    assert found.keys() == expected.keys()
+    for path, array in found.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
 def test_a_run_that_is_done_stays_as_it_is(root, whole):
@@ -173,8 +217,8 @@ def test_place_log_and_devices_may_change(root, whole, tmp_path):
     alone = make_mesh(devices=jax.devices()[:1])
     trainer = Trainer(settings(root, tmp_path / "moved", **changed), resume=True, mesh=alone)
     assert trainer.step == STEPS
-    saved = Store(whole / CHECKPOINTS, read_only=True).trained(STEPS)
-    for path, array in trainer.trained.items():
+    saved = RunCheckpoints(whole / CHECKPOINTS, read_only=True).trained(STEPS)
+    for path, array in trainer.state.trained.items():
         assert array.sharding.device_set == {jax.devices()[0]}
         np.testing.assert_array_equal(array, saved[path])
 
@@ -214,7 +258,7 @@ def test_other_data_are_refused(root, tmp_path):
     rows = (root / "pairs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "pairs.jsonl").write_text("".join(rows))
     fields = {**WANTED, "data": ({**PAIRS, "paths": [tmp_path / "pairs.jsonl"]},)}
-    train(settings(root, tmp_path / "run", **fields))
+    stopped(settings(root, tmp_path / "run", **fields), 4)
     (tmp_path / "pairs.jsonl").write_text("".join(rows[:-1]))
     with pytest.raises(ValueError, match="expected 7 rows, got 8"):
         Trainer(settings(root, tmp_path / "run", **fields), resume=True)
@@ -223,7 +267,7 @@ def test_other_data_are_refused(root, tmp_path):
 def test_a_torn_checkpoint_is_named_and_the_one_before_goes_on(root, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     latest = tmp_path / "run" / CHECKPOINTS / str(STEPS)
-    (latest / "state" / "metadata").write_text('{"seed": 5, "batc')
+    (latest / "sampler" / "metadata").write_text('{"seed": 5, "batc')
     wanted = settings(root, tmp_path / "run", **WANTED)
     with pytest.raises(CheckpointError, match=rf"{STEPS}: .* remove it to go on from 6"):
         Trainer(wanted, resume=True)
@@ -250,15 +294,15 @@ def test_a_line_that_was_not_written_to_its_end_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
-def test_a_window_with_a_number_that_is_not_finite(root, loss, norm):
-    trainer = Trainer(settings(root, "window", **WANTED), resume=True)
+def test_an_interval_with_a_number_that_is_not_finite(root, loss, norm):
+    trainer = Trainer(settings(root, "interval", **WANTED), resume=True)
     inputs = next(trainer._batches()).inputs
-    window = Window()
-    window.add("cosent:a", inputs, StepResult(np.float32(1), np.float32(1)))
-    assert window.summary(6)["losses"] == {"cosent:a": 1.0}
-    window.add("cosent:b", inputs, StepResult(np.float32(loss), np.float32(norm)))
+    interval = Interval()
+    interval.add("cosent:a", inputs, StepResult(np.float32(1), np.float32(1)))
+    assert interval.summary(6)["losses"] == {"cosent:a": 1.0}
+    interval.add("cosent:b", inputs, StepResult(np.float32(loss), np.float32(norm)))
     with pytest.raises(TrainingError, match=rf"step 7 or .* cosent:b is {loss}, .* {norm}; try"):
-        window.summary(7)
+        interval.summary(7)
 
 
 # --- Kill -9
@@ -329,7 +373,7 @@ def test_a_run_that_was_killed_while_saving(program, whole, tmp_path):
         return (folder / "3").exists() and any(p.name.startswith("6.") for p in folder.iterdir())
 
     assert kill_when(start(program, output), is_saving_the_second)
-    assert Store(folder, read_only=True).steps in ([3], [3, 6])
+    assert RunCheckpoints(folder, read_only=True).steps in ([3], [3, 6])
     finish(program, output)
     assert_same(output, whole)
     assert {path.name for path in folder.iterdir()} == {"6", "8"}
@@ -363,7 +407,7 @@ def test_a_run_that_was_killed_again_and_again(program, whole, tmp_path):
     for moment in moments:
         seen.append(kill_when(start(program, output), moment))
         if folder.exists():
-            steps |= set(Store(folder, read_only=True).steps)
+            steps |= set(RunCheckpoints(folder, read_only=True).steps)
     assert sum(seen) >= 5
     finish(program, output)
     assert_same(output, whole)

@@ -16,11 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.runtime.sharding import make_mesh
-from jina_jax.training.checkpoints import Store, hash_of
+from jina_jax.training import checkpoints
+from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.state import TrainState
 
 # More than Orbax keeps in its own tables, so that every kind of file is there.
 SHAPES = {f"layers.{i}.mlp.fc1.lora_a": (1, 64, 96) for i in range(3)} | {"word.lora_b": (1, 4, 64)}
-STATE = {"seed": 3, "batches": 17, "sources": [{"epoch": 2, "waiting": [[5, 0], [7, 1]]}]}
+SAMPLER = {"seed": 3, "batches": 17, "sources": [{"epoch": 2, "waiting": [[5, 0], [7, 1]]}]}
 
 
 def content(seed, device=None):
@@ -44,14 +46,24 @@ def assert_equal(found, expected):
         assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
 
 
+def arrays_of(state):
+    return state.trained, state.opt_state
+
+
 def target():
-    """Give arrays of other values to restore into."""
-    return content(99)
+    """Return a state of other values to restore into."""
+    return TrainState(0, *content(99), {})
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch):
+    """What threads print after a failure is captured here."""
+    monkeypatch.setattr(checkpoints, "_STRAGGLERS_SECONDS", 0.0)
 
 
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path / "checkpoints")
+    store = RunCheckpoints(tmp_path / "checkpoints")
     yield store
     store.close()
 
@@ -59,26 +71,27 @@ def store(tmp_path):
 def fill(store, steps, scores=()):
     scores = dict(scores)
     for step in steps:
-        store.save(step, *content(step), {**STATE, "batches": step}, scores.get(step))
+        state = TrainState(step, *content(step), {**SAMPLER, "batches": step})
+        store.save(state, scores.get(step))
 
 
 def test_everything_comes_back_to_the_bit(store):
     trained, optimizer = content(0)
     extreme = np.array([np.nan, -0.0, np.inf, 1e-45, np.float32(1) / 3], np.float32)
     trained["word.lora_b"] = trained["word.lora_b"].at[0, 0, :5].set(extreme)
-    store.save(7, trained, optimizer, STATE, None)
-    for reader in (store, Store(store.directory, read_only=True)):
-        found = reader.restore(7, *target())
-        assert_equal(found[0], trained)
-        assert_equal(found[1], optimizer)
-        assert found[2] == STATE
+    store.save(TrainState(7, trained, optimizer, SAMPLER), None)
+    for reader in (store, RunCheckpoints(store.directory, read_only=True)):
+        found = reader.restore(7, target())
+        assert_equal(found.trained, trained)
+        assert_equal(found.opt_state, optimizer)
+        assert (found.step, found.sampler) == (7, SAMPLER)
         assert_equal(reader.trained(7), trained)
         assert all(type(array) is np.ndarray for array in reader.trained(7).values())
 
 
 def test_there_is_nothing_at_first(store):
     assert (store.steps, store.latest, store.best) == ([], None, None)
-    nowhere = Store(store.directory / "none", read_only=True)
+    nowhere = RunCheckpoints(store.directory / "none", read_only=True)
     assert nowhere.steps == []
     assert not (store.directory / "none").exists()
 
@@ -94,36 +107,37 @@ def test_there_is_nothing_at_first(store):
     ],
 )
 def test_the_latest_and_the_best_are_kept(tmp_path, keep, scores, kept, best):
-    store = Store(tmp_path, keep)
+    store = RunCheckpoints(tmp_path, keep)
     fill(store, range(1, 6), scores)
-    for reader in (store, Store(tmp_path, read_only=True)):
+    for reader in (store, RunCheckpoints(tmp_path, read_only=True)):
         assert (reader.steps, reader.latest, reader.best) == (kept, 5, best)
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(step) for step in kept]
 
 
 def test_a_new_store_goes_on(tmp_path):
-    fill(Store(tmp_path, 2), [1, 2, 3], {1: 0.5})
-    fill(Store(tmp_path, 2), [4, 5])
-    assert Store(tmp_path).steps == [1, 4, 5]
+    fill(RunCheckpoints(tmp_path, 2), [1, 2, 3], {1: 0.5})
+    fill(RunCheckpoints(tmp_path, 2), [4, 5])
+    assert RunCheckpoints(tmp_path).steps == [1, 4, 5]
 
 
 def test_a_step_is_saved_once(store):
     fill(store, [1])
     with pytest.raises(CheckpointError, match=r"step 1 could not be written.*already exists"):
         fill(store, [1])
-    assert_equal(store.restore(1, *target())[0], content(1)[0])
+    assert_equal(store.restore(1, target()).trained, content(1)[0])
 
 
 def test_devices_are_those_of_the_reader(tmp_path):
     everywhere = NamedSharding(make_mesh(), P())
     trained, optimizer = content(4, everywhere)
-    Store(tmp_path).save(4, trained, optimizer, STATE, None)
+    RunCheckpoints(tmp_path).save(TrainState(4, trained, optimizer, SAMPLER), None)
     assert len(trained["word.lora_b"].sharding.device_set) == 8
     # On one device in a process that has no more, as numbers of NumPy …
     code = f"""
 from pathlib import Path
-from jina_jax.training.checkpoints import Store
-for path, array in sorted(Store(Path({str(tmp_path)!r}), read_only=True).trained(4).items()):
+from jina_jax.training.checkpoints import RunCheckpoints
+reader = RunCheckpoints(Path({str(tmp_path)!r}), read_only=True)
+for path, array in sorted(reader.trained(4).items()):
     print(path, array.shape, repr(array.astype(float).sum()))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -133,9 +147,10 @@ for path, array in sorted(Store(Path({str(tmp_path)!r}), read_only=True).trained
     ], result.stderr
     # … and where the arrays are that are read into.
     for device in (jax.devices()[3], everywhere):
-        found = Store(tmp_path, read_only=True).restore(4, *content(1, device))
-        assert_equal(found[:2], (trained, optimizer))
-        devices = {leaf.sharding for leaf in jax.tree.leaves(found[:2])}
+        like = TrainState(0, *content(1, device), {})
+        found = arrays_of(RunCheckpoints(tmp_path, read_only=True).restore(4, like))
+        assert_equal(found, (trained, optimizer))
+        devices = {leaf.sharding for leaf in jax.tree.leaves(found)}
         assert len(devices) == 1
         assert devices.pop().device_set == content(1, device)[0]["word.lora_b"].sharding.device_set
 
@@ -147,7 +162,7 @@ for path, array in sorted(Store(Path({str(tmp_path)!r}), read_only=True).trained
 def good(tmp_path_factory):
     """Three checkpoints of which the second is the best."""
     directory = tmp_path_factory.mktemp("good")
-    fill(Store(directory, 3), [2, 4, 6], {4: 0.5, 6: 0.25})
+    fill(RunCheckpoints(directory, 3), [2, 4, 6], {4: 0.5, 6: 0.25})
     return directory
 
 
@@ -162,13 +177,13 @@ def harm(path, how):
 def outcome(directory, step, read):
     """Return what is read; of an error, which must say where and what to do, its message."""
     try:
-        store = Store(directory, read_only=True)
+        store = RunCheckpoints(directory, read_only=True)
         assert store.steps == [2, 4, 6]
         return read(store)
     except CheckpointError as error:
         message = str(error)
-    place = f"{directory / str(step)}: the checkpoint cannot be read; remove it to go on from 4 ("
-    assert message.startswith(place)
+    start = f"{directory / str(step)}: the checkpoint cannot be read; remove it to go on from 4 ("
+    assert message.startswith(start)
     return message
 
 
@@ -187,18 +202,18 @@ def test_a_damaged_file_is_an_error_or_does_no_harm(good, tmp_path, how):
         directory = tmp_path / "torn"
         shutil.copytree(good, directory)
         harm(directory / name, how)
-        all_of_it = outcome(directory, 6, lambda store: store.restore(6, *target()))
+        all_of_it = outcome(directory, 6, lambda store: store.restore(6, target()))
         if isinstance(all_of_it, str):
             refused.add(name.parts[1])
         else:
-            assert_equal(all_of_it[:2], content(6))
-            assert all_of_it[2] == {**STATE, "batches": 6}
+            assert_equal(arrays_of(all_of_it), content(6))
+            assert all_of_it.sampler == {**SAMPLER, "batches": 6}
         if name.parts[1] == "trained":
             trained = outcome(directory, 6, lambda store: store.trained(6))
             if not isinstance(trained, str):
                 assert_equal(trained, content(6)[0])
         shutil.rmtree(directory)
-    assert refused >= {"trained", "optimizer", "state"}
+    assert refused >= {"trained", "optimizer", "sampler"}
     assert ("metrics" in refused) == (how != "delete")
 
 
@@ -208,27 +223,27 @@ def test_those_beside_a_damaged_one_are_read(good, tmp_path):
     for path in (directory / "6").rglob("*"):
         if path.is_file() and path.parent.name != "metrics":
             path.write_bytes(b"")
-    store = Store(directory)
+    store = RunCheckpoints(directory)
     assert (store.steps, store.best) == ([2, 4, 6], 4)
     with pytest.raises(CheckpointError, match=r"6: the checkpoint .* go on from 4"):
-        store.restore(6, *target())
-    assert_equal(store.restore(4, *target())[:2], content(4))
+        store.restore(6, target())
+    assert_equal(arrays_of(store.restore(4, target())), content(4))
     shutil.rmtree(directory / "6")
     assert store.latest == 4
     fill(store, [6])
-    assert_equal(store.restore(6, *target())[:2], content(6))
+    assert_equal(arrays_of(store.restore(6, target())), content(6))
 
 
 def test_one_of_another_run_is_refused(good):
-    store = Store(good, read_only=True)
-    trained, optimizer = target()
+    store = RunCheckpoints(good, read_only=True)
+    trained, optimizer = content(99)
     wide = {path: jnp.zeros((2, *array.shape[1:])) for path, array in trained.items()}
     others = {"other.lora_a": trained["word.lora_b"], **trained}
     for wrong in (wide, others, {}):
         with pytest.raises(CheckpointError, match=r"6: the checkpoint cannot be read"):
-            store.restore(6, wrong, optimizer)
+            store.restore(6, TrainState(0, wrong, optimizer, {}))
     with pytest.raises(CheckpointError, match=r"5: the checkpoint cannot be read"):
-        store.restore(5, trained, optimizer)
+        store.restore(5, target())
 
 
 # --- Saving that fails
@@ -241,7 +256,7 @@ def fill_the_disk(manager, step, **_):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    store = Store(tmp_path)
+    store = RunCheckpoints(tmp_path)
     fill(store, [1])
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", fill_the_disk)
@@ -256,9 +271,9 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 def assert_only_the_first(store):
-    for reader in (store, Store(store.directory)):
+    for reader in (store, RunCheckpoints(store.directory)):
         assert (reader.steps, reader.best) == ([1], None)
-        assert_equal(reader.restore(1, *target())[:2], content(1))
+        assert_equal(arrays_of(reader.restore(1, target())), content(1))
 
 
 def test_the_first_one_that_fails_says_that_there_is_none(store, monkeypatch):
@@ -275,9 +290,9 @@ def test_files_that_may_grow_no_more(tmp_path, limit):
     code = f"""
 import resource, signal, sys
 sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
-from test_store import Store, CheckpointError, fill
+from test_run_checkpoints import RunCheckpoints, CheckpointError, fill
 from pathlib import Path
-store = Store(Path({str(tmp_path)!r}))
+store = RunCheckpoints(Path({str(tmp_path)!r}))
 fill(store, [1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
@@ -293,7 +308,7 @@ print(store.steps)
     assert "the last good one is of 1 (" in message
     assert "File too large" in message
     assert steps == "[1]"
-    store = Store(tmp_path)
+    store = RunCheckpoints(tmp_path)
     assert_only_the_first(store)
     fill(store, [2], {2: 0.5})
     assert store.best == 2
@@ -301,13 +316,13 @@ print(store.steps)
 
 
 def test_what_an_interrupted_save_has_left_goes_with_the_next_run(tmp_path):
-    fill(Store(tmp_path), [1])
+    fill(RunCheckpoints(tmp_path), [1])
     partial = tmp_path / "2.orbax-checkpoint-tmp" / "trained.orbax-checkpoint-tmp"
     partial.mkdir(parents=True)
     (partial / "file").touch()
-    assert Store(tmp_path, read_only=True).steps == [1]
+    assert RunCheckpoints(tmp_path, read_only=True).steps == [1]
     assert partial.exists()
-    fill(Store(tmp_path), [3])
+    fill(RunCheckpoints(tmp_path), [3])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 

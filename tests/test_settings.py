@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from jina_jax import evaluation
 from jina_jax.cli import main as cli
-from jina_jax.data import KINDS
+from jina_jax.data.kinds import EVALUATIONS, ROWS
 from jina_jax.training import losses, settings
-from jina_jax.training.parameters import TRAINABLE
 from jina_jax.training.settings import Section, Settings, SettingsError
+from jina_jax.training.vocabulary import LOSSES, TRAINABLE
 
 COMPLETE = """
 output = "runs/all"
@@ -30,6 +30,7 @@ dtype = "bfloat16"
 rotary_emb_base = 10000
 max_length = 192
 dropout = 0.1
+scan_layers = false
 
 [[model.new_tasks]]
 name = "legal"
@@ -48,7 +49,7 @@ max_grad_norm = 2.0
 
 [batches]
 size = 128
-chunk_tokens = 4096
+micro_batch_tokens = 4096
 
 [[data]]
 paths = ["a.jsonl", "b.jsonl"]
@@ -179,6 +180,7 @@ class TestReading:
             "Settings": "",
             "NewTask": "model.new_tasks.",
             "Loss": "data.loss.",
+            "EvaluationSection": "evaluation.",
             "Matryoshka": "data.loss.matryoshka.",
         }
         every = {
@@ -241,17 +243,18 @@ class TestReading:
         def choices(section, name):
             return set(typing.get_args(section.model_fields[name].annotation))
 
-        assert set(settings.KINDS_OF_LOSS) == {*losses.LOSSES, "mlm"}
-        assert {kind for kinds in settings.KINDS_OF_LOSS.values() for kind in kinds} == set(KINDS)
-        assert choices(settings.Data, "kind") == set(KINDS)
+        assert {kind for loss in LOSSES.values() for kind in loss.rows} == set(ROWS)
+        assert choices(settings.Loss, "name") == set(LOSSES)
+        assert choices(settings.Data, "kind") == set(ROWS)
         assert choices(settings.Model, "train") == set(TRAINABLE)
-        assert choices(settings.Evaluation, "kind") == set(evaluation.KINDS)
+        assert choices(settings.EvaluationSection, "kind") == set(EVALUATIONS)
 
-    @pytest.mark.parametrize("name", losses.LOSSES)
+    @pytest.mark.parametrize("name", LOSSES)
     def test_fields_of_a_loss_are_its_arguments(self, name):
-        arguments = set(inspect.signature(losses.LOSSES[name]).parameters)
-        taken = settings.Loss._TAKEN[name] - {"matryoshka"}
+        arguments = set(inspect.signature(losses.function_of(name)).parameters)
+        taken = LOSSES[name].fields - {"matryoshka", "mask_rate"}
         assert taken == arguments & {*settings.Loss.model_fields}
+        assert LOSSES[name].needs_teacher == ("teacher" in arguments)
 
 
 class TestRefusals:
@@ -300,7 +303,10 @@ class TestRefusals:
             ({"seed": -1}, "seed: .* equal to 0, got -1"),
             ({"seed": 2**31}, "seed: .* less than 2147483648"),
             ({"batches__size": 0}, "batches.size: .* equal to 1, got 0"),
-            ({"batches__chunk_tokens": 8}, "batches.chunk_tokens: .* equal to 16, got 8"),
+            (
+                {"batches__micro_batch_tokens": 8},
+                "batches.micro_batch_tokens: .* equal to 16, got 8",
+            ),
             ({"data": []}, "data: expected at least one section [[data]]"),
             ({"data__0__paths": []}, "data[0].paths: .* at least 1 item .*"),
             ({"data__0__weight": 0}, "data[0].weight: .* greater than 0"),
@@ -331,20 +337,15 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("kind", "loss"),
-        [
-            (kind, loss)
-            for kind in KINDS
-            for loss, kinds in settings.KINDS_OF_LOSS.items()
-            if kind not in kinds
-        ],
+        [(kind, loss) for kind in ROWS for loss, entry in LOSSES.items() if kind not in entry.rows],
     )
     def test_a_loss_for_another_kind_of_rows(self, kind, loss):
         data = {"paths": ["p"], "kind": kind, "loss": {"name": loss}}
         (line,) = problems(minimal(data=[data], model__train="all"))
         assert line.startswith(f"data[0]: kind={kind!r}: loss {loss!r} takes (")
-        assert all(repr(wanted) in line for wanted in settings.KINDS_OF_LOSS[loss])
+        assert all(repr(wanted) in line for wanted in LOSSES[loss].rows)
 
-    @pytest.mark.parametrize("loss", settings.KINDS_OF_LOSS)
+    @pytest.mark.parametrize("loss", LOSSES)
     def test_fields_that_a_loss_does_not_take(self, loss):
         every = {
             "temperature": 0.1,
@@ -356,13 +357,13 @@ class TestRefusals:
         for name, value in every.items():
             data = {
                 "paths": ["p"],
-                "kind": settings.KINDS_OF_LOSS[loss][0],
+                "kind": LOSSES[loss].rows[0],
                 "loss": {"name": loss, name: value},
             }
             if loss.endswith("distillation"):
                 data["teacher"] = "t.npy"
             values = minimal(data=[data], model__train="all")
-            if name in settings.Loss._TAKEN[loss]:
+            if name in LOSSES[loss].fields:
                 assert getattr(Settings.from_dict(values).data[0].loss, name) is not None
             else:
                 assert problems(values)[0].startswith(f"data[0].loss: {name}: {loss} takes ")
@@ -410,7 +411,7 @@ class TestDescription:
             "Loss": "[data.loss]",
             "Matryoshka": "[data.loss.matryoshka]",
             "Data": "[[data]]",
-            "Evaluation": "[[evaluation]]",
+            "EvaluationSection": "[[evaluation]]",
         }
         assert len(parts) == len(sections()) == 10
         for section in sections():

@@ -1,4 +1,4 @@
-"""A step's loss and gradients: in chunks or whole, on one device or on eight, all the same."""
+"""A step's loss and gradients are the same in micro-batches or whole, on one device or eight."""
 
 import dataclasses
 import functools
@@ -23,22 +23,23 @@ from jina_jax.runtime.sharding import make_mesh
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import losses
 from jina_jax.training import step as training_step
-from jina_jax.training.micro_batches import Chunks, Packing, pack
-from jina_jax.training.mlm import init_head, mask_words, masked_chunks, mlm_objective
+from jina_jax.training.micro_batches import MicroBatches, Packing, pack
+from jina_jax.training.mlm import init_head, mask_words, masked_micro_batches, mlm_objective
 from jina_jax.training.parameters import load_network
 from jina_jax.training.step import (
-    CHUNK_ROWS,
+    MICRO_BATCH_ROWS,
     Encoding,
     embed,
     make_step,
-    over_chunks,
+    over_micro_batches,
     text_objective,
 )
+from jina_jax.training.vocabulary import LOSSES
 
 PAIR = TASKS[:2]
 PAD = 1
 KEY = jax.random.key(0)
-# One row holds a text or two. Chunks of 96 tokens: eight, six or seven of them used.
+# One row holds a text or two. MicroBatches of 96 tokens: eight, six or seven of them used.
 WHOLE, MANY, TWO = Packing(10_000, (32,)), Packing(96, (32,)), Packing(320, (32,))
 RELATIVE = 2e-5
 # Programs here run once or twice: unoptimised, they compile in half the time.
@@ -70,16 +71,16 @@ def contrast(queries, documents):
 
 
 class Program:
-    """A compiled function of chunks and a key, to loss and gradients."""
+    """A compiled function of micro-batches and a key, to loss and gradients."""
 
-    def __init__(self, network, chunks, **options):
-        self.fixed = network.trained, network.frozen
+    def __init__(self, loaded, micro_batches, **options):
+        network, *self.fixed = loaded
         objective = text_objective(Encoding(network, attention, **options), contrast, 2)
         gradient = jax.value_and_grad(objective)
-        self.executable = compiled(gradient, *self.fixed, chunks, {}, KEY)
+        self.executable = compiled(gradient, *self.fixed, micro_batches, {}, KEY)
 
-    def __call__(self, chunks, key=KEY):
-        return self.executable(*self.fixed, chunks, {}, key)
+    def __call__(self, micro_batches, key=KEY):
+        return self.executable(*self.fixed, micro_batches, {}, key)
 
 
 def assert_equal(found, expected):
@@ -109,23 +110,23 @@ def programs(networks):
 
 
 @pytest.mark.parametrize("train", ["adapters", "all"])
-def test_gradients_of_many_chunks_are_those_of_one(programs, train):
-    chunks = pairs(MANY)
-    assert chunks.used.tolist() == [True] * 6 + [False] * 2
-    assert_equal(programs(train, MANY)(chunks), programs(train, WHOLE)(pairs(WHOLE)))
+def test_gradients_of_many_micro_batches_are_those_of_one(programs, train):
+    micro_batches = pairs(MANY)
+    assert micro_batches.used.tolist() == [True] * 6 + [False] * 2
+    assert_equal(programs(train, MANY)(micro_batches), programs(train, WHOLE)(pairs(WHOLE)))
 
 
-def test_gradients_without_caching_are_those_of_one_chunk(networks, programs):
-    chunks = pairs(TWO)
-    assert chunks.used.tolist() == [True] * 2
-    found = Program(networks["all"], chunks, caching=False)(chunks)
+def test_gradients_without_caching_are_those_of_one_micro_batch(networks, programs):
+    micro_batches = pairs(TWO)
+    assert micro_batches.used.tolist() == [True] * 2
+    found = Program(networks["all"], micro_batches, caching=False)(micro_batches)
     assert_equal(found, programs("all", WHOLE)(pairs(WHOLE)))
 
 
 @pytest.mark.parametrize("packing", [WHOLE, MANY])
 @pytest.mark.parametrize("train", ["adapters", "all"])
 def test_only_trained_parameters_have_gradients(networks, programs, train, packing):
-    trained = networks[train].trained
+    _, trained, _ = networks[train]
     _, gradients = programs(train, packing)(pairs(packing))
     assert gradients.keys() == trained.keys()
     assert {gradient.dtype.name for gradient in gradients.values()} == {"float32"}
@@ -135,8 +136,8 @@ def test_only_trained_parameters_have_gradients(networks, programs, train, packi
 
 def test_frozen_weights_cost_no_gradient(networks, programs):
     """Work of a gradient is that of the hidden states, and as much again for those of weights."""
-    network, chunks = networks["adapters"], pairs(WHOLE)
-    args = (network.trained, network.frozen, chunks, KEY)
+    (network, trained, frozen), micro_batches = networks["adapters"], pairs(WHOLE)
+    args = (trained, frozen, micro_batches, KEY)
     forward = compiled(lambda *args: embed(Encoding(network, attention), *args), *args)
     adapters, every = (
         programs(train, WHOLE).executable.cost_analysis()["flops"]
@@ -147,40 +148,44 @@ def test_frozen_weights_cost_no_gradient(networks, programs):
     assert 2.7 < every < 3.3
 
 
-def test_chunks_without_texts_have_no_influence(programs):
-    run, chunks = programs("all", MANY), pairs(MANY)
-    expected = run(chunks)
+def test_micro_batches_without_texts_have_no_influence(programs):
+    run, micro_batches = programs("all", MANY), pairs(MANY)
+    expected = run(micro_batches)
     rng = np.random.default_rng(1)
-    filled = Chunks(*map(np.copy, chunks))
-    filled.input_ids[~chunks.used] = rng.integers(0, TINY["vocab"], filled.input_ids[0].shape)
-    filled.segments[~chunks.used] = filled.segments[0]
-    filled.task_ids[~chunks.used] = filled.task_ids[0]
+    filled = MicroBatches(*map(np.copy, micro_batches))
+    filled.input_ids[~micro_batches.used] = rng.integers(
+        0, TINY["vocab"], filled.input_ids[0].shape
+    )
+    filled.segments[~micro_batches.used] = filled.segments[0]
+    filled.task_ids[~micro_batches.used] = filled.task_ids[0]
     loss, gradients = run(filled)
     assert float(loss) == float(expected[0])
     for path, gradient in gradients.items():
         np.testing.assert_array_equal(gradient, expected[1][path])
 
 
-def test_another_number_of_used_chunks_takes_the_same_program(programs):
-    chunks = pairs(MANY)
-    spread = Chunks(*map(np.copy, chunks))
-    # The first chunk moves behind the others, and leaves its place empty.
+def test_another_number_of_used_micro_batches_takes_the_same_program(programs):
+    micro_batches = pairs(MANY)
+    spread = MicroBatches(*map(np.copy, micro_batches))
+    # The first micro-batch moves behind the others, and leaves its slot empty.
     for array in (spread.input_ids, spread.segments, spread.task_ids):
         array[6], array[0] = array[0].copy(), array[7].copy()
     spread.used[6] = True
-    size = chunks.segments.shape[1] * chunks.segments.shape[2]
-    spread.places[:] = np.where(chunks.places < size, chunks.places + 6 * size, chunks.places)
+    size = micro_batches.segments.shape[1] * micro_batches.segments.shape[2]
+    spread.slots[:] = np.where(
+        micro_batches.slots < size, micro_batches.slots + 6 * size, micro_batches.slots
+    )
     assert spread.used.sum() == 7
     assert_equal(programs("all", MANY)(spread), programs("all", WHOLE)(pairs(WHOLE)))
 
 
 def test_stacked_layers_have_the_same_gradients(tmp_path):
     checkpoint = open_checkpoint(write_tiny(tmp_path / "model", {**TINY, "layers": 2}))
-    chunks = pairs(WHOLE)
+    micro_batches = pairs(WHOLE)
 
     def run(scan_layers):
-        network = load_network(checkpoint, PAIR, "all", dtype="float32", scan_layers=scan_layers)
-        return Program(network, chunks)(chunks)
+        loaded = load_network(checkpoint, PAIR, "all", dtype="float32", scan_layers=scan_layers)
+        return Program(loaded, micro_batches)(micro_batches)
 
     loss, stacked = run(scan_layers=True)
     apart = {
@@ -193,56 +198,56 @@ def test_stacked_layers_have_the_same_gradients(tmp_path):
     assert_equal((loss, {**apart, **others}), run(scan_layers=False))
 
 
-# ---------------------------------------------------------------- the loop over chunks
+# ---------------------------------------------------------------- the loop over micro-batches
 
 
-def toy(trained, frozen, chunk, dropout):
+def toy(trained, frozen, micro_batch, dropout):
     """Run a deep network that compiles fast: (R, T) ids to (R, D)."""
-    x = frozen["table"][chunk.input_ids]
+    x = frozen["table"][micro_batch.input_ids]
     for number in range(4):
         x = jnp.sin(drop(dropout, number, x @ trained["kernel"]))
     return x.mean(axis=1)
 
 
 def toy_arrays(count, width=32):
-    """Draw parameters, and chunks of 8 rows of 64 tokens; half of them are used."""
+    """Draw parameters, and micro-batches of 8 rows of 64 tokens; half of them are used."""
     rng = np.random.default_rng(2)
     trained = {"kernel": rng.standard_normal((width, width), np.float32) * np.float32(0.2)}
     frozen = {"table": rng.standard_normal((50, width), np.float32)}
     ids = rng.integers(0, 50, (count, 8, 64)).astype(np.int32)
-    return trained, frozen, Chunks(ids, ids, ids, np.arange(count) < count // 2, np.arange(8))
+    return trained, frozen, MicroBatches(ids, ids, ids, np.arange(count) < count // 2, np.arange(8))
 
 
 def toy_program(count, **options):
-    """Compile the gradient of ``toy`` over chunks."""
+    """Compile the gradient of ``toy`` over micro-batches."""
     encoding = Encoding(None, None, **options)
 
-    def loss(trained, frozen, chunks, key):
-        vectors = over_chunks(encoding, toy, trained, frozen, chunks, key)
-        return jnp.square(vectors).sum(axis=(1, 2)) @ chunks.used.astype(jnp.float32)
+    def loss(trained, frozen, micro_batches, key):
+        vectors = over_micro_batches(encoding, toy, trained, frozen, micro_batches, key)
+        return jnp.square(vectors).sum(axis=(1, 2)) @ micro_batches.used.astype(jnp.float32)
 
     args = toy_arrays(count)
     executable = compiled(jax.value_and_grad(loss), *args, KEY)
     return executable, lambda key=KEY: executable(*args, key)
 
 
-def test_chunks_without_texts_are_not_computed():
-    trained, frozen, chunks = toy_arrays(4, width=4)
+def test_micro_batches_without_texts_are_not_computed():
+    trained, frozen, micro_batches = toy_arrays(4, width=4)
 
     def run(caching):
         encoding = Encoding(None, None, caching=caching)
-        return jax.jit(lambda *args: over_chunks(encoding, toy, *args))(
-            trained, frozen, chunks, KEY
+        return jax.jit(lambda *args: over_micro_batches(encoding, toy, *args))(
+            trained, frozen, micro_batches, KEY
         )
 
     found, every = run(caching=True), run(caching=False)
-    assert chunks.used.tolist() == [True, True, False, False]
+    assert micro_batches.used.tolist() == [True, True, False, False]
     np.testing.assert_allclose(found[:2], every[:2], atol=1e-6)
     assert every[2].any()
     assert not found[2:].any()
 
 
-def test_a_chunk_computed_again_drops_the_same():
+def test_a_micro_batch_computed_again_drops_the_same():
     plain, again = toy_program(4)[1], toy_program(4, dropout=0.3)[1]
     once = toy_program(4, dropout=0.3, caching=False)[1]
     for key in (KEY, jax.random.key(1)):
@@ -251,7 +256,7 @@ def test_a_chunk_computed_again_drops_the_same():
     assert len({round(loss, 3) for loss in found}) == 3
 
 
-def test_memory_does_not_grow_with_the_number_of_chunks():
+def test_memory_does_not_grow_with_the_number_of_micro_batches():
     def bytes_of(count, caching):
         executable, _ = toy_program(count, caching=caching)
         return executable.memory_analysis().temp_size_in_bytes
@@ -262,10 +267,10 @@ def test_memory_does_not_grow_with_the_number_of_chunks():
 
 
 def test_every_text_drops_other_values(networks):
-    network = networks["adapters"]
-    chunks = pack([[0, 7, 8, 9, 2]] * 24, [0] * 24, Packing(32, (32,)), PAD)
-    assert chunks.used.sum() > 4
-    args = (network.trained, network.frozen, chunks, KEY)
+    network, trained, frozen = networks["adapters"]
+    micro_batches = pack([[0, 7, 8, 9, 2]] * 24, [0] * 24, Packing(32, (32,)), PAD)
+    assert micro_batches.used.sum() > 4
+    args = (trained, frozen, micro_batches, KEY)
     vectors = compiled(lambda *args: embed(Encoding(network, attention, 0.3), *args), *args)(*args)
     distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
     assert distances[~np.eye(24, dtype=bool)].min() > 0.1
@@ -290,11 +295,11 @@ def test_vectors_are_those_of_inference(directory, checkpoint):
         model = JinaEmbeddings(config, state, tokenizer, batching=batching)
         options = {"prompt": None, "normalize_embeddings": False}
         expected = model.encode(SENTENCES, task=tasks, **options)
-        network = load_network(
+        network, trained, frozen = load_network(
             checkpoint, pair, "adapters", dtype="float32", rotary_emb_base=rotary_emb_base
         )
-        chunks = pack(ids, task_ids, Packing(64, (64,)), PAD)
-        args = (network.trained, network.frozen, chunks, KEY)
+        micro_batches = pack(ids, task_ids, Packing(64, (64,)), PAD)
+        args = (trained, frozen, micro_batches, KEY)
         found = compiled(lambda *args: embed(Encoding(network, attention), *args), *args)(*args)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -348,26 +353,30 @@ def every_loss(queries, positives, negatives, *, scores, labels, teacher):
         "similarity_distillation": losses.similarity_distillation(queries, teacher=teacher),
         "contrastive_distillation": losses.contrastive_distillation(queries, teacher=teacher),
     }
-    assert found.keys() == losses.LOSSES.keys()
+    assert found.keys() == LOSSES.keys() - {"mlm"}
     return jnp.stack(list(found.values()))
 
 
-def placed(chunks, mesh):
-    """Put chunks on devices, as a trainer does: their rows on the data axis."""
-    specs = [CHUNK_ROWS if array.ndim > 2 else P() for array in chunks]
-    arrays = zip(chunks, specs, strict=True)
-    return type(chunks)(*(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in arrays))
+def placed(micro_batches, mesh):
+    """Put micro-batches on devices, as a trainer does: their rows on the data axis."""
+    specs = [MICRO_BATCH_ROWS if array.ndim > 2 else P() for array in micro_batches]
+    arrays = zip(micro_batches, specs, strict=True)
+    return type(micro_batches)(
+        *(jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in arrays)
+    )
 
 
-def values_and_gradients(objective, trained, frozen, chunks, targets):
+def values_and_gradients(objective, trained, frozen, micro_batches, targets):
     """Return each loss and its gradients."""
 
-    def run(trained, frozen, chunks, targets):
-        values, pull_back = jax.vjp(lambda t: objective(t, frozen, chunks, targets, KEY), trained)
+    def run(trained, frozen, micro_batches, targets):
+        values, pull_back = jax.vjp(
+            lambda t: objective(t, frozen, micro_batches, targets, KEY), trained
+        )
         (gradients,) = jax.vmap(pull_back)(jnp.eye(len(values)))
         return values, gradients
 
-    args = (trained, frozen, chunks, targets)
+    args = (trained, frozen, micro_batches, targets)
     values, gradients = compiled(run, *args)(*args)
     return [
         (value, {path: np.asarray(gradient)[i] for path, gradient in gradients.items()})
@@ -381,8 +390,8 @@ def mesh():
 
 
 def on_devices(checkpoint, mesh, tasks, train):
-    network = load_network(checkpoint, tasks, train, dtype="float32", mesh=mesh)
-    return network, Encoding(network, attention, mesh=mesh)
+    network, trained, frozen = load_network(checkpoint, tasks, train, dtype="float32", mesh=mesh)
+    return Encoding(network, attention, mesh=mesh), trained, frozen
 
 
 def test_every_loss_on_eight_devices_is_that_of_one(checkpoint, mesh):
@@ -391,17 +400,17 @@ def test_every_loss_on_eight_devices_is_that_of_one(checkpoint, mesh):
     tasks = [0, 1, 1, 1] * ROWS
 
     def run(mesh, packing):
-        network, encoding = on_devices(checkpoint, mesh, PAIR, "adapters")
-        chunks, targets = pack(ids, tasks, packing, PAD), TARGETS
+        encoding, trained, frozen = on_devices(checkpoint, mesh, PAIR, "adapters")
+        micro_batches, targets = pack(ids, tasks, packing, PAD), TARGETS
         if mesh is not None:
-            assert chunks.used.sum() > 1
-            chunks = placed(chunks, mesh)
+            assert micro_batches.used.sum() > 1
+            micro_batches = placed(micro_batches, mesh)
             targets = jax.device_put(TARGETS, NamedSharding(mesh, P()))
         objective = text_objective(encoding, every_loss, columns)
-        return values_and_gradients(objective, network.trained, network.frozen, chunks, targets)
+        return values_and_gradients(objective, trained, frozen, micro_batches, targets)
 
     single, several = run(None, WHOLE), run(mesh, Packing(32, (32,), row_multiple=8))
-    assert len(single) == len(losses.LOSSES)
+    assert len(single) == len(LOSSES) - 1
     for found, expected in zip(several, single, strict=True):
         assert float(expected[0]) > 1e-2
         assert_equal(found, expected)
@@ -418,17 +427,17 @@ def test_mlm_on_eight_devices_is_that_of_one(directory, checkpoint, mesh):
     head = {k: v + 0.1 for k, v in init_head(checkpoint.config, 0).items()}
 
     def run(mesh, packing):
-        network, encoding = on_devices(checkpoint, mesh, (), "all")
-        chunks = masked_chunks(pack(ids, [-1] * len(ids), packing, PAD), texts)
+        encoding, trained, frozen = on_devices(checkpoint, mesh, (), "all")
+        micro_batches = masked_micro_batches(pack(ids, [-1] * len(ids), packing, PAD), texts)
         everywhere = head
         if mesh is not None:
-            assert chunks.used.sum() > 1
-            chunks = placed(chunks, mesh)
+            assert micro_batches.used.sum() > 1
+            micro_batches = placed(micro_batches, mesh)
             everywhere = jax.device_put(head, NamedSharding(mesh, P()))
         objective = mlm_objective(encoding)
         return values_and_gradients(
             lambda *args: objective(*args)[None],
-            *({**network.trained, **everywhere}, network.frozen, chunks, {}),
+            *({**trained, **everywhere}, frozen, micro_batches, {}),
         )[0]
 
     assert_equal(run(mesh, Packing(32, (32,), row_multiple=8)), run(None, WHOLE))
@@ -438,25 +447,25 @@ def test_mlm_on_eight_devices_is_that_of_one(directory, checkpoint, mesh):
 
 
 def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
-    network = load_network(checkpoint, PAIR, "adapters", dtype="bfloat16")
-    frozen = {path: np.array(array) for path, array in network.frozen.items()}
+    network, given, frozen = load_network(checkpoint, PAIR, "adapters", dtype="bfloat16")
+    frozen_before = {path: np.array(array) for path, array in frozen.items()}
     rate = 0.1
     chain = optax.sgd(rate)
     objective = text_objective(Encoding(network, attention), contrast, 2)
-    chunks = pairs(MANY)
-    args = (network.trained, chain.init(network.trained), network.frozen, chunks, {}, KEY)
+    micro_batches = pairs(MANY)
+    args = (given, chain.init(given), frozen, micro_batches, {}, KEY)
     lowered = make_step(objective, chain).lower(*args)
     dots = re.findall(r"dot_general.*: \(tensor<(.*?)>, tensor<(.*?)>\)", lowered.as_text())
     dtypes = {tuple(operand.split("x")[-1] for operand in dot) for dot in dots}
     assert dtypes == {("bf16", "bf16"), ("f32", "f32")}  # the latter are of the loss
 
     step = lowered.compile(FAST)
-    before = {path: np.array(array) for path, array in network.trained.items()}
+    before = {path: np.array(array) for path, array in given.items()}
     trained, state, first = step(*args)
-    assert all(array.is_deleted() for array in network.trained.values())
+    assert all(array.is_deleted() for array in given.values())
     # Gradients point where those of float32 do.
     moved = {path: (before[path] - np.asarray(trained[path])) / rate for path in trained}
-    loss, exact = programs("adapters", MANY)(chunks)
+    loss, exact = programs("adapters", MANY)(micro_batches)
     product = sum((moved[path] * np.asarray(exact[path])).sum() for path in exact)
     norms = [sum(np.square(g).sum() for g in part.values()) ** 0.5 for part in (moved, exact)]
     assert product > 0.99 * norms[0] * norms[1]
@@ -464,9 +473,9 @@ def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
     assert float(first.loss) == pytest.approx(float(loss), rel=1e-2)
 
     for _ in range(40):
-        trained, state, last = step(trained, state, network.frozen, chunks, {}, KEY)
+        trained, state, last = step(trained, state, frozen, micro_batches, {}, KEY)
     assert {array.dtype.name for array in trained.values()} == {"float32"}
     assert float(last.loss) < 0.9 * float(first.loss)
-    for path, array in network.frozen.items():
+    for path, array in frozen.items():
         assert array.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(array, frozen[path])
+        np.testing.assert_array_equal(array, frozen_before[path])

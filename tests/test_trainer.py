@@ -1,28 +1,40 @@
 """Training runs: every kind of data and loss, what they change and what they leave alone."""
 
+import collections
 import dataclasses
+import gc
 import json
+import logging
 import math
 import shutil
+import sys
+import threading
+import types
+import warnings
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from published import TASKS
-from runs import PAIRS, ROWS, losses, settings, told, train, write_data
+from runs import PAIRS, ROWS, losses, reported, settings, train, write_data
 from runs import quick_compiling as quick_compiling
 
 from jina_jax import JinaEmbeddings
+from jina_jax.checkpoints.native import to_state
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import add_task, open_checkpoint, write_checkpoint
 from jina_jax.data.records import DataError
 from jina_jax.evaluation import Evaluation
 from jina_jax.nn.parameters import to_checkpoint
+from jina_jax.runtime.compiling import jit
 from jina_jax.runtime.sharding import make_mesh
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.training.checkpoints import Store
-from jina_jax.training.metrics import TrainingError, Window, read_metrics
-from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, load_run
+from jina_jax.training import programs
+from jina_jax.training import run as training_run
+from jina_jax.training.checkpoints import RunCheckpoints
+from jina_jax.training.metrics import Interval, TrainingError, read_metrics
+from jina_jax.training.run import BAD_ROWS, CHECKPOINTS, METRICS, load_run
 from jina_jax.training.settings import SettingsError
 from jina_jax.training.step import StepResult
 from jina_jax.training.trainer import Trainer
@@ -102,23 +114,39 @@ def info_nce(queries, documents, tau=0.05):
     return sum(np.mean(-np.log(np.diag(c) / c.sum(1))) for c in (cosines, cosines.T))
 
 
-def pair_vectors(model, root, tasks):
+def pair_vectors(model, root, tasks, prompt="auto"):
     rows = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()]
     columns = ([row[name] for row in rows] for name in ("anchor", "positive"))
-    return [model.encode(texts, task=task) for texts, task in zip(columns, tasks, strict=True)]
+    return [
+        model.encode(texts, task=task, prompt=prompt)
+        for texts, task in zip(columns, tasks, strict=True)
+    ]
 
 
 # --- What a run tells
 
 
+def make_forward_step(objective, optimizer, platform):
+    """Compile the loss alone, in a third of the time; test_step has the gradients of each."""
+    loss = jit(objective, platform)
+
+    def step(trained, opt_state, *inputs):
+        return trained, opt_state, StepResult(loss(trained, *inputs), np.float32(1))
+
+    return step
+
+
 @pytest.fixture(scope="module")
 def forms(root):
     # A seed with which nine batches are of all eight sources.
-    train(settings(root, "forms", FORMS, steps=9, seed=108, model=RETRIEVAL, optimizer=WARM))
+    wanted = settings(root, "forms", FORMS, steps=9, seed=108, model=RETRIEVAL, optimizer=WARM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "make_step", make_forward_step)
+        train(wanted)
     return read_metrics(root / "forms" / "metrics.jsonl")
 
 
-def test_every_kind_and_loss_is_trained_and_told(forms):
+def test_every_kind_and_loss_has_its_batches_and_is_reported(forms):
     assert {name for line in forms for name in line["losses"]} == NAMES
     assert [line["step"] for line in forms] == [*range(1, 10)]
     for line in forms:
@@ -147,14 +175,14 @@ def test_what_is_cut_off_is_counted(root, matching):
     inputs = next(trainer._batches()).inputs
     assert inputs.dropped == sum(length - 10 for length in lengths) > 0
     assert inputs.tokens == 10 * 2 * ROWS
-    window = Window()
+    window = Interval()
     for _ in range(2):
         window.add("pairs", inputs, StepResult(np.float32(1), np.float32(1)))
     summary = window.summary(2)
     assert summary["dropped_tokens"] == 2 * inputs.dropped
     ratio = summary["tokens_per_second"] / summary["steps_per_second"]
     assert ratio == pytest.approx(inputs.tokens)
-    assert all(line["dropped_tokens"] == 0 for line in told(matching))
+    assert all(line["dropped_tokens"] == 0 for line in reported(matching))
 
 
 def test_sources_of_the_same_name_are_told_apart(root, tmp_path):
@@ -194,21 +222,21 @@ def test_eight_devices_train_as_one(root, matching):
 
 
 def test_what_a_step_is_given(root):
-    """Rows of chunks split over the devices, and random numbers of its own for each step."""
+    """Rows of micro-batches split over the devices, and random numbers of its own for each step."""
 
     def keys_of(output, seed):
         trainer, keys = Trainer(settings(root, output, seed=seed)), []
 
-        def step(trained, opt_state, frozen, chunks, targets, key):
+        def step(trained, opt_state, frozen, micro_batches, targets, key):
             keys.append(jax.random.key_data(key).tolist())
             assert (
-                chunks.input_ids.sharding.shard_shape(chunks.input_ids.shape)[1] * 8
-                == (chunks.input_ids.shape[1])
+                micro_batches.input_ids.sharding.shard_shape(micro_batches.input_ids.shape)[1] * 8
+                == (micro_batches.input_ids.shape[1])
             )
             assert all(array.sharding.is_fully_replicated for array in trained.values())
             return trained, opt_state, StepResult(np.float32(1), np.float32(1))
 
-        trainer._make_step = lambda *_: step
+        trainer._programs._make_step = lambda *_: step
         trainer.fit()
         return keys
 
@@ -238,26 +266,32 @@ def test_both_adapters_of_a_pair_change(base, pair):
     assert found == {path: [0, 1] for path in adapters}
 
 
-@pytest.mark.parametrize("choice", ["all", "all-but-embeddings"])
-def test_the_whole_network_or_all_but_tables(root, base, choice):
-    train(settings(root, choice, model={"tasks": ["separation"], "train": choice}, steps=2))
-    found = changed(base, arrays(load_run(root / choice)))
+def test_the_whole_network_but_tables(root, base):
+    model = {"tasks": ["separation"], "train": "all-but-embeddings"}
+    train(settings(root, "but-tables", model=model, steps=2))
+    found = changed(base, arrays(load_run(root / "but-tables")))
     tables = {"word_embeddings.embedding", "token_type_embeddings.embedding"}
-    expected = {path for path in base if not path.startswith("pooler")}
-    assert found.keys() == (expected if choice == "all" else expected - tables)
+    assert found.keys() == {path for path in base if not path.startswith("pooler")} - tables
     assert all(tasks == [2] for path, tasks in found.items() if ".lora_" in path)
 
 
-def test_a_new_task_is_trained_and_encodes(root, base):
+@pytest.fixture(scope="module")
+def legal(root):
+    """A new task, trained at another rotary base."""
     new = [{"name": "legal", "copy_of": "text-matching", "prompt": "find: "}]
-    train(settings(root, "new", model={"tasks": ["legal"], "new_tasks": new}))
-    checkpoint = load_run(root / "new")
+    model = {"tasks": ["legal"], "new_tasks": new, "rotary_emb_base": 10000}
+    train(settings(root, "legal", model=model))
+    return root / "legal"
+
+
+def test_a_new_task_is_trained_and_encodes(root, legal):
+    checkpoint = load_run(legal)
     assert checkpoint.config.lora_adaptations == (*TASKS, "legal")
     before = arrays(add_task(open_checkpoint(root / "model"), "legal", copy_of="text-matching"))
     found = changed(before, arrays(checkpoint))
     assert found
     assert all(tasks == [5] for tasks in found.values())
-    model = to_model(checkpoint, root / "new-model")
+    model = to_model(checkpoint, root / "legal-model")
     original = JinaEmbeddings.from_pretrained(root / "model")
     texts = ["abcdef", "hij"]
     for task in (None, *TASKS):
@@ -269,21 +303,22 @@ def test_a_new_task_is_trained_and_encodes(root, base):
     assert np.abs(model.encode(texts, task="legal") - prompted).max() > 0.01
 
 
-def test_training_at_another_rotary_base(root, matching, tmp_path):
-    train(settings(root, "rotary", model={"rotary_emb_base": 10000}))
-    config = load_run(root / "rotary").config
-    assert config == open_checkpoint(root / "model").config
-    assert config.rotary_emb_base == 20000
+def test_training_at_another_rotary_base(root, legal, tmp_path):
+    config = load_run(legal).config
+    assert config.rotary_emb_base == open_checkpoint(root / "model").config.rotary_emb_base == 20000
     # The losses of a checkpoint whose config says 10000 …
     shutil.copytree(root / "model", tmp_path / "model")
     fields = json.loads((root / "model" / "config.json").read_text())
     fields["rotary_emb_base"] = 10000.0
     (tmp_path / "model" / "config.json").write_text(json.dumps(fields))
-    model = JinaEmbeddings.from_pretrained(tmp_path / "model")
-    vectors = pair_vectors(model, root, ["text-matching"] * 2)
-    assert losses(root / "rotary")[0] == pytest.approx(info_nce(*vectors), abs=1e-4)
+    other, own = map(JinaEmbeddings.from_pretrained, (tmp_path / "model", root / "model"))
+    expected, at_20000 = (
+        info_nce(*pair_vectors(model, root, ["text-matching"] * 2, prompt="find: "))
+        for model in (other, own)
+    )
+    assert losses(legal)[0] == pytest.approx(expected, abs=1e-4)
     # … are not those at its own.
-    assert abs(losses(root / "rotary")[0] - losses(matching)[0]) > 5e-4
+    assert abs(expected - at_20000) > 5e-4
 
 
 def test_dropout_changes_the_losses_and_no_evaluation(root, matching):
@@ -296,19 +331,22 @@ def test_dropout_changes_the_losses_and_no_evaluation(root, matching):
 def test_the_head_of_masked_language_modelling_stays_behind(root, base):
     texts = {"paths": ["texts.txt"], "kind": "texts", "loss": {"name": "mlm", "mask_rate": 0.3}}
     trainer = train(settings(root, "mlm", [texts], model={"tasks": [], "train": "all"}))
-    head = [path for path in trainer.trained if path.startswith("mlm_head")]
+    head = [path for path in trainer.state.trained if path.startswith("mlm_head")]
     assert len(head) == 5
-    saved = Store(root / "mlm" / CHECKPOINTS, read_only=True).trained(4)
-    assert saved.keys() == trainer.trained.keys()
+    saved = RunCheckpoints(root / "mlm" / CHECKPOINTS, read_only=True).trained(4)
+    assert saved.keys() == trainer.state.trained.keys()
+    # All of the network is trained, but adapters, which this loss does not use.
     found = changed(base, arrays(load_run(root / "mlm")))
-    assert "word_embeddings.embedding" in found
-    assert not [path for path in found if ".lora_" in path]
+    whole = {path for path in base if ".lora_" not in path and not path.startswith("pooler")}
+    assert found.keys() == whole
 
 
 def test_bfloat16_keeps_trained_weights_in_float32(root, base):
-    trainer = train(settings(root, "bf16", steps=1, model={"dtype": "bfloat16"}))
-    assert all(array.dtype == np.float32 for array in trainer.trained.values())
-    after = arrays(load_run(root / "bf16"))
+    trainer = Trainer(settings(root, "bf16", model={"dtype": "bfloat16"}))
+    assert trainer._programs.network.dtype == "bfloat16"
+    assert all(array.dtype == np.float32 for array in trainer.state.trained.values())
+    assert {array.dtype.name for array in trainer._programs.frozen.values()} == {"bfloat16"}
+    after = arrays(trainer.checkpoint())
     assert all(after[path].dtype == base[path].dtype for path in base)
 
 
@@ -337,12 +375,12 @@ def evaluated(root):
         root, "evaluated", evaluation=sts(root), log={"every": 3, "evaluate_every": 2}
     )
     trainer = Trainer(wanted)
-    return root / "evaluated", trainer.fit()
+    return root / "evaluated", trainer.fit(), trainer
 
 
 def test_evaluations_are_those_of_the_model_at_each_step(root, evaluated):
-    run, results = evaluated
-    lines = {line["step"]: line for line in told(run) if "evaluation" in line}
+    run, results, _ = evaluated
+    lines = {line["step"]: line for line in reported(run) if "evaluation" in line}
     assert [*lines] == [0, 2, 4]
     assert lines[4]["evaluation"] == results
     alone = Evaluation(kind="sts", paths=[root / "scored.csv"])
@@ -356,8 +394,84 @@ def test_evaluations_are_those_of_the_model_at_each_step(root, evaluated):
         assert lines[step]["score"] == lines[step]["evaluation"]["sts/scored/spearman"]
 
 
+def test_a_finished_run_returns_its_last_evaluation(root, evaluated):
+    wanted, results, _ = evaluated
+    wanted = settings(root, wanted, evaluation=sts(root))
+    resumed = Trainer(wanted, resume=True)
+    lines = (wanted.output / METRICS).read_bytes()
+    assert resumed.fit() == resumed.fit() == results
+    assert (wanted.output / METRICS).read_bytes() == lines
+    # Without the line it is evaluated again.
+    shutil.copytree(wanted.output, root / "unevaluated")
+    (root / "unevaluated" / METRICS).unlink()
+    again = Trainer(settings(root, "unevaluated", evaluation=sts(root)), resume=True).fit()
+    assert again == pytest.approx(results, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("train", "tasks", "dtype", "scan_layers"),
+    [
+        ("adapters", RETRIEVAL["tasks"][::-1], None, False),
+        ("adapters", ["separation"], "bfloat16", True),
+        ("all", [], "bfloat16", False),
+        ("all-but-embeddings", ["legal"], None, True),
+    ],
+)
+def test_evaluation_reads_no_weight_of_the_base_again(
+    root, tmp_path, monkeypatch, train, tasks, dtype, scan_layers
+):
+    reads, open_base = collections.Counter(), training_run.open_base
+
+    def counting(path, tensor):
+        def read():
+            reads[path] += 1
+            return tensor.read()
+
+        return dataclasses.replace(tensor, read=read)
+
+    def opened(*args):
+        base = open_base(*args)
+        tensors = {path: counting(path, tensor) for path, tensor in base.tensors.items()}
+        return dataclasses.replace(base, tensors=tensors)
+
+    monkeypatch.setattr(training_run, "open_base", opened)
+    model = {"train": train, "tasks": tasks, "dtype": dtype, "scan_layers": scan_layers}
+    model |= {"new_tasks": [{"name": "legal"}] if "legal" in tasks else [], "rotary_emb_base": 1e4}
+    trainer = Trainer(settings(root, tmp_path, model=model))
+    moved = {path: array * 1.3 + 0.1 for path, array in trainer.state.trained.items()}
+    trainer.state = trainer.state._replace(trained=moved)
+    weights = {path for path in reads if ".lora_" not in path}
+    assert weights == {path for path in trainer.base.tensors if ".lora_" not in path}
+    assert {reads[path] for path in weights} == {1}
+    first, before = trainer.embedder(), reads.copy()
+    assert {reads[path] for path in weights} == {1}
+    second = trainer.embedder()
+    assert reads == before
+    # To the bit what the checkpoint gives, read afresh.
+    checkpoint = trainer.checkpoint()
+    assert first.config == second.config == checkpoint.config
+    fresh = to_state(
+        checkpoint.config, checkpoint.tensors, dtype or "float32", scan_layers=scan_layers
+    )
+    expected = nnx.to_flat_state(fresh)
+    for model in (first, second):
+        found = nnx.to_flat_state(model.state)
+        assert [keys for keys, _ in found] == [keys for keys, _ in expected]
+        for (keys, ours), (_, theirs) in zip(found, expected, strict=True):
+            ours, theirs = np.asarray(ours[...]), np.asarray(theirs[...])
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), keys
+            assert ours.tobytes() == theirs.tobytes(), keys
+
+
+def test_frozen_weights_are_shared_with_evaluation(root):
+    trainer = Trainer(settings(root, "shared"))
+    path = "layers.0.mlp.fc1.kernel"
+    found = {".".join(map(str, k)): v[...] for k, v in nnx.to_flat_state(trainer.embedder().state)}
+    assert found[path] is trainer._programs.frozen[path]
+
+
 def test_there_is_a_line_at_each_checkpoint(evaluated):
-    assert [line["step"] for line in told(evaluated[0]) if "loss" in line] == [2, 3, 4]
+    assert [line["step"] for line in reported(evaluated[0]) if "loss" in line] == [2, 3, 4]
 
 
 def test_the_best_checkpoint_is_kept_and_loaded(root, monkeypatch):
@@ -365,7 +479,7 @@ def test_the_best_checkpoint_is_kept_and_loaded(root, monkeypatch):
     monkeypatch.setattr(Evaluation, "run", lambda self, _: {self.primary: next(scores)})
     log = {"evaluate_every": 1, "keep": 2}
     train(settings(root, "best", evaluation=sts(root), log=log))
-    store = Store(root / "best" / CHECKPOINTS, read_only=True)
+    store = RunCheckpoints(root / "best" / CHECKPOINTS, read_only=True)
     assert store.steps == [1, 3, 4]
     found = arrays(load_run(root / "best"))
     for step in (1, 4):
@@ -379,7 +493,9 @@ def test_the_mean_of_several_evaluations_is_the_score(root):
     trainer = Trainer(settings(root, "two", evaluation=two))
     results = trainer.evaluate()
     names = ("sts/scored/spearman", "sts/other/spearman")
-    assert trainer._score(results) == pytest.approx(np.mean([results[name] for name in names]))
+    assert trainer._evaluations.score(results) == pytest.approx(
+        np.mean([results[name] for name in names])
+    )
     assert results[names[0]] != results[names[1]]
 
 
@@ -422,7 +538,10 @@ def test_models_and_batches_that_do_not_fit(root, sections, match):
             {**TEACHER, "batch_size": 1, "loss": {"name": "similarity_distillation"}},
             "at least 2 rows",
         ),
-        ({**PAIRS, "batch_size": 9}, r"data\[0\].batch_size: expected at most the 8 rows .* got 9"),
+        (
+            {**PAIRS, "batch_size": 9},
+            r"data\[0\].batch_size: expected at most the 8 rows of the source, got 9",
+        ),
     ],
 )
 def test_losses_that_do_not_fit(root, data, match):
@@ -445,7 +564,7 @@ def test_a_model_without_mask_is_refused(root, monkeypatch):
     monkeypatch.setattr(tokenizer, "mask_id", None)
     texts = {"paths": ["texts.txt"], "kind": "texts", "loss": {"name": "mlm"}}
     wanted = settings(root, "unmasked", [texts], model={"train": "all"})
-    refused(wanted, ValueError, "expected a tokenizer with the token <mask>")
+    refused(wanted, ValueError, "expected one with the token <mask>")
 
 
 def bad_pairs(root, tmp_path, **fields):
@@ -477,7 +596,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(root):
     trainer = Trainer(settings(root, "diverged", steps=20, optimizer=fields, log=log))
     with pytest.raises(TrainingError, match=r"step .* loss of info_nce:pairs.jsonl is (nan|inf)"):
         trainer.fit()
-    store = Store(root / "diverged" / CHECKPOINTS, read_only=True)
+    store = RunCheckpoints(root / "diverged" / CHECKPOINTS, read_only=True)
     assert trainer.step <= 4
     assert trainer.step not in store.steps
     for step in store.steps:
@@ -527,3 +646,62 @@ def test_a_run_may_move(pair, tmp_path):
 def test_settings_are_read_as_they_were(pair):
     assert dataclasses.is_dataclass(load_run(pair))
     assert json.loads((pair / "settings.json").read_text())["model"]["tasks"] == RETRIEVAL["tasks"]
+
+
+# --- What a run leaves behind
+
+
+def reachable_arrays(root):
+    """Find all arrays that an object refers to, through closures but not through modules."""
+    seen, waiting, found = set(), [root], []
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, type | types.ModuleType):
+            continue
+        seen.add(id(item))
+        if isinstance(item, jax.Array):
+            found.append(item)
+        elif isinstance(item, types.FunctionType):
+            waiting += [cell.cell_contents for cell in item.__closure__ or ()]
+        else:
+            waiting += gc.get_referents(item)
+    return found
+
+
+def test_no_deleted_array_is_kept(evaluated):
+    found = reachable_arrays(evaluated[2])
+    assert len(found) > 30
+    assert not [array for array in found if array.is_deleted()]
+
+
+@pytest.fixture
+def no_compilation_cache():
+    """JAX as it is where nobody has chosen a cache, which loading a model does."""
+    kept = {name: jax.config.values[name] for name in jax.config.values if "cache" in name}
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    yield
+    for name, value in kept.items():
+        jax.config.update(name, value)
+
+
+def process_state():
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "jina_jax", None)]
+    return {
+        "jax": dict(jax.config.values),
+        "loggers": [(each.level, [*each.filters], [*each.handlers]) for each in loggers],
+        "hooks": (sys.unraisablehook, sys.excepthook, threading.excepthook),
+        "warnings": warnings.filters[:],
+        "gc": gc.isenabled(),
+    }
+
+
+@pytest.mark.usefixtures("no_compilation_cache")
+def test_the_process_is_as_before(root):
+    before = process_state()
+    trainer = train(settings(root, "process", evaluation=sts(root)))
+    trainer.evaluate()
+    with pytest.raises(CheckpointError):
+        RunCheckpoints(trainer.settings.output / CHECKPOINTS).restore(3, trainer.state)
+    assert process_state() == before

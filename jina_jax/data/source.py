@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jina_jax.data.kinds import ROWS as KINDS
 from jina_jax.data.records import DELIMITERS, SUFFIXES, Columns, DataError, read_records
 from jina_jax.data.rows import Row, check_row, pair_overlap
 
@@ -23,7 +24,6 @@ _COLUMNS = {
     "labelled": ("text", "label"),
     "texts": ("text",),
 }
-KINDS = tuple(_COLUMNS)
 _MOST_LISTED = 20
 
 

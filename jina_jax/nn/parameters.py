@@ -106,17 +106,32 @@ def _layer(path: str) -> int:
     return int(match[1]) if match else -1
 
 
-def to_checkpoint(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return a state's arrays as checkpoints have them: single layers, in their shapes there."""
-    found: dict[str, np.ndarray] = {}
+def stack_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stack the parameters of single layers, as an encoder with ``scan_layers`` has them."""
+    return {
+        path: np.stack([arrays[own] for own in sources]) if is_stacked(path) else arrays[path]
+        for path, sources in stacked_paths(arrays).items()
+    }
+
+
+def unstack_layers(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Split stacked parameters by layer; single ones are returned unchanged."""
+    found: dict[str, Any] = {}
     for path, array in arrays.items():
-        values = np.asarray(array).reshape(checkpoint_shape(path, array.shape))
         if is_stacked(path):
             inner = path.removeprefix("layers.")
-            found |= {f"layers.{i}.{inner}": part for i, part in enumerate(values)}
+            found |= {f"layers.{i}.{inner}": array[i] for i in range(len(array))}
         else:
-            found[path] = values
+            found[path] = array
     return found
+
+
+def to_checkpoint(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return a state's arrays as checkpoints have them: single layers, in their shapes there."""
+    return {
+        path: np.asarray(array).reshape(checkpoint_shape(path, array.shape))
+        for path, array in unstack_layers(arrays).items()
+    }
 
 
 def merge_task(state: nnx.State, task: str, config: Config) -> nnx.State:

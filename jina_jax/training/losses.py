@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jina_jax.nn.matmul import einsum
+from jina_jax.training.settings import Loss as LossSection
+from jina_jax.training.vocabulary import LOSSES
 
-Loss = Callable[..., jax.Array]
+LossFunction = Callable[..., jax.Array]
 
-_REDUCTIONS: dict[str, Loss] = {"mean": jnp.mean, "sum": jnp.sum}
+_REDUCTIONS: dict[str, LossFunction] = {"mean": jnp.mean, "sum": jnp.sum}
 # Under the square root, so that a zero vector has a finite gradient; its cosines are 0.
 _SMALLEST_SQUARE = 1e-12
 # Bytes of float32 similarities that exist at once in a contrastive loss, on all devices together.
@@ -37,7 +39,7 @@ def info_nce(
     bidirectional: bool = True,
     reduction: str = "mean",
 ) -> jax.Array:
-    """Tell each query's document from those of the other queries, and the reverse (eq 1, 2).
+    """Separate each query's document from those of other queries, and the reverse (eq 1, 2).
 
     The two directions are summed, as in the paper; sentence-transformers averages them. The paper
     also sums over rows. "mean" makes the gradient independent of the batch size.
@@ -71,10 +73,10 @@ def triplet_info_nce(
     temperature: float = 0.05,
     reduction: str = "mean",
 ) -> jax.Array:
-    """Tell each query's positive from all other documents, and the reverse (eq 3).
+    """Separate each query's positive from all other documents, and the reverse (eq 3).
 
-    A query meets the positives and the hard negatives of the whole batch. A positive meets the
-    queries only. The two directions are summed.
+    A query is compared with the positives and hard negatives of the whole batch, a positive with
+    the queries only. The two directions are summed.
 
     Args:
       queries, positives: (B, D).
@@ -109,7 +111,7 @@ def cosent(
     """Rank pairs of texts as their scores do (CoSENT, eq 4).
 
     ln(1 + Σ exp((s_j - s_i) / τ)) over all i, j with score_i > score_j, where s are the pairs'
-    cosines. 0 if all scores are equal. Takes memory for B² numbers.
+    cosines. 0 if all scores are equal. Needs memory for B² numbers.
 
     Args:
       first, second: (B, D), the two texts of each pair.
@@ -167,7 +169,7 @@ def separation(
 
 
 def cosine_distillation(embeddings: jax.Array, /, *, teacher: jax.Array) -> jax.Array:
-    """Turn each vector to its teacher's: the mean of 1 - cosine.
+    """Align each vector with its teacher's: the mean of 1 - cosine.
 
     Args:
       embeddings: (B, D).
@@ -181,7 +183,7 @@ def cosine_distillation(embeddings: jax.Array, /, *, teacher: jax.Array) -> jax.
 
 
 def similarity_distillation(embeddings: jax.Array, /, *, teacher: jax.Array) -> jax.Array:
-    """Give each two texts the teacher's cosine: the mean squared difference over all i ≠ j.
+    """Match the teacher's cosine of every two texts: the mean squared difference over i ≠ j.
 
     Only similarities are compared, so that the teacher may be of any width.
 
@@ -204,12 +206,12 @@ def similarity_distillation(embeddings: jax.Array, /, *, teacher: jax.Array) -> 
 def contrastive_distillation(
     embeddings: jax.Array, /, *, teacher: jax.Array, temperature: float = 0.05
 ) -> jax.Array:
-    """Find each text's vector of the teacher among those of the batch, as the teacher would.
+    """Rank the batch's teacher vectors for each text as the teacher does.
 
     The cross-entropy between two distributions over the batch's teacher vectors: that of the
     teacher's own cosines over τ, and that of the student's (SEED, arXiv 2101.04731, with one
-    temperature). Texts that mean the same, translations for one, share the teacher's vector and
-    are no negatives of each other. Takes memory for B² numbers.
+    temperature). Texts with one meaning, such as translations, share a teacher vector and are
+    no negatives of each other. Needs memory for B² numbers.
 
     Args:
       embeddings: (B, D).
@@ -232,11 +234,11 @@ def contrastive_distillation(
 def masked_lm(logits: jax.Array, /, *, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Sum the weighted cross-entropies of masked tokens.
 
-    It is a sum, so that a step of several chunks divides once, by the count of them all.
+    It is a sum, so that a step of several micro-batches divides once, by their total count.
 
     Args:
       logits: (M, V) of any float dtype.
-      labels: int (M,), the tokens that were there. One outside 0 … V - 1 makes the loss NaN, unless
+      labels: int (M,), the tokens before masking. One outside 0 … V - 1 makes the loss NaN, unless
         its weight is 0.
       weights: (M,); 0 leaves a row out, whatever its label.
 
@@ -252,12 +254,12 @@ def masked_lm(logits: jax.Array, /, *, labels: jax.Array, weights: jax.Array) ->
 
 
 def matryoshka(
-    loss: Loss,
+    loss: LossFunction,
     dims: Sequence[int],
     weights: Sequence[float] | None = None,
     reduction: str = "mean",
-) -> Loss:
-    """Make a loss that is taken on several first parts of the vectors (arXiv 2205.13147).
+) -> LossFunction:
+    """Make a loss that is also computed on first parts of the vectors (arXiv 2205.13147).
 
     The cosines inside a loss normalise each part again. The paper names the dims that it measured
     (32 to 1024), but no weights.
@@ -291,21 +293,24 @@ def matryoshka(
     return cut_loss
 
 
-LOSSES: dict[str, Loss] = {
-    "info_nce": info_nce,
-    "triplet": triplet_info_nce,
-    "cosent": cosent,
-    "separation": separation,
-    "cosine_distillation": cosine_distillation,
-    "similarity_distillation": similarity_distillation,
-    "contrastive_distillation": contrastive_distillation,
-}
+def function_of(name: str) -> LossFunction:
+    """Return the function of a loss by its name in ``vocabulary.LOSSES``."""
+    return globals()[LOSSES[name].function]
+
+
+def loss_function(section: LossSection) -> LossFunction:
+    """Return the function of this module for a section [data.loss], with its options."""
+    fields = section.model_dump(exclude={"name", "matryoshka", "mask_rate"}, exclude_none=True)
+    function = functools.partial(function_of(section.name), **fields)
+    if section.matryoshka is None:
+        return function
+    return matryoshka(function, **section.matryoshka.model_dump())
 
 
 def _matryoshka_factors(
     dims: Sequence[int], weights: Sequence[float] | None, reduction: str
 ) -> list[float]:
-    """Check the arguments of ``matryoshka`` and return what each part is multiplied by."""
+    """Check the arguments of ``matryoshka`` and return the factor of each part."""
     _reducer(reduction)
     if not dims or not all(type(dim) is int and dim > 0 for dim in dims):
         raise ValueError(f"dims={dims!r}: expected one positive integer or more")
@@ -343,7 +348,7 @@ def _contrast(
 
 
 def _count_blocks(rows: int, columns: int) -> int:
-    """Return a power of two, which divides most batch sizes, or ``rows``; 1 if all fits at once."""
+    """Return a power of two (it divides most batch sizes) or ``rows``; 1 if everything fits."""
     needed = -(-4 * rows * columns // _SIMILARITY_BYTES)
     return min(1 << (needed - 1).bit_length(), rows)
 
@@ -389,7 +394,7 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature!r}: expected a positive number")
 
 
-def _reducer(reduction: str) -> Loss:
+def _reducer(reduction: str) -> LossFunction:
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction={reduction!r}: expected one of {tuple(_REDUCTIONS)}")
     return _REDUCTIONS[reduction]

@@ -1,4 +1,4 @@
-"""What a run tells: a file with a JSON object a line, and the steps between two lines."""
+"""Metrics of a run: a file of JSON lines, and the interval of steps behind each line."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.training.collate import Inputs
+from jina_jax.training.collate import StepInputs
 from jina_jax.training.step import StepResult
 
 
 class TrainingError(ValueError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a line, appended.
+    """metrics.jsonl: one JSON object per line, appended.
 
     Args:
       path: of the file.
-      step: steps done; lines of later ones are of a run that was interrupted, and go. At 0 all do.
+      step: steps done; lines of later steps, left by an interrupted run, are removed. At 0 all
+        are.
     """
 
     def __init__(self, path: Path, step: int):
@@ -35,8 +36,13 @@ class Metrics:
         partial.write_text("".join(map(_line, kept)), encoding="utf-8")
         partial.replace(path)
 
+    def evaluation(self, step: int) -> dict[str, float]:
+        """Return the metrics of the evaluation at a step; {} if there was none."""
+        lines = [line for line in read_metrics(self._path) if line["step"] == step]
+        return next((line["evaluation"] for line in lines if "evaluation" in line), {})
+
     def write(self, **values: Any) -> None:
-        """Append a line, which is on disk when this returns."""
+        """Append a line; it is on disk on return."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(values))
             file.flush()
@@ -48,13 +54,13 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a last line that was not written to its end does not count."""
+    """Read metrics.jsonl, without an incomplete last line."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-class Window:
+class Interval:
     """The steps since the last line of metrics."""
 
     def __init__(self) -> None:
@@ -63,17 +69,17 @@ class Window:
         self._tokens = self._dropped = 0
         self._padding: list[float] = []
 
-    def add(self, source: str, inputs: Inputs, result: StepResult) -> None:
-        """Take note of a step, which may still be running."""
+    def add(self, source: str, inputs: StepInputs, result: StepResult) -> None:
+        """Add a step, which may still be running."""
         self._results.append((source, result))
         self._tokens += inputs.tokens
         self._dropped += inputs.dropped
-        self._padding.append(inputs.chunks.padding)
+        self._padding.append(inputs.micro_batches.padding)
 
     def _check(self, step: int) -> None:
-        """Wait for the steps up to this one, and refuse to go on from what is not finite.
+        """Wait for the steps up to this one, and refuse a loss or gradient that is not finite.
 
-        A gradient that is not has spoilt the parameters, although the loss before it was finite.
+        A non-finite gradient has already corrupted the parameters, even after a finite loss.
         """
         for name, result in self._results:
             loss, norm = float(result.loss), float(result.grad_norm)
@@ -84,7 +90,7 @@ class Window:
                 )
 
     def summary(self, step: int) -> dict[str, Any]:
-        """Wait for the steps up to this one, and return means and rates over the window.
+        """Wait for the steps up to this one, and return means and rates over the interval.
 
         Raises:
           TrainingError: if a loss or gradient is not finite.

@@ -1,8 +1,9 @@
 """Masked language modelling with whole words masked: the paper's first stage.
 
 The head is XLM-RoBERTa's: dense, GELU, LayerNorm, and the word embeddings again as the decoder. It
-is trained along and never exported. The paper leaves the rates open: 15 % of the words, of whose
-tokens 80 % become ``<mask>``, 10 % another token and 10 % stay, are BERT's (arXiv 1810.04805).
+is trained too and never exported. The paper leaves the rates open; these are BERT's (arXiv
+1810.04805): 15 % of the words, of whose tokens 80 % become ``<mask>``, 10 % another token and 10 %
+stay.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from jina_jax.nn.layers import gelu
 from jina_jax.nn.matmul import einsum
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.losses import masked_lm
-from jina_jax.training.micro_batches import Chunks
+from jina_jax.training.micro_batches import MicroBatches
 from jina_jax.training.parameters import Arrays
-from jina_jax.training.step import Encoding, Objective, over_chunks
+from jina_jax.training.step import Encoding, Objective, over_micro_batches
 
 MASK_RATE = 0.15
 _TO_MASK, _TO_OTHER = 0.8, 0.1
@@ -42,8 +43,8 @@ class MaskedText(NamedTuple):
     Attributes:
       ids: n token ids to encode.
       positions: of the m tokens to predict.
-      labels: the m ids that stood there.
-      dropped: tokens that were cut off before.
+      labels: the m ids before masking.
+      dropped: tokens cut off before masking.
     """
 
     ids: list[int]
@@ -52,12 +53,12 @@ class MaskedText(NamedTuple):
     dropped: int
 
 
-class MaskedChunks(NamedTuple):
-    """``Chunks`` of masked texts; M tokens are predicted in a chunk.
+class MaskedMicroBatches(NamedTuple):
+    """``MicroBatches`` of masked texts; M tokens are predicted in a micro-batch.
 
     Attributes:
-      input_ids, segments, task_ids, used, places: as in ``Chunks``.
-      rows, columns: int32 (C, M), where the tokens are in their chunk.
+      input_ids, segments, task_ids, used, slots: as in ``MicroBatches``.
+      rows, columns: int32 (C, M), where the tokens are in their micro-batch.
       labels: int32 (C, M), their ids.
       weights: float32 (C, M), 1, or 0 where there is none.
     """
@@ -66,7 +67,7 @@ class MaskedChunks(NamedTuple):
     segments: np.ndarray
     task_ids: np.ndarray
     used: np.ndarray
-    places: np.ndarray
+    slots: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
     labels: np.ndarray
@@ -74,35 +75,40 @@ class MaskedChunks(NamedTuple):
 
     @property
     def padding(self) -> float:
-        """Share of the computed positions that hold no token."""
-        return Chunks(*self[:5]).padding
+        """Share of the computed positions without a token."""
+        return MicroBatches(*self[:5]).padding
+
+
+def mask_id_of(tokenizer: Tokenizer) -> int:
+    """Return the id of ``<mask>``. Raises ``ValueError`` for a tokenizer without it."""
+    if tokenizer.mask_id is None:
+        raise ValueError("tokenizer: expected one with the token <mask>, for the loss 'mlm'")
+    return tokenizer.mask_id
 
 
 def mask_words(
     tokenizer: Tokenizer, text: str, max_length: int, rate: float, rng: np.random.Generator
 ) -> MaskedText:
-    """Mask whole words of a text: a share of them, at least one.
+    """Mask a share of the words of a text, at least one, each as a whole.
 
     Args:
       tokenizer: of the model, with a ``<mask>``.
       text: to mask.
       max_length: tokens kept, ``<s>`` and ``</s>`` included.
       rate: share of the words.
-      rng: decides.
+      rng: to draw with.
 
     Raises:
       ValueError: without a ``<mask>``.
     """
-    mask_id = tokenizer.mask_id
-    if mask_id is None:
-        raise ValueError("tokenizer: expected one with the token <mask>, for masked words")
+    mask_id = mask_id_of(tokenizer)
     ids, offsets = tokenizer.encode_with_offsets(text, split_special_tokens=True)
     inner = range(1, min(len(ids), max_length) - 1)
     words: list[list[int]] = []
     for position in inner:
         start, last = offsets[position][0], offsets[position - 1][0]
-        # A word's mark starts where the word does, or has the space before it; the bytes of a
-        # character start where the first of them does.
+        # A word's mark starts with the word, or is the space before it; all bytes of a character
+        # have the offset of the first.
         if not words or (text[last:start].strip() and _begins_word(text, start)):
             words.append([])
         words[-1].append(position)
@@ -118,27 +124,36 @@ def mask_words(
 
 
 def _begins_word(text: str, start: int) -> bool:
-    """Tell whether a token that starts at a character is the first of a word."""
+    """Return whether a token that starts at a character is the first of a word."""
     return any(map(str.isspace, text[start - 1 : start + 1])) or bool(_UNSPACED.match(text, start))
 
 
-def masked_chunks(chunks: Chunks, texts: Sequence[MaskedText]) -> MaskedChunks:
-    """Tell chunks of masked texts which tokens to predict."""
-    count, height, _ = chunks.input_ids.shape
-    places = chunks.segments.shape[2]
-    row, start = chunks.places // places, chunks.segments.reshape(-1, 2)[chunks.places, 0]
+def masked_micro_batches(
+    micro_batches: MicroBatches, texts: Sequence[MaskedText]
+) -> MaskedMicroBatches:
+    """Add the tokens to predict to micro-batches of masked texts."""
+    count, height, _ = micro_batches.input_ids.shape
+    slots = micro_batches.segments.shape[2]
+    row, start = (
+        micro_batches.slots // slots,
+        micro_batches.segments.reshape(-1, 2)[micro_batches.slots, 0],
+    )
     rows = np.concatenate([np.full(len(t.positions), r) for t, r in zip(texts, row, strict=True)])
     columns = np.concatenate([t.positions + s for t, s in zip(texts, start, strict=True)])
     labels = np.concatenate([text.labels for text in texts])
-    members = [np.flatnonzero(rows // height == chunk) for chunk in range(count)]
+    members = [np.flatnonzero(rows // height == micro_batch) for micro_batch in range(count)]
     most = 1 << (max(map(len, members)) - 1).bit_length()
     filled = np.zeros((3, count, most), np.int32)
     weights = np.zeros((count, most), np.float32)
-    for chunk, member in enumerate(members):
-        filled[:, chunk, : len(member)] = rows[member] % height, columns[member], labels[member]
-        weights[chunk, : len(member)] = 1
+    for micro_batch, member in enumerate(members):
+        filled[:, micro_batch, : len(member)] = (
+            rows[member] % height,
+            columns[member],
+            labels[member],
+        )
+        weights[micro_batch, : len(member)] = 1
     rows, columns, labels = filled
-    return MaskedChunks(*chunks, rows, columns, labels, weights)
+    return MaskedMicroBatches(*micro_batches, rows, columns, labels, weights)
 
 
 def init_head(config: Config, seed: int) -> dict[str, np.ndarray]:
@@ -172,9 +187,9 @@ def mlm_objective(encoding: Encoding) -> Objective:
         logits = _head(network, trained, table, hidden[chunk.rows, chunk.columns])
         return masked_lm(logits, labels=chunk.labels, weights=chunk.weights)
 
-    def objective(trained, frozen, chunks, targets, key):
-        sums = over_chunks(encoding, one_chunk, trained, frozen, chunks, key)
-        return sums.sum() / jnp.maximum(chunks.weights.sum(), 1.0)
+    def objective(trained, frozen, micro_batches, targets, key):
+        sums = over_micro_batches(encoding, one_chunk, trained, frozen, micro_batches, key)
+        return sums.sum() / jnp.maximum(micro_batches.weights.sum(), 1.0)
 
     return objective
 

@@ -8,7 +8,7 @@ from jina_jax.training.settings import Optimizer
 
 
 def schedule(settings: Optimizer) -> optax.Schedule:
-    """Return the learning rate as a function of the steps done: up, then down to 0."""
+    """Return the learning rate as a function of the steps done: it rises, then falls to 0."""
     rate, warmup = settings.learning_rate, settings.warmup_steps
     decay = optax.linear_schedule(rate, 0.0, settings.steps - warmup)
     if not warmup:
@@ -32,5 +32,5 @@ def optimizer(settings: Optimizer) -> optax.GradientTransformation:
 
 
 def _decays(path: str) -> bool:
-    """Tell whether weight decay is usual for a parameter: not for biases and norms."""
+    """Return whether a parameter decays: biases and norms do not."""
     return not path.endswith((".bias", ".scale"))

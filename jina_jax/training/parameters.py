@@ -1,7 +1,7 @@
-"""What is trained and what is frozen.
+"""The network in training, with its trained and its frozen parameters.
 
 The trained parameters are a flat dict, path → float32 array, and nothing else of the network has a
-gradient or an optimizer state. The frozen ones may lie there in fewer bits.
+gradient or an optimizer state. The frozen ones may have fewer bits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -19,34 +20,30 @@ from jina_jax.checkpoints.tensors import FLOAT_DTYPES, LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
 from jina_jax.nn.encoder import abstract_encoder
-from jina_jax.nn.parameters import from_dict, is_adapter, is_table, to_dict
+from jina_jax.nn.parameters import from_dict, is_adapter, is_table, stack_layers, to_dict
 from jina_jax.runtime.sharding import check_mesh, placer
+from jina_jax.training.vocabulary import TRAINABLE
 
-TRAINABLE = ("adapters", "all", "all-but-embeddings")
 Arrays = dict[str, jax.Array]
 
 
 class Network(NamedTuple):
-    """An encoder made for training.
+    """An encoder made for training, without its parameters.
 
     Attributes:
       config: with the trained tasks alone, and the rotary base of training.
       graph: of the encoder.
       dtype: in which it computes.
-      trained: float32 parameters by path.
-      frozen: the others by path.
       scan_layers: whether layers' parameters are stacked, as for ``Encoder``.
     """
 
     config: Config
     graph: nnx.GraphDef
     dtype: str
-    trained: Arrays
-    frozen: Arrays
     scan_layers: bool
 
     def state(self, trained: Arrays, frozen: Arrays) -> nnx.State:
-        """Join the two to the encoder's state, cast to the dtype that it computes in."""
+        """Join trained and frozen parameters to the encoder's state, in its dtype."""
         _, abstract = abstract_encoder(self.config, scan_layers=self.scan_layers)
 
         def cast(path: str, array: jax.Array) -> jax.Array:
@@ -59,9 +56,9 @@ class Network(NamedTuple):
 
 
 def is_trained(path: str, train: str) -> bool:
-    """Tell whether the parameter at a path is trained under a choice of ``TRAINABLE``."""
+    """Return whether the parameter at a path is trained under a choice of ``TRAINABLE``."""
     if is_adapter(path):
-        return True  # those that are not trained are not part of the network
+        return True  # the network has no adapters of other tasks
     return train == "all" or (train == "all-but-embeddings" and not is_table(path))
 
 
@@ -74,7 +71,7 @@ def load_network(
     rotary_emb_base: float | None = None,
     mesh: Mesh | None = None,
     scan_layers: bool = False,
-) -> Network:
+) -> tuple[Network, Arrays, Arrays]:
     """Read a checkpoint for training.
 
     Args:
@@ -82,11 +79,14 @@ def load_network(
       tasks: adapters to train; () for none.
       train: one of ``TRAINABLE``: the named adapters only, them and everything else, or all but
         the embedding tables.
-      dtype: to compute in; None for the checkpoint's own.
-      rotary_emb_base: to train with (the paper: 10,000); None for the checkpoint's own. What is
-        saved keeps the checkpoint's.
+      dtype: to compute in; None for the checkpoint's.
+      rotary_emb_base: in training (the paper: 10,000); None for the checkpoint's, which saved
+        models keep.
       mesh: devices that share the rows of a batch; None for one device.
       scan_layers: as for ``Encoder``.
+
+    Returns:
+      The network; its trained parameters, float32, by path; its frozen ones, in its dtype.
 
     Raises:
       ValueError: for an unknown task, choice or dtype, if nothing would be trained, for a rotary
@@ -124,7 +124,29 @@ def load_network(
     graph, _ = abstract_encoder(config, scan_layers=scan_layers)
     trained = {path: array for path, array in flat.items() if is_trained(path, train)}
     frozen = {path: array for path, array in flat.items() if path not in trained}
-    return Network(config, graph, name, trained, frozen, scan_layers)
+    return Network(config, graph, name, scan_layers), trained, frozen
+
+
+def read_adapters(
+    checkpoint: Checkpoint, dtype: str, scan_layers: bool = False
+) -> dict[str, np.ndarray]:
+    """Read the adapters of all tasks of a checkpoint, and nothing else.
+
+    Args:
+      checkpoint: with or without adapters.
+      dtype: to cast them to.
+      scan_layers: whether those of layers are stacked.
+
+    Returns:
+      Copies by path, (K, …), or (L, K, …) where stacked.
+    """
+    _, abstract = abstract_encoder(checkpoint.config)
+    arrays = {
+        path: np.array(checkpoint.tensors[path].read(), FLOAT_DTYPES[dtype]).reshape(leaf.shape)
+        for path, leaf in to_dict(abstract).items()
+        if is_adapter(path)
+    }
+    return stack_layers(arrays) if scan_layers else arrays
 
 
 def _select(checkpoint: Checkpoint, tasks: Sequence[str]) -> dict[str, LazyTensor]:

@@ -58,7 +58,7 @@ def _draw_loss(axes: Any, lines: list[dict[str, Any]]) -> None:
 
 
 def _draw_evaluations(axes: Any, lines: list[dict[str, Any]]) -> None:
-    """Draw the main metric of each evaluation, and their mean, which chooses the best."""
+    """Draw the main metric of each evaluation, and their mean, the score of checkpoints."""
     steps, names = [line["step"] for line in lines], lines[-1]["primary"]
     for name, colour in zip(names, _colours(len(names)), strict=True):
         values = [line["evaluation"][name] for line in lines]

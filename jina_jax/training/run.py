@@ -1,9 +1,9 @@
 """A run's directory: settings, the base model's reference, metrics, checkpoints.
 
-settings.json   as they were checked
-base.json       name, revision and hash of the model that training started from
-bad_rows.txt    rows that were left out, by file and line
-metrics.jsonl   a line for each time that something was told
+settings.json   the settings, checked
+base.json       name, revision and hash of the base model
+bad_rows.txt    skipped rows, by file and line
+metrics.jsonl   losses of each interval and results of each evaluation
 checkpoints/    by step
 """
 
@@ -18,13 +18,13 @@ from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
 from jina_jax.files import read_json, write_json
 from jina_jax.nn.parameters import is_adapter, to_checkpoint
-from jina_jax.training.checkpoints import Store, hash_of
+from jina_jax.training.checkpoints import RunCheckpoints, hash_of
 from jina_jax.training.settings import Model, Settings, SettingsError
 
 SETTINGS, BASE, METRICS, CHECKPOINTS = "settings.json", "base.json", "metrics.jsonl", "checkpoints"
 BAD_ROWS = "bad_rows.txt"
-# What may be changed in the middle of a run without changing what it computes.
-_FREE = ("output", "log")
+# Settings that a resumed run may change: they do not change its results.
+_FREE = ("output", "log", "model.scan_layers")
 
 
 def open_base(model: Model, seed: int) -> Checkpoint:
@@ -43,10 +43,10 @@ def open_base(model: Model, seed: int) -> Checkpoint:
 
 
 def start(settings: Settings, base: Checkpoint, *, resume: bool) -> None:
-    """Make a run's directory, or check that it is the same run that goes on.
+    """Make a run's directory, or check that the resumed run is the same.
 
     Raises:
-      FileExistsError: if there is a run and it is not to be resumed, or something else.
+      FileExistsError: for a run that is not to be resumed, or other files.
       SettingsError: if it was started with other settings.
       ValueError: if the directory is in the model's, whose files must stay as they are.
       CheckpointError: if the base model's files have changed.
@@ -59,7 +59,7 @@ def start(settings: Settings, base: Checkpoint, *, resume: bool) -> None:
         _check_base(directory, base)
         return
     partial = directory / f".{SETTINGS}.partial"
-    # What a start that was interrupted has left counts as nothing.
+    # Files of an interrupted start are overwritten.
     if directory.exists() and set(directory.iterdir()) - {directory / BASE, partial}:
         raise FileExistsError(f"{directory}: expected a new directory, or that of a run")
     if directory.resolve().is_relative_to(base.directory.resolve()):
@@ -68,27 +68,27 @@ def start(settings: Settings, base: Checkpoint, *, resume: bool) -> None:
     model = settings.model
     reference = {"name": model.name, "revision": model.revision, "sha256": hash_of(base.directory)}
     write_json(directory / BASE, reference)
-    # The last, and at once: with it the directory is a run.
+    # Last, and atomically: it makes the directory a run.
     write_json(partial, settings.to_dict())
     partial.rename(directory / SETTINGS)
 
 
 def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
-    """Open what a run has trained as a checkpoint, to write or to load.
+    """Open the trained model of a run as a checkpoint, to write or to load.
 
     Args:
       directory: of the run.
-      step: which checkpoint; None for the best of those evaluated, else the latest.
+      step: of the checkpoint; None for the best evaluated one, else the latest.
 
     Raises:
       CheckpointError: if there is no such checkpoint, it is damaged, or the base has changed.
-      FileNotFoundError: if it is no run, or the base is not there any more.
+      FileNotFoundError: if it is not a run, or its base is missing.
     """
     directory = Path(directory)
     if not (directory / SETTINGS).exists():
         raise FileNotFoundError(f"{directory}: expected the directory of a run, with {SETTINGS}")
     settings = Settings.from_dict(read_json(directory / SETTINGS), str(directory / SETTINGS))
-    store = Store(directory / CHECKPOINTS, read_only=True)
+    store = RunCheckpoints(directory / CHECKPOINTS, read_only=True)
     if step is None:
         step = store.latest if store.best is None else store.best
     if step not in store.steps:
@@ -100,7 +100,7 @@ def load_run(directory: str | Path, step: int | None = None) -> Checkpoint:
 
 
 def with_trained(base: Checkpoint, tasks: tuple[str, ...], arrays: Mapping[str, Any]) -> Checkpoint:
-    """Put what was trained into its base; paths are those of single layers or of stacked ones."""
+    """Put trained parameters, of single or stacked layers, into the base."""
     found = to_checkpoint(arrays)
     adapters = {path: array for path, array in found.items() if is_adapter(path)}
     weights = {path: found[path] for path in found.keys() & base.tensors.keys() - adapters.keys()}
@@ -119,8 +119,8 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """List values by their path, without those that a run may change."""
-    if prefix.split(".")[0] in _FREE:
+    """List values by their path, without those that a resumed run may change."""
+    if prefix in _FREE:
         return {}
     if isinstance(values, Mapping):
         parts = [(f"{prefix}.{k}".lstrip("."), v) for k, v in values.items()]

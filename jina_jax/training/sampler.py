@@ -1,4 +1,4 @@
-"""Batches for training, without end: each from one source, no text twice, resumed exactly.
+"""Endless batches for training: each from one source, no text twice, resumed exactly.
 
 A source's rows come in a new order each epoch, and batches run on from one epoch into the next. A
 row with a text that is in the batch already waits, and is tried first for later batches.
@@ -19,7 +19,7 @@ from jina_jax.training.tuples import Tuples, tuple_marks
 
 FORMS = ("rows", "tuples")
 
-# Tells the generator that draws sources from those of orders, [seed, source, epoch].
+# Separates the generator of sources from those of orders, [seed, source, epoch].
 _SOURCE_STREAM = 1
 
 
@@ -27,8 +27,8 @@ class TextBatch(NamedTuple):
     """A batch of B rows of C texts.
 
     Attributes:
-      source: number of the source that they are from.
-      rows: int64 (B,), their numbers there; of tuples, those of the first texts.
+      source: number of their source.
+      rows: int64 (B,), their numbers in the source; of tuples, those of the first texts.
       texts: B·C, those of row i from i·C on.
       columns: C.
       targets: float32 (B,) scores or int32 (B,) classes, else None; None for tuples.
@@ -46,8 +46,8 @@ class TextBatch(NamedTuple):
 class Sampler:
     """An endless iterator of batches.
 
-    Where one text stands in more than 1/B of the rows of a source, its rows wait longer and longer,
-    since each batch has room for one of them; ``state`` tells how many wait.
+    Where one text is in more than 1/B of the rows of a source, its rows wait longer and longer,
+    since each batch has room for one of them; ``state`` lists the waiting rows.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Sampler:
 
         Args:
           sources: to draw from.
-          batch_sizes: rows of a batch of each source.
-          weights: how often batches are of each source, in proportion.
-          forms: "rows" for a source's rows as they are; "tuples" for rows of two texts of a class
-            and seven of others, drawn from a labelled source (``Tuples``).
-          seed: of all that is drawn, from 0 to 2**32 - 1.
+          batch_sizes: rows per batch of each source.
+          weights: frequencies of batches of each source, relative to each other.
+          forms: "rows" for unchanged rows; "tuples" for rows of two texts of a class and seven of
+            others, drawn from a labelled source (``Tuples``).
+          seed: of every draw, from 0 to 2**32 - 1.
 
         Raises:
-          ValueError: for options that do not fit the sources, or a source that has no tuples.
+          ValueError: for options that do not fit the sources, or a source without tuples.
         """
         _check_options(sources, batch_sizes, weights, forms, seed)
         self._seed = seed
@@ -102,15 +102,15 @@ class Sampler:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Return where the iterator stands, as values of JSON, to ``restore`` later."""
+        """Return the position as JSON values, to ``restore`` later."""
         streams = [stream.state() for stream in self._streams]
         return {"seed": self._seed, "batches": self._drawn, "sources": streams}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go where another iterator stood, which was made with the same arguments.
+        """Take over the position of another iterator with the same arguments.
 
         Args:
-          state: what its ``state`` returned.
+          state: returned by its ``state``.
 
         Raises:
           ValueError: if the state is of other sources or another seed.
@@ -132,7 +132,7 @@ class Sampler:
 
 
 class _Filling:
-    """A batch that is being filled; ``taken`` has its texts, and classes that can give no more."""
+    """A batch that is being filled; ``taken`` has its texts, and exhausted classes."""
 
     def __init__(self, step: int, seed: int) -> None:
         self.rows: list[int] = []
@@ -145,8 +145,8 @@ class _Filling:
 class _Stream:
     """The rows of one source in the order of each epoch, and those that wait.
 
-    Rows wait under what was taken from them: a text, or the class of their tuple. So a look at the
-    first of those that wait for the same is enough.
+    A row waits under the text, or class of a tuple, that blocked it. So of all rows that wait for
+    the same, only the first need be tried.
     """
 
     def __init__(self, index: int, source: Source, size: int, form: str, seed: int) -> None:
@@ -193,7 +193,7 @@ class _Stream:
         return texts if self._tuples is None else (*texts, self._tuples.class_of(row))
 
     def _offer(self, row: int, batch: _Filling) -> None:
-        """Put a row in the batch, or let it wait."""
+        """Add a row to the batch, or let it wait."""
         keys = self._keys(row)
         blocked = next((key for key in keys if key in batch.taken), None)
         if blocked is None:
@@ -203,7 +203,7 @@ class _Stream:
                 batch.texts += texts
                 batch.taken.update(texts)
                 return
-            # What is taken stays taken: other rows of the class need not try.
+            # Taken texts stay taken: other rows of the class need not be tried.
             blocked = keys[-1]
             batch.taken.add(blocked)
         self._waiting.setdefault(blocked, deque()).append(row)
@@ -245,11 +245,11 @@ class _Stream:
         _check_count(name, "epoch", state.get("epoch"))
         _check_count(name, "position", state.get("position"), rows)
         waiting = state.get("waiting")
-        for place in waiting if isinstance(waiting, list) else [waiting]:
-            if not isinstance(place, list) or len(place) != 2:
-                raise ValueError(f"{name}: waiting: expected [row, column], got {place!r}")
-            _check_count(name, "waiting row", place[0], rows - 1)
-            _check_count(name, "waiting column", place[1], len(self._keys(place[0])) - 1)
+        for entry in waiting if isinstance(waiting, list) else [waiting]:
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise ValueError(f"{name}: waiting: expected [row, column], got {entry!r}")
+            _check_count(name, "waiting row", entry[0], rows - 1)
+            _check_count(name, "waiting column", entry[1], len(self._keys(entry[0])) - 1)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._start(state["epoch"], state["position"])

@@ -1,4 +1,4 @@
-"""Every setting of a training run: one file in TOML, one section a model here."""
+"""The settings of a training run: one TOML file, one pydantic model per section."""
 
 from __future__ import annotations
 
@@ -11,20 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jina_jax.tasks import from_word
-
-# Which losses take which rows; for labelled rows also how a batch is made of them.
-KINDS_OF_LOSS = {
-    "info_nce": ("pairs",),
-    "triplet": ("triplets", "labelled"),
-    "cosent": ("scored",),
-    "separation": ("labelled",),
-    "cosine_distillation": ("texts",),
-    "similarity_distillation": ("texts",),
-    "contrastive_distillation": ("texts",),
-    "mlm": ("texts",),
-}
-_DISTILLATIONS = ("cosine_distillation", "similarity_distillation", "contrastive_distillation")
+from jina_jax.data.kinds import ROWS
+from jina_jax.tasks import EVALUATIONS, from_word
+from jina_jax.training.vocabulary import DISTILLATIONS, LOSSES, TRAINABLE
 
 Paths = Annotated[tuple[Path, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -33,42 +22,43 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be used; the message names every field at fault."""
+    """Invalid settings; the message names every field at fault."""
 
 
 class Section(BaseModel):
-    """A section of the file: unknown fields are errors, and nothing changes once read."""
+    """A section of the file; unknown fields are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class NewTask(Section):
-    """A task that the checkpoint does not have yet."""
+    """A task that the checkpoint lacks."""
 
-    name: str = Field(description="of the new task")
+    name: str = Field(description="name of the new task")
     copy_of: str | None = Field(None, description="task to copy; else its update starts at zero")
     prompt: str | None = Field(None, description="its prompt; else that of copy_of, or none")
 
 
 class Model(Section):
-    """What is trained."""
+    """The model, and the part of it that is trained."""
 
     name: str = Field(
         "tiny", description="directory or Hub id to start from; tiny: the model in the package"
     )
-    revision: str | None = Field(None, description="of the Hub")
+    revision: str | None = Field(None, description="revision on the Hub")
     tasks: tuple[str, ...] = Field(
         (),
         max_length=2,
         description="adapters in use: none, one for all texts, or two: the first text of a row "
-        "takes the first, the others the second (retrieval.query, retrieval.passage)",
+        "uses the first, the others the second (retrieval.query, retrieval.passage)",
     )
-    train: Literal["adapters", "all", "all-but-embeddings"] = Field(
-        "adapters", description="the tasks' adapters alone, them and all else, or all but tables"
+    train: Literal[TRAINABLE] = Field(  # type: ignore[valid-type]
+        "adapters",
+        description="the adapters of tasks, the whole network, or all but embedding tables",
     )
     new_tasks: tuple[NewTask, ...] = Field((), description="tasks to add before training")
     dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="to compute in; the checkpoint's own. Trained weights are float32"
+        None, description="of computation; the checkpoint's. Trained weights are float32"
     )
     rotary_emb_base: Positive | None = Field(
         None,
@@ -76,23 +66,34 @@ class Model(Section):
         "checkpoint's own. Evaluation and export keep the checkpoint's (published: 20000)",
     )
     max_length: Annotated[int, Field(ge=2)] = Field(
-        512, description="tokens of a text, beyond which it is cut; the log counts what was cut"
+        512, description="most tokens per text; longer ones are cut, and the log counts the rest"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of hidden states")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout rate of hidden states"
+    )
+    scan_layers: bool | None = Field(
+        None,
+        description="compile one layer and run it over all: compiles in a fraction of the time, "
+        "runs slower on CPU; a resumed run may change it; only on TPU",
+    )
 
 
 class Optimizer(Section):
     """AdamW with warm-up and linear decay."""
 
-    learning_rate: Positive = Field(description="the highest, after warm-up")
-    steps: Count = Field(description="of the whole run; the rate falls to 0 at the end")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="of linear rise from 0")
+    learning_rate: Positive = Field(description="highest rate, after warm-up")
+    steps: Count = Field(description="total number of steps; the rate falls to 0 at the end")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear rise from 0")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="decoupled; not for biases and norms"
+        0.0, description="decoupled decay; not for biases and norms"
     )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of Adam")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of Adam")
-    epsilon: Positive = Field(1e-8, description="of Adam")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="decay of Adam's first moment"
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="decay of Adam's second moment"
+    )
+    epsilon: Positive = Field(1e-8, description="Adam's epsilon")
     max_grad_norm: Positive | None = Field(
         1.0, description="gradients of a larger norm are scaled down to it"
     )
@@ -107,84 +108,76 @@ class Optimizer(Section):
 
 
 class Batches(Section):
-    """How much is looked at in a step."""
+    """Batch size, and tokens in memory at once."""
 
-    size: Count = Field(description="rows of a step; negatives are those of all of them")
-    chunk_tokens: Annotated[int, Field(ge=16)] = Field(
-        8192, description="tokens computed at once on a device: bounds memory, not the batch"
+    size: Count = Field(description="rows per step; every other row serves as a negative")
+    micro_batch_tokens: Annotated[int, Field(ge=16)] = Field(
+        8192, description="tokens per device at once; bounds memory, not the batch"
     )
 
 
 class Matryoshka(Section):
-    """Also train the first values of each vector."""
+    """Loss on the first values of each vector as well."""
 
-    dims: tuple[Count, ...] = Field(min_length=1, description="how many of them")
-    weights: tuple[float, ...] | None = Field(None, description="of each dim; 1")
-    reduction: Literal["mean", "sum"] = Field("mean", description="over dims")
+    dims: tuple[Count, ...] = Field(min_length=1, description="numbers of first values")
+    weights: tuple[float, ...] | None = Field(None, description="weight of each of dims; 1")
+    reduction: Literal["mean", "sum"] = Field("mean", description="reduction over dims")
 
 
 class Loss(Section):
-    """What is asked of the vectors (``jina_jax.training.losses``)."""
+    """The loss (``jina_jax.training.losses``)."""
 
-    name: Literal[tuple(KINDS_OF_LOSS)] = Field(description="of the loss")  # type: ignore[valid-type]
-    temperature: Positive | None = Field(None, description="similarities are divided by it; 0.05")
+    name: Literal[tuple(LOSSES)] = Field(description="name of the loss")  # type: ignore[valid-type]
+    temperature: Positive | None = Field(None, description="divides similarities; 0.05")
     bidirectional: bool | None = Field(
-        None, description="info_nce: documents to queries, too; true"
+        None, description="info_nce: also from documents to queries; true"
     )
     reduction: Literal["mean", "sum"] | None = Field(
-        None, description="info_nce, triplet: over rows; mean"
+        None, description="info_nce, triplet: reduction over rows; mean"
     )
-    mask_rate: Share | None = Field(None, description="mlm: share of words to mask; 0.15")
-    matryoshka: Matryoshka | None = Field(None, description="dims to train as well")
-
-    _TAKEN: typing.ClassVar = {
-        "info_nce": {"temperature", "bidirectional", "reduction", "matryoshka"},
-        "triplet": {"temperature", "reduction", "matryoshka"},
-        "cosent": {"temperature", "matryoshka"},
-        "separation": {"temperature", "matryoshka"},
-        "cosine_distillation": {"matryoshka"},
-        "similarity_distillation": {"matryoshka"},
-        "contrastive_distillation": {"temperature", "matryoshka"},
-        "mlm": {"mask_rate"},
-    }
+    mask_rate: Share | None = Field(None, description="mlm: share of words masked; 0.15")
+    matryoshka: Matryoshka | None = Field(None, description="further dims to train")
 
     @model_validator(mode="after")
     def _has_its_own_fields(self) -> Loss:
         given = {k for k in type(self).model_fields if k != "name" and getattr(self, k) is not None}
-        wrong = given - self._TAKEN[self.name]
+        taken = LOSSES[self.name].fields
+        wrong = given - taken
         if wrong:
-            takes = ", ".join(sorted(self._TAKEN[self.name]))
+            takes = ", ".join(sorted(taken))
             raise ValueError(f"{', '.join(sorted(wrong))}: {self.name} takes {takes}")
         return self
 
 
 class Data(Section):
-    """One source of rows; several are drawn from by weight, one a batch."""
+    """One source of rows; with several, each batch comes from one, chosen by weight."""
 
     paths: Paths = Field(description="files: .jsonl, .csv, .tsv, .parquet, .txt")
-    kind: Literal["pairs", "triplets", "scored", "labelled", "texts"] = Field(description="of rows")
+    kind: Literal[ROWS] = Field(description="type of rows")  # type: ignore[valid-type]
     loss: Loss = Field(description="section [data.loss]")
     columns: tuple[str | int, ...] | None = Field(
-        None, description="names, or positions for CSV without a header; the usual names"
+        None, description="names, or positions in CSV without a header; the usual names"
     )
     weight: Positive = Field(1.0, description="share of the batches, relative to other sources")
-    batch_size: Count | None = Field(None, description="rows of a batch of this source")
-    negatives: Count | None = Field(None, description="triplets: how many of a row's to use; all")
+    batch_size: Count | None = Field(
+        None, description="rows per batch of this source; batches.size"
+    )
+    negatives: Count | None = Field(None, description="triplets: negatives used per row; all")
     teacher: Path | None = Field(None, description="distillation: .npy with a vector for each row")
     bad_rows: Literal["error", "skip"] = Field(
-        "error", description="stop at rows that cannot be used, or list them and go on"
+        "error", description="stop at invalid rows, or skip and list them"
     )
     drop_overlap: bool = Field(
-        False, description="pairs: leave out those of which one text repeats the other (paper)"
+        False, description="pairs: drop those whose one text repeats the other (paper)"
     )
 
     @model_validator(mode="after")
     def _fits_its_loss(self) -> Data:
-        kinds = KINDS_OF_LOSS[self.loss.name]
-        if self.kind not in kinds:
-            raise ValueError(f"kind={self.kind!r}: loss {self.loss.name!r} takes {kinds}")
-        if (self.teacher is not None) != (self.loss.name in _DISTILLATIONS):
-            raise ValueError(f"teacher={self.teacher}: expected for the losses {_DISTILLATIONS}")
+        loss = LOSSES[self.loss.name]
+        if self.kind not in loss.rows:
+            raise ValueError(f"kind={self.kind!r}: loss {self.loss.name!r} takes {loss.rows}")
+        if (self.teacher is not None) != loss.needs_teacher:
+            raise ValueError(f"teacher={self.teacher}: expected for the losses {DISTILLATIONS}")
         return self
 
     @property
@@ -193,22 +186,20 @@ class Data(Section):
         return "tuples" if (self.kind, self.loss.name) == ("labelled", "triplet") else "rows"
 
 
-class Evaluation(Section):
+class EvaluationSection(Section):
     """One evaluation; the mean of the primary metrics of all of them chooses the best."""
 
-    kind: Literal["sts", "bitext", "classification", "clustering", "retrieval"] = Field(
-        description="of evaluation"
-    )
+    kind: Literal[tuple(EVALUATIONS)] = Field(description="type of evaluation")  # type: ignore[valid-type]
     paths: Paths = Field(description="its files, as for `jina-jax eval`")
-    name: str | None = Field(None, description="in the log; that of the file")
+    name: str | None = Field(None, description="name in the log; that of the file")
     task: str | tuple[str, ...] = Field(
         "auto", description="adapter, or a pair; 'none' for the base; auto: the paper's"
     )
-    dims: tuple[Count, ...] | None = Field(None, description="Matryoshka dims to score, too")
-    columns: tuple[str | int, ...] | None = Field(None, description="of its files")
-    split: str = Field("test", description="retrieval: whose judgements to take")
+    dims: tuple[Count, ...] | None = Field(None, description="further Matryoshka dims to score")
+    columns: tuple[str | int, ...] | None = Field(None, description="columns of its files")
+    split: str = Field("test", description="retrieval: split of the judgements")
     max_length: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="tokens of a text, beyond which it is cut; the model's limit"
+        None, description="most tokens per text; the model's limit"
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -218,31 +209,33 @@ class Evaluation(Section):
 
 
 class Log(Section):
-    """When to tell, to evaluate and to save."""
+    """Logging, evaluation and checkpoint intervals."""
 
     every: Count = Field(
-        10, description="steps between lines of metrics.jsonl; one at each checkpoint, too"
+        10, description="steps between lines of metrics.jsonl; also at each checkpoint"
     )
-    evaluate_every: Count | None = Field(None, description="steps between evaluations; at the end")
+    evaluate_every: Count | None = Field(
+        None, description="steps between evaluations; only at the end"
+    )
     save_every: Count = Field(100, description="steps between checkpoints; and at the end")
-    keep: Count = Field(2, description="latest checkpoints kept, beside the best")
+    keep: Count = Field(2, description="latest checkpoints kept, besides the best")
 
 
 class Settings(Section):
     """A training run.
 
-    Relative paths are taken from where the process runs, as on any command line.
+    Relative paths start from the working directory, as on any command line.
     """
 
     output: Path = Field(description="directory of the run: checkpoints, metrics, settings")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="of the order of rows, of dropout and of new weights"
+        0, description="seed of row order, dropout and new weights"
     )
     model: Model
     optimizer: Optimizer
     batches: Batches
     data: tuple[Data, ...] = Field(description="sections [[data]]")
-    evaluation: tuple[Evaluation, ...] = Field((), description="sections [[evaluation]]")
+    evaluation: tuple[EvaluationSection, ...] = Field((), description="sections [[evaluation]]")
     log: Log = Log.model_validate({})
 
     @model_validator(mode="after")
@@ -273,7 +266,7 @@ class Settings(Section):
     def from_dict(cls, values: dict[str, Any], source: str = "settings") -> Settings:
         """Check values as TOML or JSON has them. Raises ``SettingsError``."""
         try:
-            # By way of JSON, where lists are tuples and paths are strings, yet "8" is no number.
+            # Through JSON: lists may be tuples and strings paths, but "8" is not a number.
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
             problems = [_problem(detail) for detail in error.errors()]
@@ -281,22 +274,22 @@ class Settings(Section):
             raise SettingsError("\n  ".join([f"{source}: {count}:", *problems])) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON values; ``from_dict`` gives back equal settings."""
+        """Return JSON values, from which ``from_dict`` makes equal settings."""
         return self.model_dump(mode="json")
 
 
 def _problem(detail: Any) -> str:
-    """Say which field is at fault and why, in one line."""
-    place = ""
+    """Name the field at fault and the reason, in one line."""
+    path = ""
     for part in detail["loc"]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     if detail["type"] == "missing":
-        return f"{place}: is missing"
+        return f"{path}: is missing"
     if detail["type"] == "extra_forbidden":
-        return f"{place}: is not a field"
+        return f"{path}: is not a field"
     text = detail["msg"].removeprefix("Value error, ")
     given = "" if detail["type"] == "value_error" else f", got {detail['input']!r}"
-    return f"{place + ': ' if place else ''}{text}{given}"
+    return f"{path + ': ' if path else ''}{text}{given}"
 
 
 def describe() -> str:
@@ -321,7 +314,7 @@ def _described(section: type[Section], heading: str) -> Iterator[str]:
 
 
 def _section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """Find the section in a field's type, and whether it may come several times."""
+    """Find the section in a field's type, and whether it may be repeated."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation, False
     for part in typing.get_args(annotation):

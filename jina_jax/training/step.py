@@ -1,9 +1,9 @@
 """One step: a batch of any size in, a loss and new parameters out.
 
-Gradient caching (arXiv 2101.06983): all embeddings of a batch are there for the loss, and the
-activations of one chunk at a time. It is a loop over chunks whose gradient is another loop, which
-computes each chunk again; both end with the last chunk that has a text, so that one program takes
-batches of any size up to its own.
+Gradient caching (arXiv 2101.06983): the loss gets all embeddings of a batch, while memory holds the
+activations of one micro-batch. A loop over micro-batches has another loop as its gradient, which
+computes each micro-batch again; both end with the last micro-batch that has a text, so that one
+program takes batches of any size up to its own.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from jina_jax.nn.attention import Kernel
 from jina_jax.nn.dropout import Dropout
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.runtime.compiling import jit
-from jina_jax.training.micro_batches import Chunks
+from jina_jax.training.micro_batches import MicroBatches
 from jina_jax.training.parameters import Arrays, Network
 
 Targets = Mapping[str, jax.Array]
-# (trained, frozen, chunks, targets, key) → float32 scalar
-Objective = Callable[[Arrays, Arrays, Chunks, Targets, jax.Array], jax.Array]
-CHUNK_ROWS = P(None, "data")
+# (trained, frozen, micro_batches, targets, key) → float32 scalar
+Objective = Callable[[Arrays, Arrays, MicroBatches, Targets, jax.Array], jax.Array]
+MICRO_BATCH_ROWS = P(None, "data")
 
 
 class Encoding(NamedTuple):
-    """How chunks are encoded in training.
+    """How micro-batches are encoded in training.
 
     Attributes:
-      network: its graph, dtype and config; its arrays are not looked at.
+      network: graph, dtype and config; its arrays are not used.
       kernel: attention.
       dropout: rate, 0 for none.
-      mesh: devices that share the rows of chunks; None for one.
-      caching: compute a chunk's activations again for its gradient, where there are several.
+      mesh: devices that share the rows of micro-batches; None for one.
+      caching: compute a micro-batch's activations again for its gradient, where there are several.
     """
 
     network: Network
@@ -57,11 +57,11 @@ def text_objective(encoding: Encoding, loss: Callable[..., jax.Array], columns: 
       encoding: how texts are encoded.
       loss: one of ``jina_jax.training.losses``: takes a float32 (B, D) for each column but the
         negatives, (B, M, D), and targets by name.
-      columns: texts of a row: 1, 2, or 2 + M.
+      columns: texts per row: 1, 2, or 2 + M.
     """
 
-    def objective(trained, frozen, chunks, targets, key):
-        embeddings = embed(encoding, trained, frozen, chunks, key)
+    def objective(trained, frozen, micro_batches, targets, key):
+        embeddings = embed(encoding, trained, frozen, micro_batches, key)
         rows = embeddings.reshape(-1, columns, embeddings.shape[-1])
         parts = [rows[:, column] for column in range(min(columns, 2))]
         if columns > 2:
@@ -72,14 +72,14 @@ def text_objective(encoding: Encoding, loss: Callable[..., jax.Array], columns: 
 
 
 def embed(
-    encoding: Encoding, trained: Arrays, frozen: Arrays, chunks: Chunks, key: jax.Array
+    encoding: Encoding, trained: Arrays, frozen: Arrays, micro_batches: MicroBatches, key: jax.Array
 ) -> jax.Array:
     """Encode the n texts of a batch: float32 (n, D), on every device."""
     network = encoding.network
 
     def one_chunk(trained, frozen, chunk, dropout) -> jax.Array:
         task_ids = chunk.task_ids if network.config.num_tasks else None
-        # Parameters are cast here, for gradients of chunks to add up in float32.
+        # Parameters are cast here, for gradients of micro-batches to add up in float32.
         return encode_batch(
             network.graph,
             network.state(trained, frozen),
@@ -89,46 +89,47 @@ def embed(
             dropout=dropout,
         )
 
-    pooled = over_chunks(encoding, one_chunk, trained, frozen, chunks, key)
-    pooled = pooled.reshape(-1, pooled.shape[-1])[chunks.places]
+    pooled = over_micro_batches(encoding, one_chunk, trained, frozen, micro_batches, key)
+    pooled = pooled.reshape(-1, pooled.shape[-1])[micro_batches.slots]
     if encoding.mesh is not None:
         pooled = jax.lax.with_sharding_constraint(pooled, NamedSharding(encoding.mesh, P()))
     return pooled
 
 
-def over_chunks(
+def over_micro_batches(
     encoding: Encoding,
     run: Callable[[Arrays, Arrays, Any, Dropout | None], jax.Array],
     trained: Arrays,
     frozen: Arrays,
-    chunks: Any,
+    micro_batches: Any,
     key: jax.Array,
 ) -> jax.Array:
-    """Run a function over each chunk of a batch, and stack what it returns.
+    """Run a function over each micro-batch of a batch, and stack what it returns.
 
     Args:
-      encoding: says whether activations are kept.
-      run: (trained, frozen, chunk, dropout) → array, of the same shape for every chunk.
+      encoding: has the dropout rate, and says whether activations are kept.
+      run: (trained, frozen, micro-batch, dropout) → array, of the same shape for every micro-batch.
       trained: parameters to differentiate.
       frozen: the others.
-      chunks: arrays with an axis of chunks in front; ``used`` of them, the first ones, have texts.
-      key: of the step's dropout: a chunk computed again drops the same values.
+      micro_batches: arrays with an axis of micro-batches in front; the first ones, ``used`` of
+        them, have texts.
+      key: of the step's dropout; a micro-batch that is computed again drops the same values.
 
     Returns:
-      (C, …); zeros for chunks without a text.
+      (C, …); zeros for micro-batches without a text.
     """
 
-    def one(number, trained, frozen, chunks, key):
-        chunk = jax.tree.map(lambda array: array[number], chunks)
+    def one(number, trained, frozen, micro_batches, key):
+        micro_batch = jax.tree.map(lambda array: array[number], micro_batches)
         rate = encoding.dropout
         dropout = Dropout(jax.random.fold_in(key, number), rate) if rate else None
-        return run(trained, frozen, chunk, dropout)
+        return run(trained, frozen, micro_batch, dropout)
 
-    operands = (trained, frozen, chunks._replace(places=None, used=None), key)
-    size = len(chunks.used)
+    operands = (trained, frozen, micro_batches._replace(slots=None, used=None), key)
+    size = len(micro_batches.used)
     if size == 1 or not encoding.caching:
         return jnp.stack([one(number, *operands) for number in range(size)])
-    return _cached(one, size)(chunks.used.sum(dtype=jnp.int32), *operands)
+    return _cached(one, size)(micro_batches.used.sum(dtype=jnp.int32), *operands)
 
 
 def _cached(one: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
@@ -160,7 +161,7 @@ def _cached(one: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array
 
 
 class StepResult(NamedTuple):
-    """What a step tells: float32 scalars."""
+    """Loss and norm of its gradient in one step: float32 scalars."""
 
     loss: jax.Array
     grad_norm: jax.Array
@@ -169,14 +170,22 @@ class StepResult(NamedTuple):
 def make_step(
     objective: Objective, optimizer: optax.GradientTransformation, platform: str | None = None
 ) -> Callable:
-    """Compile a step: (trained, opt_state, frozen, chunks, targets, key) → the first two, result.
+    """Compile a step.
 
-    The old parameters and optimizer state are given up to make room for the new ones. ``platform``
-    is where it will run, as for ``jina_jax.runtime.compiling.jit``.
+    Args:
+      objective: to minimise.
+      optimizer: its update.
+      platform: of the devices, as for ``jina_jax.runtime.compiling.jit``.
+
+    Returns:
+      (trained, opt_state, frozen, micro_batches, targets, key) → new trained, new opt_state, and a
+      ``StepResult``. The old parameters and optimizer state are donated: their buffers are deleted.
     """
 
-    def step(trained, opt_state, frozen, chunks, targets, key):
-        loss, gradients = jax.value_and_grad(objective)(trained, frozen, chunks, targets, key)
+    def step(trained, opt_state, frozen, micro_batches, targets, key):
+        loss, gradients = jax.value_and_grad(objective)(
+            trained, frozen, micro_batches, targets, key
+        )
         norm = optax.tree.norm(gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
             updates, opt_state = optimizer.update(gradients, opt_state, trained)

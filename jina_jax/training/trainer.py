@@ -1,74 +1,65 @@
-"""The loop: batches in, checkpoints, metrics and evaluations out."""
+"""The training loop: batches in, checkpoints, metrics and evaluations out."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jina_jax.cache import set_compilation_cache
-from jina_jax.checkpoints.load import to_state
+from jina_jax.cache import compilation_cache
+from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
-from jina_jax.nn.kernels import choose
-from jina_jax.runtime.compiling import platform_of
 from jina_jax.runtime.pipeline import ahead
-from jina_jax.runtime.sharding import make_mesh, placer
+from jina_jax.runtime.sharding import make_mesh
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import mlm, run
-from jina_jax.training.checkpoints import Store
-from jina_jax.training.collate import Inputs, Reader
-from jina_jax.training.metrics import Metrics, Window
+from jina_jax.training.checkpoints import RunCheckpoints
+from jina_jax.training.collate import Collator, StepInputs
+from jina_jax.training.evaluations import Evaluations, TrainedModel
+from jina_jax.training.metrics import Interval, Metrics
 from jina_jax.training.micro_batches import Packing
 from jina_jax.training.optimizer import optimizer, schedule
-from jina_jax.training.parameters import load_network
-from jina_jax.training.prepare import (
-    check_sources,
-    loss_function,
-    make_evaluations,
-    make_sampler,
-    name_sources,
-    read_data,
-    tell_bad_rows,
-)
-from jina_jax.training.settings import Loss, Settings
-from jina_jax.training.step import CHUNK_ROWS, Encoding, StepResult, make_step, text_objective
+from jina_jax.training.parameters import Arrays, Network, load_network
+from jina_jax.training.programs import Programs, replicate
+from jina_jax.training.settings import Settings
+from jina_jax.training.sources import Sources
+from jina_jax.training.state import TrainState
+from jina_jax.training.step import StepResult
 
 
 class _Batch(NamedTuple):
-    """Inputs of a step, and where the data stand after it."""
+    """Inputs of a step, and the sampler's state after it."""
 
     step: int
     source: int
-    inputs: Inputs
-    state: dict[str, Any]
+    inputs: StepInputs
+    sampler: dict[str, Any]
 
 
 class Trainer:
     """A training run.
 
     Args:
-      settings: all of it (``Settings.from_toml``).
-      resume: go on with the run in ``settings.output`` from its last checkpoint.
+      settings: of the run (``Settings.from_toml``).
+      resume: continue the run in ``settings.output`` from its last checkpoint.
       mesh: devices that share the rows of each batch (``jina_jax.make_mesh``); None for all.
       show_progress_bar: None shows it on a terminal.
 
     Attributes:
-      settings: as given.
-      step: steps done.
+      settings: of the run.
       base: the checkpoint that training started from, new tasks included.
-      trained: float32 parameters by path.
+      state: ``TrainState`` after the last step.
 
     Raises:
       SettingsError, DataError, CheckpointError, ValueError: before anything is trained, if
         settings, data or model cannot be used.
-      FileExistsError: if there is a run in the directory and it is not to be resumed.
+      FileExistsError: if the directory has a run and ``resume`` is False, or other files.
     """
 
     def __init__(
@@ -81,223 +72,155 @@ class Trainer:
     ):
         if jax.process_count() > 1:
             raise ValueError(f"training: expected one process, got {jax.process_count()}")
-        set_compilation_cache(True)
         self.settings = settings
-        self.step = 0
         self._shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+        mesh = make_mesh() if mesh is None and len(jax.devices()) > 1 else mesh
         self.base = run.open_base(settings.model, settings.seed)
-        self._tokenizer = Tokenizer.from_file(self.base.directory / "tokenizer.json")
-        self._evaluations = make_evaluations(settings)
-        sources = [read_data(data) for data in settings.data]
-        self._names = name_sources(settings)
-        self._rows = [len(source) for source in sources]
-        self._sampler = make_sampler(settings, sources)
-        self._mesh = make_mesh() if mesh is None and len(jax.devices()) > 1 else mesh
-        self._load(settings)
-        check_sources(settings, sources, self._network.config.hidden_size)
+        tokenizer = Tokenizer.from_file(self.base.directory / "tokenizer.json")
+        self._evaluations = Evaluations(settings)
+        self._sources = Sources(settings)
+        network, trained, frozen = _load(settings, self.base, tokenizer, mesh)
+        self._sources.check(network.config.hidden_size)
+        self._collator = _collator(settings, network.config, tokenizer, mesh)
+        self._programs = Programs(
+            network,
+            frozen,
+            optimizer(settings.optimizer),
+            dropout=settings.model.dropout,
+            seed=settings.seed,
+            mesh=mesh,
+        )
+        tasks = settings.model.tasks
+        self._model = TrainedModel(self.base, tasks, network, frozen, tokenizer, mesh)
+        opt_state = self._programs.init(trained)
+        self.state = TrainState(0, trained, opt_state, self._sources.sampler.state())
+        # The run's directory is made only now, so that a refusal leaves no trace. Everything below
+        # reads or writes in it; metrics need the restored step.
         run.start(settings, self.base, resume=resume)
-        tell_bad_rows(settings, sources)
-        self._store = Store(settings.output / run.CHECKPOINTS, settings.log.keep)
+        self._sources.warn_bad_rows(settings.output / run.BAD_ROWS)
+        self._checkpoints = RunCheckpoints(settings.output / run.CHECKPOINTS, settings.log.keep)
         self._restore()
         self._metrics = Metrics(settings.output / run.METRICS, self.step)
-        self._embedder: JinaEmbeddings | None = None
 
-    def _load(self, settings: Settings) -> None:
-        """Read the model, and make what its steps are made of."""
-        model = settings.model
-        self._network = load_network(
-            self.base,
-            model.tasks,
-            model.train,
-            dtype=model.dtype,
-            rotary_emb_base=model.rotary_emb_base,
-            mesh=self._mesh,
-        )
-        config = self._network.config
-        if model.max_length > config.max_length:
-            raise ValueError(
-                f"model.max_length={model.max_length}: expected at most {config.max_length}"
-            )
-        self.trained = dict(self._network.trained)
-        self._frozen = self._network.frozen
-        if any(data.loss.name == "mlm" for data in settings.data):
-            if self._tokenizer.mask_id is None:
-                raise ValueError("loss 'mlm': expected a tokenizer with the token <mask>")
-            head = mlm.init_head(config, settings.seed)
-            self.trained |= {path: self._everywhere(array) for path, array in head.items()}
-        self._optimizer = optimizer(settings.optimizer)
-        # Where the steps leave it: each value with its parameter, counts everywhere.
-        self._opt_state = jax.tree.map(
-            lambda array: array if array.ndim else self._everywhere(array),
-            self._optimizer.init(self.trained),
-        )
-        packing = Packing(
-            settings.batches.chunk_tokens,
-            row_multiple=1 if self._mesh is None else self._mesh.shape["data"],
-        )
-        self._reader = Reader(config, self._tokenizer, packing, model.max_length, settings.seed)
-        self._steps: dict[tuple, Callable] = {}
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
 
     def fit(self) -> dict[str, float]:
-        """Train to the last step, evaluating and saving on the way.
+        """Train to the last step, evaluating and saving at the steps of the settings.
 
         Returns:
-          The metrics of the last evaluation; {} without evaluations.
+          The metrics of the last evaluation, also of a run that was finished before; {} without
+          evaluations.
 
         Raises:
           TrainingError: if the loss or its gradient is not finite.
-          CheckpointError: if a checkpoint cannot be written; those before stay.
+          CheckpointError: if a checkpoint cannot be written; earlier ones stay.
         """
+        with compilation_cache(True):
+            if self.step == self.settings.optimizer.steps:
+                return self._metrics.evaluation(self.step) or self.evaluate()
+            return self._fit()
+
+    def _fit(self) -> dict[str, float]:
         log, steps = self.settings.log, self.settings.optimizer.steps
-        results = self._evaluate_and_tell() if self.step == 0 else {}
-        told = Window()
+        results = self._evaluate_and_report() if self.step == 0 else {}
+        interval = Interval()
         with tqdm(total=steps, initial=self.step, unit="step", disable=not self._shown) as progress:
             for batch in ahead(self._batches()):
                 result = self._run(batch)
-                self.step = batch.step
                 progress.update()
-                told.add(self._names[batch.source], batch.inputs, result)
+                interval.add(self._sources.names[batch.source], batch.inputs, result)
                 due = self.step == steps or _is_multiple(self.step, log.evaluate_every)
                 saving = due or _is_multiple(self.step, log.save_every)
                 if not saving and not _is_multiple(self.step, log.every):
                     continue
-                # Before a checkpoint always: it is of finite numbers, and a run that goes on from
-                # it has the same windows as one that was never stopped.
-                progress.set_postfix(self._tell(told), refresh=False)
+                # Always before a checkpoint: its numbers are then finite, and a resumed run has
+                # the same intervals as one that was never stopped.
+                progress.set_postfix(self._report(interval), refresh=False)
                 if saving:
-                    results = self._evaluate_and_tell() if due else results
-                    score = self._score(results) if due else None
-                    self._store.save(self.step, self.trained, self._opt_state, batch.state, score)
-                told = Window()
+                    results = self._evaluate_and_report() if due else results
+                    self._checkpoints.save(
+                        self.state, self._evaluations.score(results) if due else None
+                    )
+                interval = Interval()
         return results
 
     def summary(self) -> str:
-        """Say in a few lines what is trained, on what and how much of it."""
-        settings, config = self.settings, self._network.config
-        count, total = (sum(a.size for a in part.values()) for part in (self.trained, self._frozen))
+        """Return a few lines on the parameters, tasks, data and steps of the run."""
+        settings, network, frozen = self.settings, self._programs.network, self._programs.frozen
+        counts = [sum(a.size for a in part.values()) for part in (self.state.trained, frozen)]
         rotary = ""
-        if config.rotary_emb_base is not None:
+        if network.config.rotary_emb_base is not None:
             after = self.base.config.rotary_emb_base
-            rotary = f"; rotary base {config.rotary_emb_base:g} in training, {after:g} afterwards"
+            rotary = f"; rotary base {network.config.rotary_emb_base:g} in training, "
+            rotary += f"{after:g} afterwards"
         return "\n".join(
             [
-                f"model    {settings.model.name}: {count:,} parameters trained, {total:,} frozen "
-                f"({self._network.dtype})",
-                f"tasks    {', '.join(config.lora_adaptations) or 'none'}{rotary}",
-                *(
-                    f"data     {name}: {rows:,} rows"
-                    for name, rows in zip(self._names, self._rows, strict=True)
-                ),
+                f"model    {settings.model.name}: {counts[0]:,} parameters trained, "
+                f"{counts[1]:,} frozen ({network.dtype})",
+                f"tasks    {', '.join(network.config.lora_adaptations) or 'none'}{rotary}",
+                *self._sources.summary(),
                 f"steps    {self.step:,} of {settings.optimizer.steps:,} done",
             ]
         )
 
     def checkpoint(self) -> Checkpoint:
         """Return the model as trained so far, to write (``write_checkpoint``) or to load."""
-        return run.with_trained(self.base, self.settings.model.tasks, self.trained)
+        return run.with_trained(self.base, self.settings.model.tasks, self.state.trained)
 
     def embedder(self) -> JinaEmbeddings:
-        """Return the model as trained so far, to encode with: at the checkpoint's rotary base."""
-        checkpoint = self.checkpoint()
-        config, place = checkpoint.config, None
-        if self._mesh is not None:
-            place = placer(self._mesh)
-        state = to_state(config, checkpoint.tensors, self._network.dtype, place=place)
-        if self._embedder is None:
-            self._embedder = JinaEmbeddings(config, state, self._tokenizer, mesh=self._mesh)
-        else:
-            self._embedder = self._embedder.with_state(state)
-        return self._embedder
+        """Return the model as trained so far, to encode with, at the checkpoint's rotary base.
+
+        Later steps do not change it.
+        """
+        return self._model(jax.tree.map(jnp.copy, self.state.trained))
 
     def evaluate(self) -> dict[str, float]:
         """Run the evaluations of the settings on the model as trained so far."""
         if not self._evaluations:
             return {}
-        embedder = self.embedder()
-        return {k: v for each in self._evaluations for k, v in each.run(embedder).items()}
+        with compilation_cache(True):
+            return self._evaluations.run(self._model(self.state.trained))
 
-    def _evaluate_and_tell(self) -> dict[str, float]:
+    def _evaluate_and_report(self) -> dict[str, float]:
         results = self.evaluate()
         if results:
             self._metrics.write(
                 step=self.step,
                 evaluation=results,
-                primary=[each.primary for each in self._evaluations],
-                score=self._score(results),
+                primary=self._evaluations.primary,
+                score=self._evaluations.score(results),
             )
         return results
 
-    def _score(self, results: dict[str, float]) -> float | None:
-        """Return the mean of the primary metrics."""
-        if not results:
-            return None
-        return float(np.mean([results[each.primary] for each in self._evaluations]))
-
     def _batches(self) -> Iterator[_Batch]:
-        """Yield the batches of the steps to come."""
+        """Yield the batches of the remaining steps."""
+        sampler = self._sources.sampler
         for step in range(self.step + 1, self.settings.optimizer.steps + 1):
-            batch = next(self._sampler)
-            inputs = self._reader(batch, self.settings.data[batch.source], step)
-            yield _Batch(step, batch.source, inputs, self._sampler.state())
+            batch = next(sampler)
+            inputs = self._collator(batch, self.settings.data[batch.source], step)
+            yield _Batch(step, batch.source, inputs, sampler.state())
 
     def _run(self, batch: _Batch) -> StepResult:
-        chunks = batch.inputs.chunks
-        shape = (*chunks.input_ids.shape[1:], chunks.segments.shape[2])
-        # Sources of one loss share programs.
-        key = (self.settings.data[batch.source].loss, batch.inputs.columns, *shape[1:])
-        if key not in self._steps:
-            self._steps[key] = self._make_step(*key)
-        placed = type(chunks)(*(self._place(array) for array in chunks))
-        self.trained, self._opt_state, result = self._steps[key](
-            self.trained,
-            self._opt_state,
-            self._frozen,
-            placed,
-            {name: self._everywhere(array) for name, array in batch.inputs.targets.items()},
-            jax.random.fold_in(jax.random.key(self.settings.seed), batch.step),
+        """Take a step; the arrays of the state before it are donated."""
+        loss = self.settings.data[batch.source].loss
+        trained, opt_state, result = self._programs.run(
+            loss, self.state.trained, self.state.opt_state, batch.inputs, batch.step
         )
+        self.state = TrainState(batch.step, trained, opt_state, batch.sampler)
         return result
 
-    def _make_step(self, loss: Loss, columns: int, tokens: int, places: int) -> Callable:
-        network = self._network
-        platform = platform_of(next(iter(self.trained.values())))
-        kernel = choose(
-            platform,
-            network.dtype,
-            tokens,
-            places,
-            network.config.head_dim,
-            self._mesh,
-        ).kernel
-        encoding = Encoding(network, kernel, self.settings.model.dropout, self._mesh)
-        if loss.name == "mlm":
-            return make_step(mlm.mlm_objective(encoding), self._optimizer, platform)
-        objective = text_objective(encoding, loss_function(loss), columns)
-        return make_step(objective, self._optimizer, platform)
-
-    def _place(self, array: np.ndarray) -> Any:
-        """Put an array of chunks on the devices: rows on the data axis."""
-        if self._mesh is None or array.ndim < 3:
-            return self._everywhere(array)
-        return jax.device_put(array, NamedSharding(self._mesh, CHUNK_ROWS))
-
-    def _everywhere(self, array: np.ndarray) -> Any:
-        sharding = None if self._mesh is None else NamedSharding(self._mesh, P())
-        return jax.device_put(array, sharding)
-
     def _restore(self) -> None:
-        latest = self._store.latest
-        if latest is None:
-            return
-        self.trained, self._opt_state, state = self._store.restore(
-            latest, self.trained, self._opt_state
-        )
-        self._sampler.restore(state)
-        self.step = latest
+        latest = self._checkpoints.latest
+        if latest is not None:
+            self.state = self._checkpoints.restore(latest, self.state)
+            self._sources.sampler.restore(self.state.sampler)
 
-    def _tell(self, told: Window) -> dict[str, str]:
+    def _report(self, interval: Interval) -> dict[str, str]:
         """Write a line of metrics, and return what the progress bar shows."""
-        values = told.summary(self.step)
+        values = interval.summary(self.step)
         rate = float(schedule(self.settings.optimizer)(self.step - 1))
         self._metrics.write(step=self.step, **values, learning_rate=rate)
         return {
@@ -305,6 +228,35 @@ class Trainer:
             "lr": f"{rate:.2e}",
             "tokens/s": f"{values['tokens_per_second']:.0f}",
         }
+
+
+def _load(
+    settings: Settings, base: Checkpoint, tokenizer: Tokenizer, mesh: Mesh | None
+) -> tuple[Network, Arrays, Arrays]:
+    """Read the network as ``load_network`` does, with the head of masked language modelling."""
+    model = settings.model
+    on_tpu = jax.default_backend() == "tpu"
+    network, trained, frozen = load_network(
+        base,
+        model.tasks,
+        model.train,
+        dtype=model.dtype,
+        rotary_emb_base=model.rotary_emb_base,
+        mesh=mesh,
+        scan_layers=on_tpu if model.scan_layers is None else model.scan_layers,
+    )
+    if any(data.loss.name == "mlm" for data in settings.data):
+        mlm.mask_id_of(tokenizer)  # refuses now rather than in a step
+        trained |= replicate(mlm.init_head(network.config, settings.seed), mesh)
+    return network, trained, frozen
+
+
+def _collator(
+    settings: Settings, config: Config, tokenizer: Tokenizer, mesh: Mesh | None
+) -> Collator:
+    multiple = 1 if mesh is None else mesh.shape["data"]
+    packing = Packing(settings.batches.micro_batch_tokens, row_multiple=multiple)
+    return Collator(config, tokenizer, packing, settings.model.max_length, settings.seed)
 
 
 def _is_multiple(step: int, every: int | None) -> bool:

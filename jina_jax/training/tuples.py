@@ -29,7 +29,7 @@ class Tuples:
         """Sort the texts by class.
 
         Args:
-          source: labelled, without a teacher: its vectors are of texts without marks.
+          source: labelled; without a teacher, whose vectors would be of texts without marks.
 
         Raises:
           ValueError: for another source, a class that has no two different texts, or one with fewer
@@ -71,7 +71,7 @@ class Tuples:
         """Draw the tuple of a row.
 
         Args:
-          row: whose text comes first.
+          row: of the first text.
           taken: texts that may not be drawn.
           rng: to draw with.
 
@@ -95,10 +95,10 @@ class Tuples:
         self, first: int, size: int, taken: Container[str | int], drawn: list[str], rng: Random
     ) -> str | None:
         """Draw a text of a span: a few times anywhere, then the next one that is free."""
-        place = 0
+        index = 0
         for turn in range(_RANDOM_TRIES + size):
-            place = int(rng.random() * size) if turn < _RANDOM_TRIES else (place + 1) % size
-            text = self._by_class[(first + place) % len(self._by_class)]
+            index = int(rng.random() * size) if turn < _RANDOM_TRIES else (index + 1) % size
+            text = self._by_class[(first + index) % len(self._by_class)]
             if text not in taken and text not in drawn:
                 return text
         return None
@@ -109,6 +109,6 @@ def tuple_marks(rows: np.ndarray, start: int) -> list[str]:
 
     Args:
       rows: int64 (B,) below 2**32.
-      start: from 0 to 2**32 - 1, to have others in each batch.
+      start: from 0 to 2**32 - 1, another in each batch.
     """
     return [f"{(row * _SPREAD + start) % 2**32:08x}" for row in rows.tolist()]

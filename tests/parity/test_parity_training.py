@@ -37,14 +37,14 @@ def texts(columns: int) -> list[list[int]]:
     return [[0, *rng.integers(4, SMALL["vocab"], n).tolist(), 2] for n in lengths]
 
 
-def our_gradients(directory, tasks, train, columns, loss, chunk_tokens):
+def our_gradients(directory, tasks, train, columns, loss, micro_batch_tokens):
     checkpoint = open_checkpoint(directory / "published")
-    network = load_network(checkpoint, tasks, train, dtype="float32")
+    network, trained, frozen = load_network(checkpoint, tasks, train, dtype="float32")
     objective = text_objective(Encoding(network, attention), loss, columns)
     task_ids = [min(i % columns, len(tasks) - 1) for i in range(ROWS * columns)]
-    chunks = pack(texts(columns), task_ids, Packing(chunk_tokens, (64, 128)), 1)
+    micro_batches = pack(texts(columns), task_ids, Packing(micro_batch_tokens, (64, 128)), 1)
     value, gradients = jax.jit(jax.value_and_grad(objective))(
-        network.trained, network.frozen, chunks, {}, jax.random.key(0)
+        trained, frozen, micro_batches, {}, jax.random.key(0)
     )
     return float(value), to_checkpoint(gradients)
 
@@ -77,8 +77,8 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
     assert np.abs(ours - theirs).max() <= RELATIVE * scale, name
 
 
-@pytest.mark.parametrize("chunk_tokens", [100_000, 128])
-def test_gradients_of_the_retrieval_pair(directory, chunk_tokens):
+@pytest.mark.parametrize("micro_batch_tokens", [100_000, 128])
+def test_gradients_of_the_retrieval_pair(directory, micro_batch_tokens):
     import torch
 
     columns = 2 + NEGATIVES
@@ -88,7 +88,7 @@ def test_gradients_of_the_retrieval_pair(directory, chunk_tokens):
         "adapters",
         columns,
         lambda q, p, n: triplet_info_nce(q, p, n, temperature=TAU),
-        chunk_tokens,
+        micro_batch_tokens,
     )
     query_model, passage_model = (adapted(directory, folder) for folder in FOLDERS[:2])
     ids = texts(columns)
