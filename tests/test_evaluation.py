@@ -817,7 +817,7 @@ class TestEvaluation:
         assert set(evaluation.KINDS) == set(files)
         for kind, paths in files.items():
             has_columns = kind in ("classification", "clustering")
-            fields = settings.Evaluation(
+            fields = settings.EvaluationSection(
                 kind=kind,
                 paths=tuple(paths),
                 name="n",

@@ -347,7 +347,7 @@ def test_gradients_equal_those_of_padded_rows(checkpoint, tokenizer, head, whole
     def loss(trained):
         encoder = nnx.merge(network.graph, network.state(trained, {}))
         x = encoder(ids, mask).last_hidden_state[rows, columns]
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"):
             x = x @ trained["mlm_head.dense.kernel"] + trained["mlm_head.dense.bias"]
             x = jax.nn.gelu(x, approximate=False)
             x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from jina_jax import evaluation
 from jina_jax.cli import main as cli
-from jina_jax.data.kinds import EVALUATIONS, ROWS
+from jina_jax.data.kinds import ROWS
+from jina_jax.tasks import EVALUATIONS
 from jina_jax.training import losses, settings
 from jina_jax.training.settings import Section, Settings, SettingsError
 from jina_jax.training.vocabulary import LOSSES, TRAINABLE

@@ -272,7 +272,7 @@ def test_every_text_drops_other_values(networks):
     assert micro_batches.used.sum() > 4
     args = (trained, frozen, micro_batches, KEY)
     vectors = compiled(lambda *args: embed(Encoding(network, attention, 0.3), *args), *args)(*args)
-    distances = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
+    distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1)
     assert distances[~np.eye(24, dtype=bool)].min() > 0.1
 
 

@@ -19,11 +19,9 @@ ARROWS = {
     "text": {"cache"},
     "checkpoints": {"config", "files", "nn"},
     "convert": {"checkpoints", "config", "files", "nn"},
-    "runtime": {"config", "nn"},
+    "runtime": {"cache", "config", "nn", "tasks", "text"},
     "verify": {"checkpoints", "config", "convert", "files", "nn", "runtime", "text"},
-    "embedder": {
-        *("cache", "checkpoints", "config", "convert", "nn", "runtime", "tasks", "text"),
-    },
+    "embedder": {"cache", "checkpoints", "convert", "runtime", "tasks", "text"},
     "gold": {"embedder", "files", "verify"},
     "data": set(),
     "search": {"data", "embedder", "files", "nn", "runtime", "tasks"},

@@ -21,7 +21,7 @@ from runs import PAIRS, ROWS, losses, reported, settings, train, write_data
 from runs import quick_compiling as quick_compiling
 
 from jina_jax import JinaEmbeddings
-from jina_jax.checkpoints.native import to_state
+from jina_jax.checkpoints.load import to_state
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import add_task, open_checkpoint, write_checkpoint
 from jina_jax.data.records import DataError

@@ -40,5 +40,5 @@ def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
       float32 (B, T, N, H).
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
+    cos, sin = (values.reshape(-1, x.shape[1], 1, x.shape[3] // 2) for values in (cos, sin))
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)

@@ -217,7 +217,7 @@ def _attempt(work: Callable[[], _T], describe: Callable[[Exception], CheckpointE
             return work()
         except Exception as error:
             failed = describe(error)
-            _wait_for_stragglers()
+        _wait_for_stragglers()  # once the error, which holds their coroutines, is freed
     raise failed
 
 

@@ -18,7 +18,7 @@ import regex
 
 from jina_jax.config import Config
 from jina_jax.nn.forward import Inputs, encode_batch
-from jina_jax.nn.layers import gelu
+from jina_jax.nn.layers import as_wide, gelu
 from jina_jax.nn.matmul import einsum
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.losses import masked_lm
@@ -199,9 +199,9 @@ def _head(network, trained: Arrays, table: jax.Array, hidden: jax.Array) -> jax.
     head = {path.removeprefix("mlm_head."): a for path, a in trained.items() if "mlm_head" in path}
     dtype = network.dtype
     x = einsum("mi,io->mo", hidden.astype(dtype), head["dense.kernel"].astype(dtype))
-    x = gelu(x + head["dense.bias"])
+    x = gelu(x + as_wide(head["dense.bias"], x))
     x -= x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x).mean(axis=-1, keepdims=True)
     x *= jax.lax.rsqrt(variance + network.config.layer_norm_eps)
-    x = x * head["norm.scale"] + head["norm.bias"]
-    return einsum("md,vd->mv", x.astype(dtype), table.astype(dtype)) + head["decoder.bias"]
+    x = x * as_wide(head["norm.scale"], x) + as_wide(head["norm.bias"], x)
+    return einsum("md,vd->mv", x.astype(dtype), table.astype(dtype)) + head["decoder.bias"][None]
