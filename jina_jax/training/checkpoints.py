@@ -30,7 +30,7 @@ from jina_jax.training.state import TrainState
 
 _T = TypeVar("_T")
 _SCORE = "score"
-_STRAGGLERS_SECONDS = 0.2
+_STRAGGLERS_SECONDS = 0.5
 _HASHED = (".json", ".safetensors", ".bin")
 
 
@@ -212,36 +212,43 @@ def _over_layers(change: Callable[[dict], dict], tree: _T) -> _T:
 
 def _attempt(work: Callable[[], _T], describe: Callable[[Exception], CheckpointError]) -> _T:
     """Call Orbax, and make one error of the many kinds that it raises."""
-    with _quiet():
+    with _quiet() as dropped:
         try:
             return work()
         except Exception as error:
             failed = describe(error)
-        _wait_for_stragglers()  # once the error, which holds their coroutines, is freed
+        _wait_for_stragglers(dropped)  # once the error, which holds their coroutines, is freed
     raise failed
 
 
-def _wait_for_stragglers() -> None:
+def _wait_for_stragglers(dropped: list[str]) -> None:
     """Let the other reads or writes of a failed call fail while their errors are dropped.
 
     Orbax raises at the first error, without a handle to wait for the rest: TensorStore's threads
-    then report to an event loop that is closed, and unfinished coroutines complain when freed.
+    then report to an event loop that is closed, and unfinished coroutines complain when freed. All
+    is over when a while has passed without a further error.
     """
-    time.sleep(_STRAGGLERS_SECONDS)
-    gc.collect()
+    known = -1
+    while len(dropped) > known:
+        known = len(dropped)
+        time.sleep(_STRAGGLERS_SECONDS)
+        gc.collect()
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Iterator[list[str]]:
     """Drop what Orbax logs and what its threads print, and leave the process as it was.
 
     Orbax logs each of its steps, and each error once per thread; errors in threads and finalisers
     cannot be caught, and Python would print them.
     """
 
+    dropped: list[str] = []
+
     def drop(event: Any) -> None:
         if issubclass(event.exc_type, KeyboardInterrupt):
             previous(event)
+        dropped.append(event.exc_type.__name__)
 
     def passes(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname and "never retrieved" not in record.getMessage()
@@ -251,7 +258,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.addFilter(passes)
     try:
-        yield
+        yield dropped
     finally:
         for logger in loggers:
             logger.removeFilter(passes)
