@@ -146,7 +146,7 @@ class Ours:
         self._micro_batches = pack(ids, task_ids, Packing(), checkpoint.config.pad_token_id)
         self._targets = {} if name == "triplet" else {"scores": np.float32(_scores(workload))}
         _, _, tokens = self._micro_batches.input_ids.shape
-        slots = self._micro_batches.segments.shape[2]
+        slots = self._micro_batches.text_spans.shape[2]
         kernel = choose("cpu", dtype, tokens, slots, checkpoint.config.head_dim).kernel
         rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=100_000))
         objective = text_objective(Encoding(network, kernel), losses.function_of(name), columns)

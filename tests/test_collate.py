@@ -42,11 +42,11 @@ def batch(texts, columns, targets=None, teacher=None):
 
 def texts_of(micro_batches, tokenizer):
     """Find the ids and the task of each text again."""
-    segments = micro_batches.segments.reshape(-1, 2)[micro_batches.slots]
+    text_spans = micro_batches.text_spans.reshape(-1, 2)[micro_batches.slots]
     rows = micro_batches.input_ids.reshape(-1, micro_batches.input_ids.shape[-1])
-    which = micro_batches.slots // micro_batches.segments.shape[2]
+    which = micro_batches.slots // micro_batches.text_spans.shape[2]
     ids = [
-        rows[row, start:stop].tolist() for row, (start, stop) in zip(which, segments, strict=True)
+        rows[row, start:stop].tolist() for row, (start, stop) in zip(which, text_spans, strict=True)
     ]
     return ids, micro_batches.task_ids.reshape(-1)[micro_batches.slots].tolist()
 

@@ -38,8 +38,8 @@ def test_every_text_is_whole_at_its_place_with_its_task(batch):
     tasks = [i % 3 - 1 for i in range(len(ids))]
     micro_batches = pack(ids, tasks, packing, PAD)
     count, height, _ = micro_batches.input_ids.shape
-    slots = micro_batches.segments.shape[2]
-    assert micro_batches.segments.shape == (count, height, slots, 2)
+    slots = micro_batches.text_spans.shape[2]
+    assert micro_batches.text_spans.shape == (count, height, slots, 2)
     assert micro_batches.task_ids.shape == (count, height, slots)
     assert micro_batches.used.shape == (count,)
     assert {array.dtype for array in micro_batches if array is not micro_batches.used} == {
@@ -50,7 +50,7 @@ def test_every_text_is_whole_at_its_place_with_its_task(batch):
     taken = np.zeros((count, height, slots), bool)
     for text, task, slot in zip(ids, tasks, micro_batches.slots, strict=True):
         where = np.unravel_index(slot, (count, height, slots))
-        start, stop = micro_batches.segments[where]
+        start, stop = micro_batches.text_spans[where]
         assert micro_batches.input_ids[where[:2]][start:stop].tolist() == text
         assert micro_batches.task_ids[where] == task
         covered[where[:2]][start:stop] += 1
@@ -58,7 +58,7 @@ def test_every_text_is_whole_at_its_place_with_its_task(batch):
     assert covered.max() == 1  # texts do not overlap
     assert (micro_batches.input_ids[covered == 0] == PAD).all()
     # Other slots are empty and have no task.
-    assert (micro_batches.segments[~taken][:, 0] == micro_batches.segments[~taken][:, 1]).all()
+    assert (micro_batches.text_spans[~taken][:, 0] == micro_batches.text_spans[~taken][:, 1]).all()
     assert (micro_batches.task_ids[~taken] == -1).all()
 
 
@@ -109,7 +109,7 @@ def test_batches_of_one_distribution_have_few_shapes(micro_batch_tokens, row_mul
     for _ in range(40):
         lengths = np.clip(rng.lognormal(3.5, 0.7, count), 4, 512).astype(int).tolist()
         micro_batches = pack(texts(lengths), [0] * count, packing, PAD)
-        shapes.add((*micro_batches.input_ids.shape, micro_batches.segments.shape[2]))
+        shapes.add((*micro_batches.input_ids.shape, micro_batches.text_spans.shape[2]))
     assert len(shapes) <= most
 
 
@@ -155,8 +155,8 @@ def test_row_length_is_chosen_by_what_it_leaves_empty():
 
 def test_a_row_has_a_place_for_every_eighth_token():
     micro_batches = pack(texts([2] * 9), [0] * 9, Packing(64, (32,)), PAD)
-    assert micro_batches.segments.shape == (2, 2, 4, 2)
-    assert micro_batches.segments[0, 0].tolist() == [[0, 2], [2, 4], [4, 6], [6, 8]]
+    assert micro_batches.text_spans.shape == (2, 2, 4, 2)
+    assert micro_batches.text_spans[0, 0].tolist() == [[0, 2], [2, 4], [4, 6], [6, 8]]
     assert micro_batches.slots.tolist() == list(range(9))
     assert micro_batches.used.tolist() == [True, True]
 
@@ -164,7 +164,7 @@ def test_a_row_has_a_place_for_every_eighth_token():
 def test_a_small_batch_in_full():
     micro_batches = pack(texts([3, 30, 20, 11]), [5, 6, 7, 8], Packing(32, (32,)), PAD)
     assert micro_batches.slots.tolist() == [8, 0, 4, 5]  # rows of 30, of 20 and 11, of 3
-    assert micro_batches.segments[:, 0, :3].tolist() == [
+    assert micro_batches.text_spans[:, 0, :3].tolist() == [
         [[0, 30], [0, 0], [0, 0]],
         [[0, 20], [20, 31], [0, 0]],
         [[0, 3], [0, 0], [0, 0]],

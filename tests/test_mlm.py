@@ -244,7 +244,7 @@ def test_masked_tokens_are_found_in_their_micro_batches(tokenizer, packing):
             micro_batches.rows[micro_batch, token],
             micro_batches.columns[micro_batch, token],
         )
-        spans = micro_batches.segments[micro_batch, row]
+        spans = micro_batches.text_spans[micro_batch, row]
         (slot,) = np.flatnonzero((spans[:, 0] <= column) & (column < spans[:, 1]))
         number = (micro_batch * height + row) * len(spans) + slot
         (text,) = np.flatnonzero(micro_batches.slots == number)

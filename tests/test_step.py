@@ -156,7 +156,7 @@ def test_micro_batches_without_texts_have_no_influence(programs):
     filled.input_ids[~micro_batches.used] = rng.integers(
         0, TINY["vocab"], filled.input_ids[0].shape
     )
-    filled.segments[~micro_batches.used] = filled.segments[0]
+    filled.text_spans[~micro_batches.used] = filled.text_spans[0]
     filled.task_ids[~micro_batches.used] = filled.task_ids[0]
     loss, gradients = run(filled)
     assert float(loss) == float(expected[0])
@@ -168,10 +168,10 @@ def test_another_number_of_used_micro_batches_takes_the_same_program(programs):
     micro_batches = pairs(MANY)
     spread = MicroBatches(*map(np.copy, micro_batches))
     # The first micro-batch moves behind the others, and leaves its slot empty.
-    for array in (spread.input_ids, spread.segments, spread.task_ids):
+    for array in (spread.input_ids, spread.text_spans, spread.task_ids):
         array[6], array[0] = array[0].copy(), array[7].copy()
     spread.used[6] = True
-    size = micro_batches.segments.shape[1] * micro_batches.segments.shape[2]
+    size = micro_batches.text_spans.shape[1] * micro_batches.text_spans.shape[2]
     spread.slots[:] = np.where(
         micro_batches.slots < size, micro_batches.slots + 6 * size, micro_batches.slots
     )

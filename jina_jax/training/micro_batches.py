@@ -38,14 +38,14 @@ class MicroBatches(NamedTuple):
 
     Attributes:
       input_ids: int32 (C, R, T).
-      segments: int32 (C, R, S, 2), first token of each text and the one after its last.
+      text_spans: int32 (C, R, S, 2), first token of each text and the one after its last.
       task_ids: int32 (C, R, S), -1 for none.
       used: bool (C,), False for micro-batches without any text, which cost nothing.
       slots: int32 (n,), the slot of each text among the C · R · S.
     """
 
     input_ids: np.ndarray
-    segments: np.ndarray
+    text_spans: np.ndarray
     task_ids: np.ndarray
     used: np.ndarray
     slots: np.ndarray
@@ -53,7 +53,7 @@ class MicroBatches(NamedTuple):
     @property
     def padding(self) -> float:
         """Share of the computed positions without a token."""
-        tokens = (self.segments[..., 1] - self.segments[..., 0]).sum()
+        tokens = (self.text_spans[..., 1] - self.text_spans[..., 0]).sum()
         return float(1 - tokens / (self.used.sum() * self.input_ids[0].size))
 
 
@@ -79,7 +79,7 @@ def pack(
     count, height = _shape(len(rows), length, packing)
     slots = packed_slots(length)
     input_ids = np.full((count * height, length), pad_id, np.int32)
-    segments = np.zeros((count * height, slots, 2), np.int32)
+    text_spans = np.zeros((count * height, slots, 2), np.int32)
     tasks = np.full((count * height, slots), -1, np.int32)
     where = np.zeros(len(ids), np.int32)
     for row, members in enumerate(rows):
@@ -88,14 +88,14 @@ def pack(
             text = order[member]
             stop = start + len(ids[text])
             input_ids[row, start:stop] = ids[text]
-            segments[row, slot] = start, stop
+            text_spans[row, slot] = start, stop
             tasks[row, slot] = task_ids[text]
             where[text] = row * slots + slot
             start = stop
     used = np.arange(count) * height < len(rows)
     return MicroBatches(
         input_ids.reshape(count, height, length),
-        segments.reshape(count, height, slots, 2),
+        text_spans.reshape(count, height, slots, 2),
         tasks.reshape(count, height, slots),
         used,
         where,

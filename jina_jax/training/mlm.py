@@ -57,14 +57,14 @@ class MaskedMicroBatches(NamedTuple):
     """``MicroBatches`` of masked texts; M tokens are predicted in a micro-batch.
 
     Attributes:
-      input_ids, segments, task_ids, used, slots: as in ``MicroBatches``.
+      input_ids, text_spans, task_ids, used, slots: as in ``MicroBatches``.
       rows, columns: int32 (C, M), where the tokens are in their micro-batch.
       labels: int32 (C, M), their ids.
       weights: float32 (C, M), 1, or 0 where there is none.
     """
 
     input_ids: np.ndarray
-    segments: np.ndarray
+    text_spans: np.ndarray
     task_ids: np.ndarray
     used: np.ndarray
     slots: np.ndarray
@@ -133,10 +133,10 @@ def masked_micro_batches(
 ) -> MaskedMicroBatches:
     """Add the tokens to predict to micro-batches of masked texts."""
     count, height, _ = micro_batches.input_ids.shape
-    slots = micro_batches.segments.shape[2]
+    slots = micro_batches.text_spans.shape[2]
     row, start = (
         micro_batches.slots // slots,
-        micro_batches.segments.reshape(-1, 2)[micro_batches.slots, 0],
+        micro_batches.text_spans.reshape(-1, 2)[micro_batches.slots, 0],
     )
     rows = np.concatenate([np.full(len(t.positions), r) for t, r in zip(texts, row, strict=True)])
     columns = np.concatenate([t.positions + s for t, s in zip(texts, start, strict=True)])
@@ -174,21 +174,21 @@ def mlm_objective(encoding: Encoding) -> Objective:
     """Make the objective of masked language modelling: the mean over all masked tokens."""
     network = encoding.network
 
-    def one_chunk(trained, frozen, chunk, dropout):
+    def one_micro_batch(trained, frozen, micro_batch, dropout):
         hidden = encode_batch(
             network.graph,
             network.state(trained, frozen),
-            Inputs(chunk.input_ids, chunk.segments),
+            Inputs(micro_batch.input_ids, micro_batch.text_spans),
             pooling=None,
             kernel=encoding.kernel,
             dropout=dropout,
         )
         table = trained[_WORD_TABLE] if _WORD_TABLE in trained else frozen[_WORD_TABLE]
-        logits = _head(network, trained, table, hidden[chunk.rows, chunk.columns])
-        return masked_lm(logits, labels=chunk.labels, weights=chunk.weights)
+        logits = _head(network, trained, table, hidden[micro_batch.rows, micro_batch.columns])
+        return masked_lm(logits, labels=micro_batch.labels, weights=micro_batch.weights)
 
     def objective(trained, frozen, micro_batches, targets, key):
-        sums = over_micro_batches(encoding, one_chunk, trained, frozen, micro_batches, key)
+        sums = over_micro_batches(encoding, one_micro_batch, trained, frozen, micro_batches, key)
         return sums.sum() / jnp.maximum(micro_batches.weights.sum(), 1.0)
 
     return objective

@@ -83,7 +83,7 @@ class Programs:
           New parameters, new optimizer state, and the result, which may still be computed.
         """
         _, _, tokens = inputs.micro_batches.input_ids.shape
-        key = (loss, inputs.columns, tokens, inputs.micro_batches.segments.shape[2])
+        key = (loss, inputs.columns, tokens, inputs.micro_batches.text_spans.shape[2])
         if key not in self._steps:
             self._steps[key] = self._make_step(*key)
         return self._steps[key](

@@ -77,19 +77,19 @@ def embed(
     """Encode the n texts of a batch: float32 (n, D), on every device."""
     network = encoding.network
 
-    def one_chunk(trained, frozen, chunk, dropout) -> jax.Array:
-        task_ids = chunk.task_ids if network.config.num_tasks else None
+    def one_micro_batch(trained, frozen, micro_batch, dropout) -> jax.Array:
+        task_ids = micro_batch.task_ids if network.config.num_tasks else None
         # Parameters are cast here, for gradients of micro-batches to add up in float32.
         return encode_batch(
             network.graph,
             network.state(trained, frozen),
-            Inputs(chunk.input_ids, chunk.segments, task_ids),
+            Inputs(micro_batch.input_ids, micro_batch.text_spans, task_ids),
             pooling=network.config.emb_pooler,
             kernel=encoding.kernel,
             dropout=dropout,
         )
 
-    pooled = over_micro_batches(encoding, one_chunk, trained, frozen, micro_batches, key)
+    pooled = over_micro_batches(encoding, one_micro_batch, trained, frozen, micro_batches, key)
     pooled = pooled.reshape(-1, pooled.shape[-1])[micro_batches.slots]
     if encoding.mesh is not None:
         pooled = jax.lax.with_sharding_constraint(pooled, NamedSharding(encoding.mesh, P()))
