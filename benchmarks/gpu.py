@@ -418,7 +418,8 @@ class Jax:
         """Encode texts of mixed lengths, and time each part of that alone."""
         from jina_jax.runtime.batching import Batching
 
-        made = Batching(**{**batching, "row_lengths": tuple(batching.get("row_lengths", ()))})
+        lengths = tuple(batching.get("row_lengths", ()))
+        made = Batching(**{**batching, "row_lengths": lengths}).on(self.engine.platform)
         texts, ids = self._texts(count)
         computing = self._compute(made, texts, ids)
         model = self._model(made)
@@ -456,30 +457,45 @@ class Jax:
         """Compile the programs of the batches, several at once; time ids to vectors."""
         from jina_jax.runtime.batching import make_batches
         from jina_jax.runtime.engine import Program
-        from jina_jax.runtime.pipeline import Item, Pipeline
+        from jina_jax.runtime.pipeline import Pipeline
+        from jina_jax.runtime.requests import Item, Prepared, Request
 
-        task_ids = np.full(len(ids), self.config.task_id(TASK), np.int32)
-        ids = [row[: self.config.max_length] for row in ids]
-        pipeline = Pipeline(self.engine, batching, task_ids)
-        pools = list(pipeline.pools(texts))
-        programs = {
-            Program(*batch.shape, None, True, "mean")
-            for pool in pools
-            for batch in make_batches([ids[i] for i in pool], batching, 1)
-        }
-        self.engine.compile(sorted(programs), self._threads)
+        order = list(range(len(texts)))
+        if not batching.row_lengths:  # as ``encode`` does: padded alike, encoded together
+            order.sort(key=lambda i: -len(texts[i]))
+        task = self.config.task_id(TASK)
+        rows = [ids[i][: self.config.max_length] for i in order]
+        prepared = [Prepared(task, [Item(row)], 1, len(row), 0, []) for row in rows]
+
+        def run(visit) -> None:
+            coming = iter(prepared)
+
+            def prepare(requests):
+                pool = [next(coming) for _ in requests]
+                visit([own.items[0].ids for own in pool])
+                return pool
+
+            requests = (Request(texts[i], "", task) for i in order)
+            for _ in Pipeline(self.engine, batching, prepare, "mean").run(requests):
+                pass
+
+        def compile_all(pool) -> None:
+            batches = make_batches(pool, batching, 1)
+            programs = {Program(*batch.shape, None, True, "mean") for batch in batches}
+            self.engine.compile(sorted(programs), self._threads)
+
+        run(compile_all)
         start = time.perf_counter()
-        for _ in pipeline.run(([Item(i, ids[i]) for i in pool] for pool in pools), "mean"):
-            pass
+        run(lambda pool: None)
         return time.perf_counter() - start
 
     def _kernel(self, batching) -> str:
         """Return the name of the attention kernel of the most frequent rows."""
-        from jina_jax.runtime.batching import places
+        from jina_jax.runtime.batching import slots
         from jina_jax.runtime.engine import Program
 
         length = max(batching.row_lengths, default=128)
-        program = Program(1, length, places(length, batching), None, True, "mean")
+        program = Program(1, length, slots(length, batching), None, True, "mean")
         return self.engine.choose_kernel(program).name
 
     def attention(self, name: str, length: int, tokens: int, seconds: float) -> dict[str, float]:
@@ -515,10 +531,10 @@ class Jax:
     def _attention_kernel(self, name: str, tokens: int, packed: int):
         """Return a kernel as the library would call it for such rows."""
         from jina_jax.nn.kernels import choose
-        from jina_jax.runtime.batching import Batching, places
+        from jina_jax.runtime.batching import CompleteBatching, slots
 
-        batching = Batching(token_budget=max(8, tokens), row_lengths=(max(8, tokens),))
-        segments = places(tokens, batching) if packed > 1 else 1
+        batching = CompleteBatching(max(8, tokens), row_lengths=(max(8, tokens),))
+        segments = slots(tokens, batching) if packed > 1 else 1
         platform = "gpu" if self._platform == "gpu" else "cpu"
         head_dim = self.config.head_dim
         try:
