@@ -24,7 +24,7 @@ _process_options: dict[str, Any] = {}  # the process's own options, while ours a
 def cache_folder() -> Path:
     """Return the folder of all cached files: ``$JINA_JAX_CACHE``, or ``~/.cache/jina_jax``."""
     chosen = os.environ.get("JINA_JAX_CACHE")
-    return Path(chosen) if chosen else Path("~/.cache/jina_jax").expanduser()
+    return Path(chosen or "~/.cache/jina_jax").expanduser()
 
 
 def programs_folder() -> Path:
@@ -75,9 +75,12 @@ def _folder_of(setting: bool | str | os.PathLike[str]) -> str | None:
         return None
     if setting is True:
         return None if programs_in_use() else os.fspath(programs_folder())
-    if not isinstance(setting, str | os.PathLike):
+    if not isinstance(setting, str | os.PathLike) or not os.fspath(setting):
         raise ValueError(f"compilation_cache={setting!r}: expected a directory, True or False")
-    return os.fspath(setting)
+    folder = Path(setting).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"compilation_cache={setting!r}: expected a directory, got a file")
+    return os.fspath(folder)
 
 
 def _set_options(folder: str) -> None:

@@ -151,10 +151,10 @@ def test_several_threads_compile_at_once(settings, compile_new, tmp_path):
     assert programs(tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [None, 3, 0, 1, b"/bytes", ["/a"]])
+@pytest.mark.parametrize("wrong", [None, 3, 0, 1, b"/bytes", ["/a"], "", __file__])
 def test_another_type_is_refused(settings, wrong):
     before = settings()
-    message = r"compilation_cache=.*: expected a directory, True or"
+    message = r"compilation_cache=.*: expected a directory,"
     with pytest.raises(ValueError, match=message), compilation_cache(wrong):
         pass
     assert settings() == before

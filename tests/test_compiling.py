@@ -2,6 +2,7 @@
 
 import ast
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -177,7 +178,17 @@ def test_the_installed_jaxlib_is_right_with_our_options(unchecked):
 
 
 def test_options_are_for_cpu_alone():
-    assert compiler_options("gpu") == compiler_options("tpu") == {}
+    assert compiler_options("gpu") == compiler_options("tpu") == compiler_options("cuda") == {}
+    with pytest.raises(ValueError, match="platform='CPU': expected 'cpu', 'gpu', 'tpu' or None"):
+        compiler_options("CPU")
+
+
+def test_threads_share_one_check(unchecked, monkeypatch):
+    checks = []
+    monkeypatch.setattr(compiling, "_sums_are_right", lambda options: checks.append(1) or True)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(compiler_options, ["cpu"] * 8))
+    assert len(checks) == 2  # with our options and with none
 
 
 def test_an_option_that_the_release_does_not_know_is_left_out(unchecked, monkeypatch):

@@ -154,3 +154,8 @@ def test_a_repository_without_weights_comes_back_as_it_is(monkeypatch, tmp_path)
     hub = Hub(tmp_path / "snapshot", SMALL_FILES)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
     assert fetch("jinaai/model") == tmp_path / "snapshot"
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(ValueError, match="model='': expected a directory, a Hub id or None"):
+        fetch("")

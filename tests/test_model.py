@@ -62,6 +62,11 @@ def test_similarity(model):
     assert found.dtype == np.float32
     pairs = model.similarity_pairwise(jnp.asarray([[3.0, 4.0], [2.0, 0.0]]), second[:2])
     np.testing.assert_allclose(pairs, [0.96, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(model.similarity([3.0, 4.0], second), found[:1], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"\(m, d\), got \(2, 2\) and \(1, 3\)"):
+        model.similarity(first, [[1.0, 2.0, 3.0]])
+    with pytest.raises(ValueError, match="as many vectors as embeddings1, 2, got 1"):
+        model.similarity_pairwise(first, second[:1])
 
 
 def test_dimension_device_and_repr(model):

@@ -49,6 +49,8 @@ def fetch(
       FileNotFoundError: if it is neither a directory nor of the form of a Hub id.
       huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: as that library raises them.
     """
+    if name_or_path == "":
+        raise ValueError("model='': expected a directory, a Hub id or None, got an empty string")
     if name_or_path is not None and Path(name_or_path).is_dir():
         return Path(name_or_path)
     if name_or_path is None or str(name_or_path) == TINY:

@@ -10,6 +10,7 @@ right, and as fast; without YNNPACK bfloat16 takes three to four times as long.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ import jaxlib
 import numpy as np
 
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+_PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}  # JAX's names of what is one platform here
+_lock = threading.Lock()  # the check runs once, whichever thread is first
 _FLAG = "XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce"
 
 
@@ -53,17 +56,25 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
       platform: "cpu", "gpu" or "tpu"; None for that of JAX's default device.
 
     Raises:
+      ValueError: for another platform.
       JaxlibError: if the installed jaxlib returns wrong sums with these options too.
     """
     if platform is None:
-        platform = platform_of(jnp.zeros(()))
-    return dict(_checked_cpu_options()) if platform == "cpu" else {}
+        device = jax.config.jax_default_device  # type: ignore[attr-defined]
+        platform = getattr(device, "platform", device) or jax.default_backend()
+    platform = _PLATFORMS.get(platform, platform)
+    if platform not in ("cpu", "gpu", "tpu"):
+        raise ValueError(f"platform={platform!r}: expected 'cpu', 'gpu', 'tpu' or None")
+    if platform != "cpu":
+        return {}
+    with _lock:
+        return dict(_checked_cpu_options())
 
 
 def platform_of(array: jax.Array | jax.ShapeDtypeStruct) -> str:
     """Return "cpu", "gpu" or "tpu" for where an array lies."""
     platform = next(iter(array.sharding.device_set)).platform
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    return _PLATFORMS.get(platform, platform)
 
 
 @functools.cache
@@ -90,7 +101,7 @@ def _checked_cpu_options() -> dict[str, str]:
             f"of your own, set {_FLAG} before Python starts, or use "
             f"jax.jit(f, compiler_options=jina_jax.compiler_options())",
             JaxlibWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return options
 

@@ -20,7 +20,7 @@ from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
 from jina_jax.runtime.requests import Preparation, Request
-from jina_jax.runtime.results import EncodeInfo, unit
+from jina_jax.runtime.results import EncodeInfo, unit_pair
 from jina_jax.text.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger("jina_jax")
@@ -72,7 +72,7 @@ class Model:
             attn_implementation=attn_implementation,
             cache=compilation_cache,
         )
-        self.batching = (batching or Batching()).on(self.engine.platform)
+        self.batching = (Batching() if batching is None else batching).on(self.engine.platform)
         self._max_seq_length = config.max_length
 
     def __repr__(self) -> str:
@@ -130,12 +130,27 @@ class Model:
         return self.tokenizer.encode(texts, split_special_tokens=self.split_special_tokens)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Return the cosines of all pairs, float32 (n, m), of vectors (n, d) and (m, d)."""
-        return unit(embeddings1) @ unit(embeddings2).T
+        """Return the cosines of all pairs, float32 (n, m), of vectors (n, d) and (m, d).
+
+        Raises:
+          ValueError: for other shapes.
+        """
+        first, second = unit_pair(embeddings1, embeddings2)
+        return first @ second.T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Return the cosine of each pair, float32 (n,), of vectors (n, d) and (n, d)."""
-        return np.sum(unit(embeddings1) * unit(embeddings2), axis=-1)
+        """Return the cosine of each pair, float32 (n,), of vectors (n, d) and (n, d).
+
+        Raises:
+          ValueError: for other shapes.
+        """
+        first, second = unit_pair(embeddings1, embeddings2)
+        if len(first) != len(second):
+            raise ValueError(
+                f"embeddings2: expected as many vectors as embeddings1, {len(first)}, "
+                f"got {len(second)}"
+            )
+        return np.sum(first * second, axis=-1)
 
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return the network as a pure function, and its parameters, for ``jit`` and ``grad``.

@@ -97,6 +97,21 @@ def unit(vectors: Any) -> np.ndarray:
     return vectors / np.maximum(norms, np.float32(1e-12))
 
 
+def unit_pair(embeddings1: Any, embeddings2: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return two sets of vectors as float32 (n, d) and (m, d) of unit length; (d,) is one vector.
+
+    Raises:
+      ValueError: for other shapes.
+    """
+    both = [np.atleast_2d(np.asarray(values, np.float32)) for values in (embeddings1, embeddings2)]
+    if any(values.ndim != 2 for values in both) or both[0].shape[1] != both[1].shape[1]:
+        raise ValueError(
+            f"embeddings1, embeddings2: expected shapes (n, d) and (m, d), got "
+            f"{both[0].shape} and {both[1].shape}"
+        )
+    return unit(both[0]), unit(both[1])
+
+
 def warn_dropped(dropped: np.ndarray, max_length: int) -> None:
     """Warn the caller's caller of texts that were cut, int (n,) tokens each."""
     if dropped.any():
