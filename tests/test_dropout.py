@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from tiny import TINY, write_tiny
 
+from jina_jax import compiler_options
 from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.dropout import Dropout, drop
@@ -14,7 +15,7 @@ from jina_jax.nn.encoder import abstract_encoder
 
 LAYERS = 2
 # Unoptimised programs compile in half the time.
-FAST = {"xla_backend_optimization_level": 0}
+FAST = {"xla_backend_optimization_level": 0, **compiler_options()}
 IDS = np.random.default_rng(0).integers(4, 100, (3, 12)).astype(np.int32)
 MASK = np.arange(12) < np.array([12, 7, 10])[:, None]
 ALMOST_ONE = 1 - 1e-7

@@ -14,6 +14,7 @@ from reference import Reference
 from tiny import TINY
 from tokenizer_fixtures import dialects, write
 
+from jina_jax import compiler_options
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.attention import attention
 from jina_jax.text.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ from jina_jax.training.step import Encoding
 
 PAD = 1
 # Programs here run once: unoptimised, they compile in half the time.
-FAST = {"xla_backend_optimization_level": 0}
+FAST = {"xla_backend_optimization_level": 0, **compiler_options()}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from published import TASKS
 from tiny import TINY, write_tiny
 
-from jina_jax import Batching, JinaEmbeddings
+from jina_jax import Batching, JinaEmbeddings, compiler_options
 from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
 from jina_jax.nn.attention import attention
@@ -43,7 +43,7 @@ KEY = jax.random.key(0)
 WHOLE, MANY, TWO = Packing(10_000, (32,)), Packing(96, (32,)), Packing(320, (32,))
 RELATIVE = 2e-5
 # Programs here run once or twice: unoptimised, they compile in half the time.
-FAST = {"xla_backend_optimization_level": 0}
+FAST = {"xla_backend_optimization_level": 0, **compiler_options()}
 
 
 def compiled(function, *args):
