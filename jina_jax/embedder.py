@@ -185,8 +185,8 @@ class JinaEmbeddings(Model):
 
         def store(index: int, result: Result) -> None:
             if by_token:
-                vectors, dtype = result.vectors[:, :dim], self.engine.dtype
-                found[index] = finish(vectors, dtype, normalize=False, text=index)
+                vectors = result.vectors[:, :dim].copy()
+                found[index] = finish(vectors, self.engine.dtype, normalize=False, text=index)
             else:
                 found[index] = result.vectors[0, :dim]
 

@@ -9,10 +9,12 @@ sentence, without any prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -120,6 +122,8 @@ def verify(
     config = checkpoint.config
     _check_comparable(config, tokenizer, references)
     state = to_state(config, checkpoint.tensors, "float32")
+    graph, _ = abstract_encoder(config)
+    run = functools.partial(jit(_last_hidden_state, static_argnames="graph"), graph, state)
     checks: list[Check] = []
     for reference in references:
         ids = reference.input_ids
@@ -127,7 +131,7 @@ def verify(
             ids = np.array(tokenizer.encode([reference.text])[0], np.int32)
             checks.append(_compare_length(reference, len(ids)))
         if len(ids) == len(reference.attention_mask):
-            checks += _compare(config, state, reference, ids)
+            checks += _compare(config, run, reference, ids)
     return checks
 
 
@@ -177,16 +181,14 @@ def _compare_length(reference: Reference, length: int) -> Check:
 
 
 def _compare(
-    config: Config, state: nnx.State, reference: Reference, ids: np.ndarray
+    config: Config, run: Callable[..., jax.Array], reference: Reference, ids: np.ndarray
 ) -> Iterator[Check]:
     """Run ids (T,) under every task and compare; NaN never agrees."""
     tasks = list(reference.values)
     task_ids = [config.task_id(None if task == NO_TASK else task) for task in tasks]
     shape = (len(tasks), len(ids))
     batch = (np.broadcast_to(ids, shape), np.broadcast_to(reference.attention_mask, shape))
-    graph, _ = abstract_encoder(config)
-    run = jit(_last_hidden_state, static_argnames="graph")
-    hidden = np.asarray(run(graph, state, *batch, np.array(task_ids, np.int32)))
+    hidden = np.asarray(run(*batch, np.array(task_ids, np.int32)))
     window = hidden[:, slice(*reference.tokens), slice(*reference.dims)]
     for task, actual in zip(tasks, window, strict=True):
         expected = reference.values[task]

@@ -76,9 +76,9 @@ def similarity_table(texts: Sequence[str], vectors: np.ndarray) -> str:
     Returns:
       A heading, and n lines: number of the text, n similarities (0 for a zero vector), the text.
     """
-    import numpy as np
+    from jina_jax.nn.pooling import unit
 
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    units = unit(vectors)
     lines = ["  " + "".join(f"{number:>8}" for number in range(1, len(texts) + 1))]
     for number, (text, row) in enumerate(zip(texts, units @ units.T, strict=True), start=1):
         lines.append(f"{number:>2}" + "".join(f"{v:>8.3f}" for v in row) + f"  {_label(text)}")

@@ -57,7 +57,10 @@ def cut_and_normalize(embeddings: np.ndarray, dim: int, *, normalize: bool) -> n
       float32 (..., dim).
     """
     embeddings = embeddings[..., :dim]
-    if normalize:
-        norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
-        embeddings = embeddings / np.maximum(norms, np.float32(1e-12))
-    return embeddings
+    return unit(embeddings) if normalize else embeddings
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return float32 vectors (..., d) scaled to unit length; a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(norms, np.float32(1e-12))

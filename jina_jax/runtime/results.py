@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from jina_jax.nn.pooling import unit
+
 OUTPUT_VALUES = ("sentence_embedding", "token_embeddings")
 
 
@@ -67,7 +69,7 @@ class FormOptions(EncodeOptions, total=False):
 def finish(
     vectors: np.ndarray, dtype: str, *, normalize: bool, text: int | None = None
 ) -> np.ndarray:
-    """Return vectors, float32 (n, d), as a new array, of unit length if asked.
+    """Check that vectors are finite, and return them, of unit length if asked.
 
     Args:
       vectors: float32 (n, d).
@@ -87,14 +89,7 @@ def finish(
         raise ValueError(
             f"texts[{text}]: expected a finite embedding, got NaN or infinity; {cause}"
         )
-    return unit(vectors) if normalize else vectors.copy()
-
-
-def unit(vectors: Any) -> np.ndarray:
-    """Return vectors (..., d) of unit length, float32; a zero vector stays zero."""
-    vectors = np.asarray(vectors, np.float32)
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(norms, np.float32(1e-12))
+    return unit(vectors) if normalize else vectors
 
 
 def unit_pair(embeddings1: Any, embeddings2: Any) -> tuple[np.ndarray, np.ndarray]:
