@@ -100,6 +100,7 @@ def print_speed(routes: dict[str, dict[str, str]], layers: int, rounds: int) -> 
 
     from jina_jax.config import Config
     from jina_jax.nn.encoder import Encoder
+    from jina_jax.nn.forward import Inputs
     from jina_jax.runtime.engine import Engine, Program
 
     more = {"default_prompt": "", "add_pooling_layer": False, "emb_pooler": "mean"}
@@ -122,7 +123,7 @@ def print_speed(routes: dict[str, dict[str, str]], layers: int, rounds: int) -> 
             for _ in range(rounds):
                 for name in routes:
                     start = time.perf_counter()
-                    programs[name](state, ids, spans, None, None).block_until_ready()
+                    programs[name](state, Inputs(ids, spans)).block_until_ready()
                     times[name].append(time.perf_counter() - start)
             medians = {name: statistics.median(own[1:]) for name, own in times.items()}
             cells = " | ".join(f"{1e3 * medians[name]:.1f}" for name in routes)
