@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
 from jina_jax.checkpoints.native import check_keys
@@ -13,6 +15,7 @@ from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import task_folder
 from jina_jax.convert.read import Checkpoint
+from jina_jax.nn.layers import EMBED_FACTORS, LINEAR_FACTORS
 from jina_jax.nn.parameters import is_adapter, is_table, parameter_shapes
 
 # Defaults of the published code, for a checkpoint without adapters.
@@ -32,9 +35,8 @@ def add_task(
     """Add a task at the end of the task axis.
 
     Its adapter is ready to be trained: a copy of another one, or one that changes nothing yet, of
-    whose two factors one is zero and the other is drawn at random, as in the published code and in
-    ``jina_jax.nn.layers``. Adapters have the dtype of the other adapters, or of their weight if
-    there are none.
+    whose two factors one is zero and the other is drawn at random (``jina_jax.nn.layers``).
+    Adapters have the dtype of the other adapters, or of their weight if there are none.
 
     Args:
       checkpoint: with or without adapters; not changed.
@@ -66,7 +68,7 @@ def add_task(
 
         def read() -> np.ndarray:
             old = np.empty((0, *shape[1:]), dtype) if present is None else present.read()
-            new = _draw(path, shape[1:], [seed, *f"{name}:{path}".encode()])
+            new = _draw(path, shape[1:], name, seed)
             return np.concatenate([old, (new if index < 0 else old[index])[None].astype(dtype)])
 
         return LazyTensor(shape, dtype, read)
@@ -185,14 +187,12 @@ def _weight(checkpoint: Checkpoint, path: str) -> LazyTensor:
     return checkpoint.tensors[f"{stem}.{leaf}"]
 
 
-def _draw(path: str, shape: tuple[int, ...], seed: list[int]) -> np.ndarray:
-    """Draw one factor of a new adapter: zeros, or the published code's initial values."""
-    is_first = path.endswith(".lora_a")
-    rng = np.random.default_rng(seed)
-    if is_table(path):
-        return np.zeros(shape) if is_first else rng.standard_normal(shape, np.float32)
-    bound = shape[0] ** -0.5
-    return rng.uniform(-bound, bound, shape) if is_first else np.zeros(shape)
+def _draw(path: str, shape: tuple[int, ...], name: str, seed: int) -> np.ndarray:
+    """Draw one factor of a new adapter, float32, (in, R) or (R, out)."""
+    factors = EMBED_FACTORS if is_table(path) else LINEAR_FACTORS
+    initializer = factors[0 if path.endswith(".lora_a") else 1]
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(f"{name}:{path}".encode()))
+    return np.asarray(initializer(key, (1, *shape), np.float32))[0]
 
 
 def _checked(

@@ -326,7 +326,7 @@ def test_loss_equals_numpy_text_by_text(tokenizer, head, whole):
         x = x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5))
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         x = x * weights["norm.scale"] + weights["norm.bias"]
-        logits = x @ table.T + weights["decoder.bias"]
+        logits = x @ table.T + weights["decoder_bias"]
         chosen = logits[np.arange(len(x)), text.labels]
         losses += (np.log(np.exp(logits).sum(-1)) - chosen).tolist()
     assert len(losses) > 14
@@ -353,7 +353,7 @@ def test_gradients_equal_those_of_padded_rows(checkpoint, tokenizer, head, whole
             x = jax.nn.gelu(x, approximate=False)
             x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
             x = x * trained["mlm_head.norm.scale"] + trained["mlm_head.norm.bias"]
-            logits = x @ trained["word_embeddings.embedding"].T + trained["mlm_head.decoder.bias"]
+            logits = x @ trained["word_embeddings.embedding"].T + trained["mlm_head.decoder_bias"]
         return -jax.nn.log_softmax(logits)[np.arange(len(labels)), labels].mean()
 
     expected = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)({**trained, **head})
@@ -397,7 +397,7 @@ def test_init_head(checkpoint):
         "mlm_head.dense.bias": (width,),
         "mlm_head.norm.scale": (width,),
         "mlm_head.norm.bias": (width,),
-        "mlm_head.decoder.bias": (vocab,),
+        "mlm_head.decoder_bias": (vocab,),
     }
     assert {array.dtype for array in head.values()} == {np.dtype(np.float32)}
     assert (head["mlm_head.norm.scale"] == 1).all()

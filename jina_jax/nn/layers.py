@@ -13,6 +13,12 @@ from jina_jax.config import Config
 from jina_jax.nn.lora import Adapter, low_rank_update
 from jina_jax.nn.matmul import einsum
 
+# Initial values of the adapters' factors, A (K, in, R) and B (K, R, out), as in the published code:
+# a new adapter changes nothing, and has a gradient. Uniform is within 1 / sqrt(in).
+_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
+LINEAR_FACTORS = (_uniform, initializers.zeros)
+EMBED_FACTORS = (initializers.zeros, initializers.normal(1.0))
+
 
 def draw(rngs: nnx.Rngs | None, initializer: Initializer, shape: tuple[int, ...], dtype):
     """Draw initial values; without ``rngs`` return their ``jax.ShapeDtypeStruct``.
@@ -50,11 +56,10 @@ class Linear(nnx.Module):
         if config.lora_rank is None:
             self.lora_a = self.lora_b = None
             return
-        # Uniform within 1 / sqrt(in), and zero: the initial values of the published code.
-        uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
         tasks, rank = config.num_tasks, config.lora_rank
-        self.lora_a = Adapter(draw(rngs, uniform, (tasks, in_features, rank), dtype))
-        self.lora_b = Adapter(draw(rngs, initializers.zeros, (tasks, rank, *out), dtype))
+        init_a, init_b = LINEAR_FACTORS
+        self.lora_a = Adapter(draw(rngs, init_a, (tasks, in_features, rank), dtype))
+        self.lora_b = Adapter(draw(rngs, init_b, (tasks, rank, *out), dtype))
 
     def __call__(self, x: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with a mask from ``lora.task_mask`` or None, to float32 (B, T, out)."""
@@ -84,10 +89,10 @@ class Embed(nnx.Module):
         if config.lora_rank is None:
             self.lora_a = self.lora_b = None
             return
-        # Zero, and standard normal: the initial values of the published code.
         tasks, rank = config.num_tasks, config.lora_rank
-        self.lora_a = Adapter(draw(rngs, initializers.zeros, (tasks, num_embeddings, rank), dtype))
-        self.lora_b = Adapter(draw(rngs, initializers.normal(1.0), (tasks, rank, features), dtype))
+        init_a, init_b = EMBED_FACTORS
+        self.lora_a = Adapter(draw(rngs, init_a, (tasks, num_embeddings, rank), dtype))
+        self.lora_b = Adapter(draw(rngs, init_b, (tasks, rank, features), dtype))
 
     def __call__(self, ids: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
         """Look up ids (B, T), with a mask from ``lora.task_mask`` or None: float32 (B, T, D)."""

@@ -24,10 +24,7 @@ def pool(hidden_states: jax.Array, spans: jax.Array, kind: str) -> jax.Array:
     if kind == "cls":
         stop = jnp.minimum(stop, start + 1)
     position = jnp.arange(hidden_states.shape[1])[None, None, :]
-    inside = (start <= position) & (position < stop)
-    # Ones and zeros are exact in every dtype, so the sums are those of float32.
-    sums = einsum("bst,btd->bsd", inside.astype(hidden_states.dtype), hidden_states)
-    return sums / jnp.maximum(stop - start, 1).astype(jnp.float32)
+    return _mean(hidden_states, (start <= position) & (position < stop))
 
 
 def pool_masked(hidden_states: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
@@ -38,9 +35,15 @@ def pool_masked(hidden_states: jax.Array, mask: jax.Array, kind: str) -> jax.Arr
     """
     if kind == "cls":
         return hidden_states[:, 0].astype(jnp.float32)
-    inside = mask[:, None].astype(hidden_states.dtype)
-    count = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1).astype(jnp.float32)
-    return einsum("bst,btd->bsd", inside, hidden_states)[:, 0] / count
+    return _mean(hidden_states, mask[:, None])[:, 0]
+
+
+def _mean(hidden_states: jax.Array, inside: jax.Array) -> jax.Array:
+    """Average token vectors (B, T, D) over those inside, bool (B, S, T): float32 (B, S, D)."""
+    # Ones and zeros are exact in every dtype, so the sums are those of float32.
+    sums = einsum("bst,btd->bsd", inside.astype(hidden_states.dtype), hidden_states)
+    count = inside.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+    return sums / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def cut_and_normalize(embeddings: np.ndarray, dim: int, *, normalize: bool) -> np.ndarray:

@@ -15,11 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import regex
+from flax import nnx
+from jax.nn import initializers
 
 from jina_jax.config import Config
 from jina_jax.nn.forward import Inputs, encode_batch
-from jina_jax.nn.layers import as_wide, gelu
+from jina_jax.nn.layers import LayerNorm, Linear, as_wide, draw, gelu
 from jina_jax.nn.matmul import einsum
+from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.losses import masked_lm
 from jina_jax.training.micro_batches import MicroBatches
@@ -35,6 +38,7 @@ _UNSPACED = regex.compile(
     rf"[{_SCRIPTS}]|(?<=[{_SCRIPTS}、。，！？：；])[\p{{Lu}}\p{{Ll}}\p{{Lo}}\p{{N}}]"
 )
 _WORD_TABLE = "word_embeddings.embedding"
+_HEAD = "mlm_head."
 
 
 class MaskedText(NamedTuple):
@@ -156,23 +160,40 @@ def masked_micro_batches(
     return MaskedMicroBatches(*micro_batches, rows, columns, labels, weights)
 
 
-def init_head(config: Config, seed: int) -> dict[str, np.ndarray]:
+class MlmHead(nnx.Module):
+    """XLM-RoBERTa's head: dense, GELU, LayerNorm; the word embeddings again are its decoder.
+
+    Leaves: those of ``dense`` (D, D) and ``norm`` (D,), and ``decoder_bias`` (V,).
+    """
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs | None):
+        width, vocab = config.hidden_size, config.vocab_size
+        options = {"dtype": jnp.float32, "rngs": rngs}
+        self.dense = Linear(width, width, config.only(()), **options)
+        self.norm = LayerNorm(config, **options)
+        self.decoder_bias = nnx.Param(draw(rngs, initializers.zeros, (vocab,), jnp.float32))
+
+    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
+        """Map (B, M, D) and the table of words (V, D) to logits, float32 (B, M, V)."""
+        x = self.norm(gelu(self.dense(hidden)).astype(hidden.dtype)).astype(table.dtype)
+        logits = einsum("bmd,vd->bmv", x, table)
+        return logits + as_wide(self.decoder_bias[...].astype(jnp.float32), logits)
+
+
+def init_head(config: Config, seed: int) -> Arrays:
     """Draw the head's parameters, float32, under paths that no encoder has."""
-    width = config.hidden_size
-    rng = np.random.default_rng([seed, *b"mlm_head"])
-    kernel = rng.standard_normal((width, width), np.float32) * np.float32(config.initializer_range)
-    return {
-        "mlm_head.dense.kernel": kernel,
-        "mlm_head.dense.bias": np.zeros(width, np.float32),
-        "mlm_head.norm.scale": np.ones(width, np.float32),
-        "mlm_head.norm.bias": np.zeros(width, np.float32),
-        "mlm_head.decoder.bias": np.zeros(config.vocab_size, np.float32),
-    }
+    head = MlmHead(config, rngs=nnx.Rngs(seed))
+    return {_HEAD + path: array for path, array in to_dict(nnx.state(head)).items()}
 
 
 def mlm_objective(encoding: Encoding) -> Objective:
     """Make the objective of masked language modelling: the mean over all masked tokens."""
     network = encoding.network
+    graph, abstract = nnx.split(MlmHead(network.config, rngs=None))
+
+    def head_parameters(trained):
+        own = {path: array for path, array in trained.items() if path.startswith(_HEAD)}
+        return {path.removeprefix(_HEAD): a.astype(network.dtype) for path, a in own.items()}
 
     def one_micro_batch(trained, frozen, micro_batch, dropout):
         hidden = encode_batch(
@@ -183,8 +204,10 @@ def mlm_objective(encoding: Encoding) -> Objective:
             kernel=encoding.kernel,
             dropout=dropout,
         )
+        head = nnx.merge(graph, from_dict(abstract, head_parameters(trained)))
         table = trained[_WORD_TABLE] if _WORD_TABLE in trained else frozen[_WORD_TABLE]
-        logits = _head(network, trained, table, hidden[micro_batch.rows, micro_batch.columns])
+        masked = hidden[micro_batch.rows, micro_batch.columns].astype(network.dtype)
+        logits = head(masked[None], table.astype(network.dtype))[0]
         return masked_lm(logits, labels=micro_batch.labels, weights=micro_batch.weights)
 
     def objective(trained, frozen, micro_batches, targets, key):
@@ -192,16 +215,3 @@ def mlm_objective(encoding: Encoding) -> Objective:
         return sums.sum() / jnp.maximum(micro_batches.weights.sum(), 1.0)
 
     return objective
-
-
-def _head(network, trained: Arrays, table: jax.Array, hidden: jax.Array) -> jax.Array:
-    """Map float32 (M, D) to logits, float32 (M, V)."""
-    head = {path.removeprefix("mlm_head."): a for path, a in trained.items() if "mlm_head" in path}
-    dtype = network.dtype
-    x = einsum("mi,io->mo", hidden.astype(dtype), head["dense.kernel"].astype(dtype))
-    x = gelu(x + as_wide(head["dense.bias"], x))
-    x -= x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(x).mean(axis=-1, keepdims=True)
-    x *= jax.lax.rsqrt(variance + network.config.layer_norm_eps)
-    x = x * as_wide(head["norm.scale"], x) + as_wide(head["norm.bias"], x)
-    return einsum("md,vd->mv", x.astype(dtype), table.astype(dtype)) + head["decoder.bias"][None]
