@@ -336,37 +336,52 @@ def test_packed_layout():
     assert offsets.tolist() == [[0, 2, 5, -1, -1], [0, -1, -1, -1, -1], [-1] * 5]
 
 
-def squares(query, key, value, pieces, scale):
-    """Attention in each (row, start, stop), as cuDNN leaves it: NaN elsewhere."""
-    out = np.full(query.shape, np.nan, query.dtype)
-    for row, start, stop in pieces:
-        own = np.s_[row : row + 1, start:stop]
-        query_ = query[own] * (scale * query.shape[-1] ** 0.5)
-        kept = np.ones((1, stop - start), bool)
-        out[own] = numpy_attention(query_, key[own], value[own], kept)
-    return jnp.asarray(out)
+@jax.custom_vjp
+def as_cudnn(query, key, value, text_ids):
+    """Attention within the texts of a row, numbered from 1, as cuDNN leaves it.
+
+    Where there is no text, 0, it writes nothing: NaN, in the output and in the gradients.
+    """
+    inside = text_ids > 0
+    mixed = attention(query, key, value, inside, text_ids)
+    return jnp.where(inside[..., None, None], mixed, jnp.nan)
+
+
+def forward_as_cudnn(query, key, value, text_ids):
+    return as_cudnn(query, key, value, text_ids), (query, key, value, text_ids)
+
+
+def backward_as_cudnn(operands, gradient):
+    *qkv, text_ids = operands
+    inside = text_ids > 0
+    _, pull_back = jax.vjp(lambda *qkv: attention(*qkv, inside, text_ids), *qkv)
+    inside = inside[..., None, None]
+    gradients = pull_back(jnp.where(inside, gradient, 0))
+    return *(jnp.where(inside, gradient, jnp.nan) for gradient in gradients), None
+
+
+as_cudnn.defvjp(forward_as_cudnn, backward_as_cudnn)
 
 
 def arguments_of(function, args, kwargs):
-    """Bind a call to the function's own signature, and return what it was given of arrays."""
-    bound = inspect.signature(function).bind(*args, **kwargs)
-    return {k: np.asarray(v) if isinstance(v, jax.Array) else v for k, v in bound.arguments.items()}
+    """Bind a call to the function's own signature, and return its arguments by name."""
+    return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
 
 
 @pytest.fixture
 def padded_cudnn(monkeypatch):
-    """jax's entry to cuDNN for padded rows, by NumPy."""
+    """The kernel over an emulation of jax's entry to cuDNN for padded rows."""
     real = jax.nn.dot_product_attention
 
     def emulate(*args, **kwargs):
         given = arguments_of(real, args, kwargs)
         query, key, value = (given.pop(name) for name in ("query", "key", "value"))
         lengths = given.pop("query_seq_lengths")
-        assert (lengths.shape, lengths.dtype) == ((len(query),), np.int32)
-        np.testing.assert_array_equal(given.pop("key_value_seq_lengths"), lengths)
+        assert (lengths.shape, lengths.dtype) == ((len(query),), jnp.int32)
+        assert given.pop("key_value_seq_lengths") is lengths
         assert given == {"implementation": "cudnn"}  # no mask, no bias; the usual scale
-        pieces = [(row, 0, length) for row, length in enumerate(lengths)]
-        return squares(query, key, value, pieces, query.shape[-1] ** -0.5)
+        inside = jnp.arange(query.shape[1])[None] < lengths[:, None]
+        return as_cudnn(query, key, value, inside.astype(jnp.int32))
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", emulate)
     return cudnn_attention
@@ -374,58 +389,83 @@ def padded_cudnn(monkeypatch):
 
 @pytest.fixture
 def packed_cudnn(monkeypatch):
-    """jax's entry to cuDNN for packed rows, by NumPy."""
+    """The kernel over an emulation of jax's entry to cuDNN for packed rows."""
     real = fused.dot_product_attention
 
     def emulate(*args, **kwargs):
         given = arguments_of(real, args, kwargs)
         query, key, value = (given.pop(name) for name in ("query", "key", "value"))
         lengths, offsets = given.pop("q_seqlen"), given.pop("q_offsets")
-        assert lengths.shape == (len(query), 4)
-        assert offsets.shape == (len(query), 5)
-        np.testing.assert_array_equal(given.pop("kv_seqlen"), lengths)
-        np.testing.assert_array_equal(given.pop("kv_offsets"), offsets)
+        assert lengths.shape[0] == len(query)
+        assert offsets.shape == (len(query), lengths.shape[1] + 1)
+        assert given.pop("kv_seqlen") is lengths
+        assert given.pop("kv_offsets") is offsets
         assert given.pop("mask_type") is fused.MaskType.NO_MASK
-        scale = given.pop("scale")
-        assert set(given.values()) <= {None}, given
-        pieces = [
-            (row, start, start + length)
-            for row in range(len(query))
-            for start, length in zip(offsets[row], lengths[row], strict=False)
-            if start >= 0
-        ]
-        return squares(query, key, value, pieces, scale)
+        assert given.pop("scale") == query.shape[-1] ** -0.5
+        assert all(value is None for value in given.values()), given
+        position = jnp.arange(query.shape[1])[None, None]
+        start, length = offsets[:, :-1, None], lengths[..., None]
+        inside = (start >= 0) & (start <= position) & (position < start + length)
+        numbers = jnp.arange(1, lengths.shape[1] + 1)[None, :, None]
+        return as_cudnn(query, key, value, jnp.where(inside, numbers, 0).sum(1))
 
     monkeypatch.setattr(fused, "dot_product_attention", emulate)
     return functools.partial(cudnn_packed_attention, segments=4)
 
 
 def assert_equals_where_kept(kernel, mask, dtype=jnp.float32, atol=1e-6):
-    """Compare with the reference at tokens; padding must be zero."""
+    """Compare outputs at tokens, and gradients everywhere; padding is finite, without gradient."""
     qkv = [jnp.asarray(a, dtype) for a in draw(*mask.shape, width=64)]
-    out, expected = (attend(*qkv, *arguments(mask)) for attend in (kernel, attention))
-    assert out.dtype == dtype
-    out, expected = (np.asarray(a, np.float32) for a in (out, expected))
-    kept = mask.astype(bool)
+    texts, kept = arguments(mask), mask.astype(bool)
+    weight = jnp.asarray(draw(*mask.shape, width=64)[0] * kept[..., None, None], jnp.float32)
+
+    def outputs_and_gradients(kernel):
+        def total(*qkv):
+            out = kernel(*qkv, *texts)
+            return (out.astype(jnp.float32) * weight).sum(), out
+
+        gradients, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*qkv)
+        assert {a.dtype for a in (out, *gradients)} == {jnp.dtype(dtype)}
+        return np.asarray(out, np.float32), *(np.asarray(a, np.float32) for a in gradients)
+
+    (out, *gradients), (expected, *others) = map(outputs_and_gradients, (kernel, attention))
     np.testing.assert_allclose(out[kept], expected[kept], atol=atol)
-    np.testing.assert_array_equal(out[~kept], 0.0)
+    assert np.isfinite(out).all()
+    for gradient, other in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(gradient, other, atol=atol)
+        np.testing.assert_array_equal(gradient[~kept], 0.0)
 
 
 PADDED_MASK = np.arange(13) < np.array([[13], [6], [1], [0]])
-PACKED_MASK = np.array([[1] * 5 + [2] * 5 + [0] * 3, [1] * 3 + [2] + [3] * 7 + [4] * 2, [0] * 13])
+PACKED_MASK = np.array(
+    [
+        [1] * 5 + [2] * 5 + [0] * 3,
+        [1] * 3 + [2] + [3] * 7 + [4] * 2,
+        [1] * 13,
+        [1] * 4 + [0] * 9,
+        [0] * 13,
+    ]
+)
 
 
-def test_cudnn_gets_lengths_and_gives_zeros_at_padding(padded_cudnn):
+def test_cudnn_equals_the_reference_with_its_gradients(padded_cudnn):
     assert_equals_where_kept(padded_cudnn, PADDED_MASK)
+    mixed = padded_cudnn(*map(jnp.asarray, draw(4, 13)), *arguments(PADDED_MASK))
+    np.testing.assert_array_equal(mixed[~PADDED_MASK], 0.0)
 
 
 def test_cudnn_refuses_packed_rows_that_are_for_the_other_kernel():
     with pytest.raises(ValueError, match="segment_ids: expected None, rows of one text each"):
-        cudnn_attention(*map(jnp.asarray, draw(3, 13)), *arguments(PACKED_MASK))
+        cudnn_attention(*map(jnp.asarray, draw(5, 13)), *arguments(PACKED_MASK))
 
 
-def test_cudnn_packed_gets_lengths_and_offsets_and_gives_zeros_at_padding(packed_cudnn):
+def test_cudnn_packed_equals_the_reference_with_its_gradients(packed_cudnn):
     assert_equals_where_kept(packed_cudnn, PACKED_MASK)
+
+
+@pytest.mark.parametrize("mask", [PADDED_MASK, PACKED_MASK], ids=["padded", "packed"])
+def test_gradients_of_the_other_kernels_equal_the_reference(kernel, mask):
+    assert_equals_where_kept(kernel, mask)
 
 
 def test_cudnn_packed_texts_do_not_see_each_other(packed_cudnn):
@@ -446,23 +486,35 @@ def gpu():
     return need
 
 
+HALVES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+
+
 @pytest.mark.gpu
-def test_gpu_cudnn_equals_the_reference(gpu):
+@HALVES
+def test_gpu_cudnn_equals_the_reference_with_its_gradients(gpu, dtype):
     gpu("cudnn")
-    assert_equals_where_kept(jax.jit(cudnn_attention), PADDED_MASK[:3], jnp.bfloat16, 2e-2)
+    assert_equals_where_kept(cudnn_attention, PADDED_MASK, dtype, 2e-2)
 
 
 @pytest.mark.gpu
-def test_gpu_cudnn_gives_zeros_in_a_row_without_tokens(gpu):
-    gpu("cudnn")
-    assert_equals_where_kept(jax.jit(cudnn_attention), PADDED_MASK, jnp.bfloat16, 2e-2)
-
-
-@pytest.mark.gpu
-def test_gpu_cudnn_packed_equals_the_reference(gpu):
+@HALVES
+def test_gpu_cudnn_packed_equals_the_reference_with_its_gradients(gpu, dtype):
     gpu("cudnn_packed")
-    kernel = jax.jit(functools.partial(cudnn_packed_attention, segments=4))
-    assert_equals_where_kept(kernel, PACKED_MASK, jnp.bfloat16, 2e-2)
+    kernel = functools.partial(cudnn_packed_attention, segments=4)
+    assert_equals_where_kept(kernel, PACKED_MASK, dtype, 2e-2)
+
+
+@pytest.mark.gpu
+@HALVES
+@pytest.mark.parametrize("tokens", [64, 512, 1536])
+def test_gpu_cudnn_packed_in_many_tiles(gpu, tokens, dtype):
+    gpu("cudnn_packed")
+    rng = np.random.default_rng(tokens)
+    mask = np.sort(rng.integers(1, 30, (3, tokens)), axis=1)
+    mask = 1 + np.cumsum(np.diff(mask, axis=1, prepend=mask[:, :1]) > 0, axis=1)
+    mask[1, -tokens // 5 :] = 0
+    kernel = functools.partial(cudnn_packed_attention, segments=32)
+    assert_equals_where_kept(kernel, mask, dtype, 3e-2)
 
 
 @pytest.mark.gpu
@@ -475,6 +527,6 @@ def test_gpu_cudnn_packed_texts_do_not_see_each_other(gpu):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gpu_blocks_equal_the_reference(gpu, in_blocks, dtype):
-    qkv = [jnp.asarray(a, dtype) for a in draw(3, 13)]
+    qkv = [jnp.asarray(a, dtype) for a in draw(5, 13)]
     out, expected = (k(*qkv, *arguments(PACKED_MASK)) for k in (in_blocks, attention))
     np.testing.assert_allclose(np.asarray(out, float), np.asarray(expected, float), atol=2e-2)

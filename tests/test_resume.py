@@ -298,10 +298,14 @@ def test_an_interval_with_a_number_that_is_not_finite(root, loss, norm):
     trainer = Trainer(settings(root, "interval", **WANTED), resume=True)
     inputs = next(trainer._batches()).inputs
     interval = Interval()
-    interval.add("cosent:a", inputs, StepResult(np.float32(1), np.float32(1)))
+    interval.add("cosent:a", inputs, StepResult(np.float32(1), np.float32(1), {}))
     assert interval.summary(6)["losses"] == {"cosent:a": 1.0}
-    interval.add("cosent:b", inputs, StepResult(np.float32(loss), np.float32(norm)))
-    with pytest.raises(TrainingError, match=rf"step 7 or .* cosent:b is {loss}, .* {norm}; try"):
+    norms = {"a": np.float32(1), "b": np.float32(norm), "c": np.float32(norm)}
+    interval.add("cosent:b", inputs, StepResult(np.float32(loss), np.float32(norm), norms))
+    where = "not finite in 2 of 3 parameters: b, c" if np.isnan(norm) else "in 0 of 3 parameters"
+    with pytest.raises(
+        TrainingError, match=rf"step 7: .* cosent:b is {loss}, .* {norm}; .*{where}"
+    ):
         interval.summary(7)
 
 

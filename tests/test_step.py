@@ -470,6 +470,9 @@ def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
     norms = [sum(np.square(g).sum() for g in part.values()) ** 0.5 for part in (moved, exact)]
     assert product > 0.99 * norms[0] * norms[1]
     assert float(first.grad_norm) == pytest.approx(norms[0], rel=1e-3)
+    assert first.grad_norms.keys() == moved.keys()
+    for path, norm in first.grad_norms.items():
+        assert float(norm) == pytest.approx(np.linalg.norm(moved[path]), rel=1e-3, abs=1e-6)
     assert float(first.loss) == pytest.approx(float(loss), rel=1e-2)
 
     for _ in range(40):

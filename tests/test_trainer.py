@@ -131,7 +131,7 @@ def make_forward_step(objective, optimizer, platform):
     loss = jit(objective, platform)
 
     def step(trained, opt_state, *inputs):
-        return trained, opt_state, StepResult(loss(trained, *inputs), np.float32(1))
+        return trained, opt_state, StepResult(loss(trained, *inputs), np.float32(1), {})
 
     return step
 
@@ -177,7 +177,7 @@ def test_what_is_cut_off_is_counted(root, matching):
     assert inputs.tokens == 10 * 2 * ROWS
     window = Interval()
     for _ in range(2):
-        window.add("pairs", inputs, StepResult(np.float32(1), np.float32(1)))
+        window.add("pairs", inputs, StepResult(np.float32(1), np.float32(1), {}))
     summary = window.summary(2)
     assert summary["dropped_tokens"] == 2 * inputs.dropped
     ratio = summary["tokens_per_second"] / summary["steps_per_second"]
@@ -234,7 +234,7 @@ def test_what_a_step_is_given(root):
                 == (micro_batches.input_ids.shape[1])
             )
             assert all(array.sharding.is_fully_replicated for array in trained.values())
-            return trained, opt_state, StepResult(np.float32(1), np.float32(1))
+            return trained, opt_state, StepResult(np.float32(1), np.float32(1), {})
 
         trainer._programs._make_step = lambda *_: step
         trainer.fit()

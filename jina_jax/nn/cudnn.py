@@ -38,16 +38,28 @@ def cudnn_attention(
     if segment_ids is not None:
         raise ValueError("segment_ids: expected None, rows of one text each; got packed rows")
     lengths = attention_mask.sum(axis=1, dtype=jnp.int32)
+    # cuDNN leaves rows past a length undefined, in outputs and in gradients, and NaN there would
+    # spread: through means over tokens, and through products with the weights' gradients.
+    inside = attention_mask[..., None, None]
     mixed = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
+        *(_with_masked_gradient(array, inside) for array in (query, key, value)),
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         implementation="cudnn",
     )
-    # cuDNN leaves rows past a length undefined, and NaN there would spread through the mean.
-    return jnp.where(attention_mask[..., None, None], mixed, jnp.zeros((), mixed.dtype))
+    return jnp.where(inside, mixed, jnp.zeros((), mixed.dtype))
+
+
+@jax.custom_vjp
+def _with_masked_gradient(array: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the array unchanged; its gradient is zero where the mask is False."""
+    return array
+
+
+_with_masked_gradient.defvjp(
+    lambda array, mask: (array, mask),
+    lambda mask, gradient: (jnp.where(mask, gradient, jnp.zeros((), gradient.dtype)), None),
+)
 
 
 def cudnn_packed_attention(
@@ -61,6 +73,9 @@ def cudnn_packed_attention(
 ) -> jax.Array:
     """Compute attention over packed rows; what lies outside a text's own square is skipped.
 
+    The padding at the end of a row is one more text: cuDNN leaves positions outside every text
+    unwritten, in outputs and in gradients.
+
     Args:
       query, key, value: bfloat16 or float16 (B, T, N, H).
       attention_mask: bool (B, T), False for padding.
@@ -68,13 +83,14 @@ def cudnn_packed_attention(
       segments: S, most texts per row.
 
     Returns:
-      (B, T, N, H) in the dtype of ``value``, zero at padding.
+      (B, T, N, H) in the dtype of ``value``; finite but meaningless at padding.
     """
     # The packed layout has no public entry (jax-ml/jax pull request 29731).
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
-    lengths, offsets = packed_layout(segment_ids, segments)
-    mixed = fused.dot_product_attention(
+    segment_ids = jnp.where(attention_mask, segment_ids, segments + 1)
+    lengths, offsets = packed_layout(segment_ids, segments + 1)
+    return fused.dot_product_attention(
         query,
         key,
         value,
@@ -87,14 +103,13 @@ def cudnn_packed_attention(
         scale=query.shape[-1] ** -0.5,
         mask_type=fused.MaskType.NO_MASK,  # lengths and offsets are enough
     )
-    return jnp.where(attention_mask[..., None, None], mixed, jnp.zeros((), mixed.dtype))
 
 
 def packed_layout(segment_ids: jax.Array, segments: int) -> tuple[jax.Array, jax.Array]:
     """Describe packed rows by lengths and offsets, as cuDNN requires.
 
     Args:
-      segment_ids: int (B, T), texts numbered 1, 2, … without gaps, then 0 for padding.
+      segment_ids: int (B, T), texts in ascending order of numbers from 1 to S.
       segments: S.
 
     Returns:

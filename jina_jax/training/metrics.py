@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jina_jax.training.collate import StepInputs
@@ -81,12 +82,12 @@ class Interval:
 
         A non-finite gradient has already corrupted the parameters, even after a finite loss.
         """
-        for name, result in self._results:
+        for number, (name, result) in enumerate(self._results, step - len(self._results) + 1):
             loss, norm = float(result.loss), float(result.grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
-                    f"step {step} or shortly before: the loss of {name} is {loss}, the norm of its "
-                    f"gradient {norm}; try a lower learning rate"
+                    f"step {number}: the loss of {name} is {loss}, its gradient's norm {norm}; "
+                    f"{_not_finite(result.grad_norms)}; try a lower learning rate"
                 )
 
     def summary(self, step: int) -> dict[str, Any]:
@@ -109,3 +110,11 @@ class Interval:
             "padding": float(np.mean(self._padding)),
             "dropped_tokens": self._dropped,
         }
+
+
+def _not_finite(grad_norms: Mapping[str, jax.Array]) -> str:
+    """Name the parameters whose gradients are not finite, the first five of many."""
+    paths = [path for path, norm in grad_norms.items() if not math.isfinite(norm)]
+    names = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
+    count = f"not finite in {len(paths)} of {len(grad_norms)} parameters"
+    return f"{count}: {names}" if paths else count

@@ -161,10 +161,17 @@ def _cached(one: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array
 
 
 class StepResult(NamedTuple):
-    """Loss and norm of its gradient in one step: float32 scalars."""
+    """The loss of one step and its gradient's norms: float32 scalars.
+
+    Attributes:
+      loss: before the update.
+      grad_norm: of the whole gradient.
+      grad_norms: of each parameter's, by path.
+    """
 
     loss: jax.Array
     grad_norm: jax.Array
+    grad_norms: Mapping[str, jax.Array]
 
 
 def make_step(
@@ -186,9 +193,10 @@ def make_step(
         loss, gradients = jax.value_and_grad(objective)(
             trained, frozen, micro_batches, targets, key
         )
-        norm = optax.tree.norm(gradients)
+        norms = jax.tree.map(optax.tree.norm, gradients)
         with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
             updates, opt_state = optimizer.update(gradients, opt_state, trained)
-        return optax.apply_updates(trained, updates), opt_state, StepResult(loss, norm)
+        result = StepResult(loss, optax.tree.norm(norms), norms)
+        return optax.apply_updates(trained, updates), opt_state, result
 
     return jit(step, platform, donate_argnums=(0, 1))
