@@ -197,7 +197,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("args", "stdin", "message"),
         [
-            (("-", " \n"), "text", r"query=' \n': expected a text that is not blank"),
+            (("-", " \n"), "text", r"QUERY ' \n': expected a text that is not blank"),
             (("-", "x"), "", "stdin: expected a text, got an empty file or only blank lines"),
             (("-", "x"), "\n \n", "stdin: expected a text, got an empty file"),
             (("-", "x"), b"a\n\nb\xff\n", "stdin:3: not UTF-8"),
@@ -215,8 +215,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (("--task", "a"), "task='a'"),
-            (("--truncate-dim", 33), "truncate_dim=33: expected one of 32, 64"),
+            (("--task", "a"), "--task 'a'"),
+            (("--truncate-dim", 33), "--truncate-dim 33: expected one of 32, 64"),
         ],
     )
     def test_what_the_model_lacks(self, directory, args, message):

@@ -292,7 +292,9 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     """Return an integer within bounds as an int; NumPy's are integers, booleans are not."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
     try:
-        number = operator.index(None if isinstance(value, bool) else value)
+        number = operator.index(value)
+        if isinstance(value, bool):
+            raise TypeError
     except TypeError:
         got = type(value).__name__
         raise ValueError(f"{name}={value!r}: expected an integer {bounds}, got {got}") from None
