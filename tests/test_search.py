@@ -113,6 +113,9 @@ class TestFind:
     def test_nothing_to_search(self, model):
         with pytest.raises(ValueError, match="passages: expected at least one"):
             find(model, QUERY, [], 1)
+        for top_k in (0, True, 1.5):
+            with pytest.raises(ValueError, match=f"top_k={top_k}: expected an integer"):
+                find(model, QUERY, PASSAGES, top_k)
 
 
 class TestOutput:
