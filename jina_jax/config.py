@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ class Config:
             return -1
         if task not in self.lora_adaptations:
             known = ", ".join(map(repr, self.lora_adaptations)) or "none: it has no adapters"
-            raise ValueError(f"task={task!r}: this checkpoint has {known}; or task=None")
+            raise ValueError(f"task={task!r}: this checkpoint has {known}; or None")
         return self.lora_adaptations.index(task)
 
     def prompt(self, task: str | None) -> str:
@@ -203,8 +204,8 @@ class Config:
         Raises:
           ValueError: for an unknown task, or for None.
         """
-        if self.task_id(task) < 0:
-            raise ValueError(f"task=None: expected one of {list(self.lora_adaptations)}")
+        if task not in self.lora_adaptations:
+            raise ValueError(f"task={task!r}: expected one of {list(self.lora_adaptations)}")
         return dataclasses.replace(
             self,
             lora_adaptations=(),
@@ -220,12 +221,14 @@ class Config:
         Raises:
           ValueError: for a dimension outside ``matryoshka_dimensions``.
         """
-        dim = truncate_dim or self.truncate_dim or self.hidden_size
+        given = 0 if truncate_dim is None else truncate_dim
+        is_integer = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        dim = given or self.truncate_dim or self.hidden_size
         allowed = self.matryoshka_dimensions or range(1, self.hidden_size + 1)
-        if type(dim) is not int or (dim not in allowed and dim != self.hidden_size):
+        if not is_integer or (dim not in allowed and dim != self.hidden_size):
             wanted = ", ".join(map(str, self.matryoshka_dimensions)) or f"1 to {self.hidden_size}"
             raise ValueError(f"truncate_dim={truncate_dim!r}: expected one of {wanted}")
-        return dim
+        return int(dim)
 
     def _broken_rules(self) -> Iterator[tuple[str, str]]:
         """Yield (field, expected value) of each rule that the config breaks."""

@@ -78,6 +78,8 @@ class JinaEmbeddings(Model):
             (``ConfigError``, ``CheckpointError``).
           FileNotFoundError: if there is no such checkpoint.
         """
+        if unknown := hub.keys() - HubOptions.__annotations__.keys():
+            raise TypeError(f"from_pretrained: unexpected keyword argument {min(unknown)!r}")
         checkpoint = open_checkpoint(fetch(name_or_path, **hub))
         tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
         if mesh is None and len(jax.devices()) > 1:

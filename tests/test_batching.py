@@ -122,6 +122,10 @@ def test_number_of_shapes_is_bounded(batching, most):
         ({"token_budget": 64, "row_lengths": (128,)}, r"row_lengths=\(128,\)"),
         ({"token_budget": 64, "row_lengths": (32, 16)}, "ascending"),
         ({"max_texts": 0}, "max_texts=0"),
+        ({"max_texts": True}, "max_texts=True: expected an integer of at least 1, got bool"),
+        ({"row_lengths": 5}, "row_lengths=5: expected an ascending tuple"),
+        ({"row_lengths": (7,)}, "row_lengths=7: expected an integer of at least 8"),
+        ({"row_lengths": "512"}, "row_lengths='5': expected an integer of at least 8, got str"),
         ({"packing": 1}, "packing=1: expected None, True or False"),
         ({"packing": False, "row_lengths": (8,)}, r"row_lengths=\(8,\): expected None with pack"),
         ({"token_budget": 64, "attention_tokens": 1.5}, "attention_tokens=1.5"),
@@ -130,6 +134,11 @@ def test_number_of_shapes_is_bounded(batching, most):
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         Batching(**options)
+
+
+def test_integers_of_numpy_are_integers():
+    given = Batching(np.int64(64), row_lengths=np.array([16, 32]), max_texts=np.int32(3))
+    assert repr(given) == repr(Batching(64, row_lengths=(16, 32), max_texts=3))
 
 
 # ---------------------------------------------------------------- settings and defaults

@@ -183,9 +183,9 @@ class TestEncode:
             (("--output", "x.csv", "text"), "x.csv: expected one of the suffixes .jsonl"),
             (("--output", "/no/such/x.npy", "text"), "/no/such: no such directory"),
             (("--format", "table", *"abcdefghijklmnopqrstu"), "at most 20 texts, got 21"),
-            (("--task", "retrieval", "text"), "task='retrieval': this checkpoint has"),
-            (("--truncate-dim", 33, "text"), "truncate_dim=33: expected one of 32, 64"),
-            (("--max-length", 129, "text"), "max_length=129: expected an integer from 2 to 128"),
+            (("--task", "retrieval", "text"), "--task 'retrieval': this checkpoint has"),
+            (("--truncate-dim", 33, "text"), "--truncate-dim 33: expected one of 32, 64"),
+            (("--max-length", 129, "text"), "--max-length 129: expected an integer from 2 to 128"),
             (("--max-length", 1, "text"), "Invalid value for '--max-length'"),
             (("--batch-size", 0, "text"), "Invalid value for '--batch-size'"),
             (("--dtype", "int8", "text"), "Invalid value for '--dtype': 'int8' is not one of"),
@@ -333,7 +333,7 @@ class TestCheckpoints:
         assert "Choose from: native" in refusal("convert", directory, target)
         assert "no place for" in refusal("convert", directory, target, "--to", "xlm-roberta")
         merge = ("convert", directory, target, "--to", "native", "--merge", "x")
-        assert "task='x': this checkpoint" in refusal(*merge)
+        assert "--merge 'x': expected one of ['retrieval" in refusal(*merge)
         assert "no such directory" in refusal("info", "--model", tmp_path / "nowhere")
         assert "config.json" in refusal("info", "--model", tmp_path / "full")
         step = refusal("convert", directory, target, "--to", "native", "--step", 1)
@@ -506,14 +506,32 @@ class TestWithoutAModel:
 
     def test_what_can_be_refused_at_once_is_all_that_is_told(self):
         assert "No such file" in refusal("encode", "--input", "/no/such/file")
-        assert "revision='v1': expected None" in refusal("info", "--revision", "v1")
+        assert "--revision 'v1': expected none for" in refusal("info", "--revision", "v1")
 
 
 class TestErrors:
     @pytest.mark.parametrize("name", ["owner/name", "a b", "gpt2"])
     def test_the_hub_cannot_be_reached(self, name):
         # Offline, as conftest.py says; "a b" is no id at all.
-        assert refusal("info", "--model", name, "--offline")
+        message = f"--model '{name}': no such directory"
+        assert refusal("info", "--model", name, "--offline").startswith(message)
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ("convert runs/mistyped out --to native", "SOURCE 'runs/mistyped': no such directory"),
+            ("convert tiny out --to native --merge x", "--merge 'x': expected one of ['retrieval"),
+            ("encode --model tiny --task x y", "or none"),
+            ("eval bitext one.csv", "PATH... ['one.csv']: expected 2 for bitext"),
+            ("search notes.txt query --model tiny --task x", "--task 'x': this checkpoint has"),
+        ],
+    )
+    def test_arguments_are_named_as_they_are_typed(self, tmp_path, monkeypatch, args, message):
+        monkeypatch.chdir(tmp_path)
+        Path("notes.txt").write_text("a text")
+        found = refusal(*args.split())
+        assert message in found
+        assert "None" not in found
 
     def test_errors_of_the_network_are_lines(self, monkeypatch):
         lost = type("ConnectError", (Exception,), {"__module__": "httpx"})
@@ -600,7 +618,7 @@ print(time.perf_counter() - start, file=sys.stderr)
     def test_an_error_is_one_line(self):
         result = subprocess_run("info", "--model", "/no/such/model")
         assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith("jina-jax: error: model='/no/such/model'")
+        assert result.stderr.startswith("jina-jax: error: --model '/no/such/model'")
         assert result.stderr.count("\n") == 1
 
     def test_a_closed_pipe_is_no_news(self, directory):

@@ -219,7 +219,7 @@ class TestRefused:
             (["sts", "nowhere.csv"], "nowhere.csv: No such file"),
             (["sts", "train.csv"], "train.csv:1: expected a column 'sentence1'"),
             (["bitext", "lines.de"], "expected 2 for bitext"),
-            (["retrieval", "set", "--split", "x"], "split='x': set has dev, test"),
+            (["retrieval", "set", "--split", "x"], "--split 'x': set has dev, test"),
         ],
     )
     def test_before_the_model_is_looked_for(self, args, message):

@@ -130,7 +130,7 @@ def test_an_output_is_kept_unless_forced(directory, files):
     [
         ("out.csv", (), "out.csv: expected a name that ends in .jsonl"),
         ("out.jsonl", ("--num-negatives", 0), "0 is not in the range x>=1"),
-        ("out.jsonl", ("--range-max", 5), "range_max=5: expected at least"),
+        ("out.jsonl", ("--range-max", 5), "--range-max 5: expected at least"),
         ("out.jsonl", ("--sampling-strategy", "best"), "'best' is not one of 'top', 'random'"),
     ],
 )

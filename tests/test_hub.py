@@ -67,7 +67,7 @@ def test_a_cached_revision_is_found(tmp_path):
     snapshot = make_cache(tmp_path, "jinaai/model", ["pytorch_model.bin"], revision="v1")
     found = fetch("jinaai/model", revision="v1", cache_dir=tmp_path, local_files_only=True)
     assert found == snapshot
-    with pytest.raises(LocalEntryNotFoundError):
+    with pytest.raises(FileNotFoundError, match="not in the Hub's cache, and no network allowed"):
         fetch("jinaai/model", revision="v2", cache_dir=tmp_path, local_files_only=True)
 
 
@@ -78,13 +78,19 @@ def test_a_fetched_checkpoint_opens(tmp_path):
     assert open_checkpoint(found).layout == "published"
 
 
-def test_an_unknown_model_is_refused_offline(tmp_path):
-    with pytest.raises(LocalEntryNotFoundError):
-        fetch("jinaai/nothing", cache_dir=tmp_path, local_files_only=True)
+@pytest.mark.parametrize("name", ["jinaai/nothing", "runs/mistyped", "mistyped"])
+def test_a_name_of_either_kind_is_neither_a_directory_nor_on_a_hub_out_of_reach(monkeypatch, name):
+    def lost(*_, **__):
+        raise LocalEntryNotFoundError("Got: ConnectError")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
+    message = rf"name_or_path='{name}': no such directory, .*the Hub could not be reached"
+    with pytest.raises(FileNotFoundError, match=message):
+        fetch(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["./nothing", "/no/such/dir", "~/model", "a/b/c", "../model", ".", "models/x/"]
+    "name", ["./nothing", "/no/such/dir", "~/model", "a/b/c", "../model", ".", "models/x/", "a b"]
 )
 def test_a_missing_directory_is_not_looked_for_on_the_hub(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
@@ -92,7 +98,9 @@ def test_a_missing_directory_is_not_looked_for_on_the_hub(monkeypatch, tmp_path,
     if name == ".":
         (tmp_path / "file").write_text("x")
         name = "file"
-    with pytest.raises(FileNotFoundError, match=rf"model={name!r}: no such directory"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"name_or_path={name!r}: no such directory, and not"
+    ):
         fetch(name)
 
 
@@ -156,6 +164,8 @@ def test_a_repository_without_weights_comes_back_as_it_is(monkeypatch, tmp_path)
     assert fetch("jinaai/model") == tmp_path / "snapshot"
 
 
-def test_an_empty_name_is_refused():
-    with pytest.raises(ValueError, match="model='': expected a directory, a Hub id or None"):
-        fetch("")
+@pytest.mark.parametrize("name", ["", 3, b"tiny"])
+def test_a_name_that_is_empty_or_no_string_is_refused(name):
+    message = f"name_or_path={name!r}: expected a directory, a Hub id or None"
+    with pytest.raises(ValueError, match=message):
+        fetch(name)

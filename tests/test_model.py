@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -86,8 +87,9 @@ def test_max_seq_length_is_the_default_of_calls(directory):
         _, info = model.encode(TEXTS, return_info=True)
     assert info.tokens.max() == 16
     assert model.encode(TEXTS, max_length=128, return_info=True)[1].tokens.max() > 16
-    with pytest.raises(ValueError, match="max_length=129: expected an integer from 2 to 128"):
-        model.max_seq_length = 129
+    for wrong in (129, 1, True, 16.0, None):
+        with pytest.raises(ValueError, match=rf"max_seq_length={wrong}: .* integer from 2 to 128"):
+            model.max_seq_length = wrong
 
 
 # ---------------------------------------------------------------- None is what is absent
@@ -97,7 +99,7 @@ def test_max_seq_length_is_the_default_of_calls(directory):
     ("options", "message"),
     [
         ({"task": "none"}, r"task='none': expected None \(without quotes\) for the base model"),
-        ({"task": "auto"}, "task='auto'.*or task=None"),
+        ({"task": "auto"}, "task='auto'.*; or None"),
         (
             {"task": [None, "none", None]},
             r"task='none': expected None \(without quotes\) for the base model",
@@ -109,6 +111,53 @@ def test_max_seq_length_is_the_default_of_calls(directory):
 def test_words_for_what_is_absent_are_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         model.encode(TEXTS, **options)
+
+
+# ---------------------------------------------------------------- arguments of other types
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mesh": "x"}, "mesh='x': expected one of jina_jax.make_mesh, or None"),
+        ({"batching": 512}, "batching=512: expected a Batching or None"),
+        ({"tusk": 1}, "from_pretrained: unexpected keyword argument 'tusk'"),
+    ],
+)
+def test_options_of_a_checkpoint_of_other_types_are_refused(directory, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        load(directory, **options)
+
+
+def test_integers_of_numpy_are_integers(model):
+    options = {"truncate_dim": 32, "max_length": 16, "batch_size": 2, "overlap": 4}
+    of_numpy = {name: np.int64(value) for name, value in options.items()}
+    windows = {"long_text": "windows"}
+    found, expected = (model.encode(TEXTS, **given, **windows) for given in (of_numpy, options))
+    np.testing.assert_array_equal(found, expected)
+    found, expected = (model.encode_chunks(TEXTS[0], size) for size in (np.int32(3), 3))
+    assert found.spans == expected.spans
+    for name in options:
+        for wrong in (True, 16.0, "16"):
+            with pytest.raises(ValueError, match=f"{name}={wrong!r}: expected"):
+                model.encode(TEXTS, **{name: wrong}, **windows)
+
+
+def test_the_warning_of_texts_that_were_cut_points_at_the_users_line(model):
+    for method in (model.encode, model.encode_query, model.encode_document):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            method(TEXTS, max_length=8)
+        assert [w.filename for w in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # chunks are never cut
+        model.encode_chunks(TEXTS, 3, max_length=8)
+
+
+def test_a_lone_surrogate_of_the_prompt_is_the_prompts(model):
+    for texts in (TEXTS, []):
+        with pytest.raises(ValueError, match=r"prompt: expected Unicode text, got the lone surr"):
+            model.encode(texts, prompt="no\ud800")
 
 
 # ---------------------------------------------------------------- chunks
@@ -264,6 +313,36 @@ def test_gradients_and_vmap_of_the_pure_function(model):
     assert np.abs(gradients["layers.0.attention.out_proj.lora_b"][:2]).max() > 0
     one = jax.vmap(lambda row: apply(parameters, row[None])[0])(ids)
     np.testing.assert_allclose(one, apply(parameters, ids), atol=1e-5)
+
+
+IDS = np.full((2, 5), 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((IDS[0],), r"input_ids: expected integer \(B, T\), got int64 \(5,\)"),
+        ((IDS * 1.0,), r"input_ids: expected integer \(2, 5\), got float64 \(2, 5\)"),
+        ((IDS.tolist(),), r"input_ids: expected integer \(2, 5\), got list \(2, 5\)"),
+        ((IDS - 8,), "input_ids: expected 0 to 119, got -1"),
+        ((IDS + 113,), "input_ids: expected 0 to 119, got 120"),
+        ((IDS, IDS), r"attention_mask: expected bool \(2, 5\), got int64 \(2, 5\)"),
+        ((IDS, IDS[:1] > 0), r"attention_mask: expected bool \(2, 5\), got bool \(1, 5\)"),
+        ((IDS, None, np.array([1])), r"task_ids: expected integer \(2,\), got int64 \(1,\)"),
+        ((IDS, None, np.array([0, 5])), "task_ids: expected -1 to 4, got 5"),
+        ((IDS, None, np.array([-2, 0])), "task_ids: expected -1 to 4, got -2"),
+    ],
+)
+def test_inputs_of_the_pure_function_are_checked(model, arguments, message):
+    apply, parameters = model.functional()
+    with pytest.raises(ValueError, match=message):
+        apply(parameters, *arguments)
+
+
+def test_shapes_are_checked_under_jit(model):
+    apply, parameters = model.functional()
+    with pytest.raises(ValueError, match="task_ids: expected integer"):
+        jax.jit(apply)(parameters, IDS, None, np.zeros((2, 1), int))
 
 
 # ---------------------------------------------------------------- types, the process

@@ -308,6 +308,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             Rules(**options)
 
+    def test_integers_of_numpy_are_integers(self):
+        assert repr(Rules(num_negatives=np.int64(3), seed=np.uint8(1))) == repr(
+            Rules(num_negatives=3, seed=1)
+        )
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

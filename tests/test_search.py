@@ -113,6 +113,9 @@ class TestFind:
     def test_nothing_to_search(self, model):
         with pytest.raises(ValueError, match="passages: expected at least one"):
             find(model, QUERY, [], 1)
+        for top_k in (0, True, 1.5):
+            with pytest.raises(ValueError, match=f"top_k={top_k}: expected an integer"):
+                find(model, QUERY, PASSAGES, top_k)
 
 
 class TestOutput:
@@ -197,7 +200,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("args", "stdin", "message"),
         [
-            (("-", " \n"), "text", r"query=' \n': expected a text that is not blank"),
+            (("-", " \n"), "text", r"QUERY ' \n': expected a text that is not blank"),
             (("-", "x"), "", "stdin: expected a text, got an empty file or only blank lines"),
             (("-", "x"), "\n \n", "stdin: expected a text, got an empty file"),
             (("-", "x"), b"a\n\nb\xff\n", "stdin:3: not UTF-8"),
@@ -215,8 +218,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (("--task", "a"), "task='a'"),
-            (("--truncate-dim", 33), "truncate_dim=33: expected one of 32, 64"),
+            (("--task", "a"), "--task 'a'"),
+            (("--truncate-dim", 33), "--truncate-dim 33: expected one of 32, 64"),
         ],
     )
     def test_what_the_model_lacks(self, directory, args, message):

@@ -1,6 +1,7 @@
 """How parameters lie on meshes, and that a mesh changes no vector."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -214,10 +215,23 @@ def test_make_mesh():
     assert mesh.devices.tolist() == [jax.devices()[2:4], jax.devices()[4:6]]
 
 
-@pytest.mark.parametrize("model", [0, -1, 3, 16, True, 2.0, "2"])
+@pytest.mark.parametrize("model", [3, 16])
 def test_model_axis_must_divide_the_devices(model):
-    with pytest.raises(ValueError, match=rf"model={model!r}: expected a divisor of the 8 devices"):
+    with pytest.raises(ValueError, match=rf"model={model}: expected a divisor of the 8 devices"):
         make_mesh(model)
+
+
+@pytest.mark.parametrize("model", [0, -1, True, 2.0, "2"])
+def test_model_axis_must_be_a_positive_integer(model):
+    with pytest.raises(ValueError, match=rf"model={model!r}: expected an integer of at least 1"):
+        make_mesh(model)
+
+
+@pytest.mark.parametrize("devices", [[], "cpu", 2, [0]])
+def test_devices_of_a_mesh_must_be_devices(devices):
+    message = f"devices={devices!r}: expected None, or one jax.Device or more"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_mesh(devices=devices)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ ARROWS = {
     "embedder": {"cache", "checkpoints", "convert", "runtime", "tasks", "text"},
     "gold": {"embedder", "files", "verify"},
     "data": set(),
-    "search": {"data", "embedder", "files", "nn", "runtime", "tasks"},
-    "evaluation": {"data", "embedder", "nn", "search", "tasks"},
+    "search": {"data", "embedder", "files", "nn", "runtime", "tasks", "text"},
+    "evaluation": {"data", "embedder", "nn", "search", "tasks", "text"},
     "training": {
         *("cache", "checkpoints", "config", "convert", "data", "embedder", "evaluation", "files"),
         *("nn", "runtime", "tasks", "text"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import warnings
 from pathlib import Path
 from typing import TypedDict
@@ -12,6 +14,7 @@ from jina_jax.checkpoints.native import WEIGHTS_FILE
 TINY = "tiny"  # name of the model in the package
 PACKAGED = Path(__file__).parents[1] / TINY
 
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _SMALL_FILES = ["*.json", "*/adapter_config.json", "*/adapter_model.*", "1_Pooling/*"]
 _WEIGHT_FILES = ([WEIGHTS_FILE], ["model*.safetensors"], ["pytorch_model*.bin"])
 
@@ -45,12 +48,13 @@ def fetch(
       local_files_only: never use the network; the variable HF_HUB_OFFLINE has the same effect.
 
     Raises:
-      ValueError: for a revision of the packaged model, which has no revisions.
-      FileNotFoundError: if it is neither a directory nor of the form of a Hub id.
-      huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: as that library raises them.
+      ValueError: for a name of another type, or a revision of the packaged model, which has none.
+      FileNotFoundError: if it is neither a directory nor of the form of a Hub id, or the Hub cannot
+        be reached and it is not in the cache.
+      huggingface_hub.errors.HfHubHTTPError: as that library raises it.
     """
-    if name_or_path == "":
-        raise ValueError("model='': expected a directory, a Hub id or None, got an empty string")
+    if not isinstance(name_or_path, str | os.PathLike | None) or name_or_path == "":
+        raise ValueError(f"name_or_path={name_or_path!r}: expected a directory, a Hub id or None")
     if name_or_path is not None and Path(name_or_path).is_dir():
         return Path(name_or_path)
     if name_or_path is None or str(name_or_path) == TINY:
@@ -63,19 +67,27 @@ def fetch(
             _warn_unnamed()
         return PACKAGED
     name = str(name_or_path)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists():
-        raise FileNotFoundError(f"model={name!r}: no such directory, and not a Hub id (owner/name)")
-    import huggingface_hub
+    if not _HUB_ID.fullmatch(name) or Path(name).exists():
+        raise FileNotFoundError(
+            f"name_or_path={name!r}: no such directory, and not a Hub id (owner/name)"
+        )
+    import huggingface_hub.errors
 
     for weights in _WEIGHT_FILES:
-        directory = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=_SMALL_FILES + weights,
-        )
+        try:
+            directory = huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=_SMALL_FILES + weights,
+            )
+        except huggingface_hub.errors.LocalEntryNotFoundError as error:
+            raise FileNotFoundError(
+                f"name_or_path={name!r}: no such directory, not in the Hub's cache, and "
+                f"{'no network allowed' if local_files_only else 'the Hub could not be reached'}"
+            ) from error
         if any(match for pattern in weights for match in Path(directory).glob(pattern)):
             break
     return Path(directory)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ import click
 # huggingface_hub and its network libraries: some of their errors are no OSError.
 _NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
 _TRAIN_LIBRARIES = ("orbax", "pydantic")
+# Arguments in Python → of commands, where these are called otherwise.
+_RENAMED = {"name_or_path": "model", "truncate_dim": "dims"}
 
 
 class ErrorGroup(click.Group):
@@ -41,9 +44,12 @@ class ErrorGroup(click.Group):
             except Exception as error:
                 if not _is_expected(error):
                     raise
-                _print_line("error", _message(error))
+                _print_line("error", _message(error, self._command(args)))
                 code = 2
         sys.exit(code or 0)
+
+    def _command(self, args: Sequence[str] | None) -> click.Command | None:
+        return self.commands.get(next(iter(sys.argv[1:] if args is None else args), ""))
 
 
 def _is_expected(error: Exception) -> bool:
@@ -52,7 +58,7 @@ def _is_expected(error: Exception) -> bool:
     return users or library in ("jina_jax", *_NETWORK_LIBRARIES)
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, command: click.Command | None) -> str:
     """Format an error as one line; our own errors may list several problems, one per line."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text = f"{error.format_message()} (see '{error.ctx.command_path} --help')"
@@ -61,9 +67,20 @@ def _message(error: Exception) -> str:
     elif isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     else:
-        text = str(error) or type(error).__name__
+        text = _with_options(str(error) or type(error).__name__, command)
     is_ours = type(error).__module__.startswith("jina_jax.")
     return text if is_ours else " ".join(text.split())
+
+
+def _with_options(text: str, command: click.Command | None) -> str:
+    """Name an argument as the command line does: "top_k=0: …" is "--top-k 0: …"."""
+    name, equals, rest = text.partition("=")
+    for parameter in command.params if command and equals else ():
+        if parameter.name in (name, _RENAMED.get(name)):
+            is_option = isinstance(parameter, click.Option)
+            shown = parameter.opts[0] if is_option else parameter.human_readable_name
+            return f"{shown} " + re.sub(r"\b(expected|or) None\b", r"\1 none", rest)
+    return text
 
 
 def _print_line(kind: str, text: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jina_jax.nn.pooling import cut_and_normalize
 from jina_jax.tasks import TextEncoder
+from jina_jax.text.spans import check_integer
 
 
 class Vectors:
@@ -84,8 +85,8 @@ class Vectors:
 def _check_dims(dims: Sequence[int] | None) -> tuple[int, ...]:
     if dims is None:
         return ()
-    numbers = tuple(dims)
-    if not numbers or not all(type(dim) is int and dim > 0 for dim in numbers):
+    numbers = tuple(check_integer("dims", dim, 1) for dim in dims)
+    if not numbers:
         raise ValueError(f"dims={dims!r}: expected None, or positive integers")
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"dims={dims!r}: expected each dimension once")

@@ -76,7 +76,8 @@ class Evaluation:
         kind = _KINDS[self.kind]
         if isinstance(self.paths, str | Path) or len(self.paths) not in kind.files:
             wanted = " or ".join(map(str, kind.files))
-            raise ValueError(f"paths={self.paths!r}: expected {wanted} for {self.kind}")
+            paths = self.paths if isinstance(self.paths, str | Path) else [*map(str, self.paths)]
+            raise ValueError(f"paths={paths!r}: expected {wanted} for {self.kind}")
         if self.columns is not None and self.kind in _WITHOUT_COLUMNS:
             raise ValueError(f"columns={self.columns!r}: expected None, {self.kind} has no columns")
         for module in kind.modules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from jina_jax.runtime.requests import Chunking, Request
 from jina_jax.runtime.results import OUTPUT_VALUES
 from jina_jax.tasks import LONG_TEXT, Task, refuse_none_word
 from jina_jax.text.sentences import chunk_by_sentences
-from jina_jax.text.spans import chunk_by_tokens
-from jina_jax.text.tokenizer import check_texts
+from jina_jax.text.spans import check_integer, chunk_by_tokens
+from jina_jax.text.tokenizer import check_texts, check_unicode
 
 WHOLE = object()  # no chunks
 _OVERLAP = 256
@@ -39,26 +40,19 @@ def make_requests(
     prompts = _prompts(config, tasks, prompt)
     wanted = [None] * len(checked) if chunks is WHOLE else _chunkings(chunks, len(checked), single)
     return [
-        Request(text, prompts[task], config.task_id(task), chunking)
-        for text, task, chunking in zip(checked, tasks, wanted, strict=True)
+        Request(text, prompts[task], config.task_id(task), chunking, position)
+        for position, (text, task, chunking) in enumerate(zip(checked, tasks, wanted, strict=True))
     ]
-
-
-def pick_max_length(max_length: int | None, default: int, limit: int) -> int:
-    """Return the most tokens that the encoder sees at once, ``default`` for None."""
-    max_length = default if max_length is None else max_length
-    if type(max_length) is not int or not 2 <= max_length <= limit:
-        raise ValueError(f"max_length={max_length!r}: expected an integer from 2 to {limit}")
-    return max_length
 
 
 def pick_overlap(overlap: int | None, max_length: int) -> int:
     """Return the tokens that windows share, for None a quarter of ``max_length``, at most 256."""
     if overlap is None:
         return min(_OVERLAP, max_length // 4)
-    if type(overlap) is not int or not 0 <= overlap < max_length:
+    overlap = check_integer("overlap", overlap, 0)
+    if overlap >= max_length:
         raise ValueError(
-            f"overlap={overlap!r}: expected an integer from 0 to max_length - 1 = {max_length - 1}"
+            f"overlap={overlap}: expected an integer from 0 to max_length - 1 = {max_length - 1}"
         )
     return overlap
 
@@ -129,13 +123,15 @@ def _prompts(config: Config, tasks: list[str | None], prompt: str | None) -> dic
     refuse_none_word("prompt", prompt, "no prompt")
     if prompt == "auto":
         return {task: config.prompt(task) for task in set(tasks)}
+    check_unicode(prompt or "", "prompt")
     return dict.fromkeys(tasks, prompt or "")
 
 
 def _chunkings(chunks: Any, count: int, single: bool) -> Sequence[Chunking]:
     """Return a function (text, its tokens' offsets) → spans for each text."""
-    if isinstance(chunks, bool | int):
-        return [lambda text, offsets: chunk_by_tokens(offsets, chunks)] * count
+    if isinstance(chunks, numbers.Integral):
+        tokens = check_integer("chunks", chunks, 1)
+        return [lambda text, offsets: chunk_by_tokens(offsets, tokens)] * count
     if isinstance(chunks, str) and chunks == "sentences":
         return [lambda text, offsets: chunk_by_sentences(text)] * count
     if callable(chunks):

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from jina_jax.text.spans import check_integer
 
 Group = tuple[list[list[int]], int]  # rows as positions of texts, and the length of a row
 
@@ -27,10 +29,6 @@ _PACKED_ROW = 512  # where packing is asked for on a platform that pads
 def packed_slots(length: int) -> int:
     """Return S, the texts that a packed row of this length may hold."""
     return max(1, length // _TOKENS_PER_SLOT)
-
-
-def _positive(value: object) -> bool:
-    return type(value) is int and value > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +52,26 @@ class Batching:
     max_texts: int | None = None
 
     def __post_init__(self) -> None:
-        lengths = self.row_lengths
         for name in ("token_budget", "attention_tokens", "max_texts"):
             value = getattr(self, name)
-            if value is not None and not _positive(value):
-                raise ValueError(f"{name}={value!r}: expected None or a positive integer")
+            if value is not None:
+                object.__setattr__(self, name, check_integer(name, value, 1))
         if self.packing is not None and not isinstance(self.packing, bool):
             raise ValueError(f"packing={self.packing!r}: expected None, True or False")
-        if lengths is None:
-            return
-        if self.packing is False and lengths:
-            raise ValueError(f"row_lengths={lengths!r}: expected None with packing=False")
-        ascending = all(map(_positive, lengths)) and list(lengths) == sorted(set(lengths))
-        if not ascending or (lengths and (lengths[0] < 8 or lengths[-1] > self._most())):
-            raise ValueError(
-                f"row_lengths={lengths!r}: expected an ascending tuple of lengths from 8 to "
-                f"token_budget"
-            )
+        if self.row_lengths is not None:
+            object.__setattr__(self, "row_lengths", self._check_lengths(self.row_lengths))
 
-    def _most(self) -> float:
-        return math.inf if self.token_budget is None else self.token_budget
+    def _check_lengths(self, given: Any) -> tuple[int, ...]:
+        wanted = "an ascending tuple of lengths from 8 to token_budget"
+        if not isinstance(given, Iterable):
+            raise ValueError(f"row_lengths={given!r}: expected {wanted}, or None")
+        lengths = tuple(check_integer("row_lengths", length, 8) for length in given)
+        if self.packing is False and lengths:
+            raise ValueError(f"row_lengths={given!r}: expected None with packing=False")
+        most = max(lengths, default=0) if self.token_budget is None else self.token_budget
+        if list(lengths) != sorted(set(lengths)) or max(lengths, default=0) > most:
+            raise ValueError(f"row_lengths={given!r}: expected {wanted}")
+        return lengths
 
     def on(self, platform: str) -> CompleteBatching:
         """Return these settings, completed with the defaults of "cpu", "gpu" or "tpu"."""

@@ -156,8 +156,15 @@ class Engine:
         _, abstract = abstract_encoder(self.config, scan_layers=self._scan_layers)
 
         def apply(parameters, input_ids, attention_mask=None, task_ids=None):
+            shape = np.shape(input_ids)
+            square = shape if len(shape) == 2 else "(B, T)"
+            _check_array("input_ids", input_ids, np.integer, square, range(self.config.vocab_size))
             if attention_mask is None:
-                attention_mask = jnp.ones(input_ids.shape, bool)
+                attention_mask = jnp.ones(shape, bool)
+            _check_array("attention_mask", attention_mask, np.bool_, shape)
+            if task_ids is not None:
+                tasks = range(-1, self.config.num_tasks)
+                _check_array("task_ids", task_ids, np.integer, shape[:1], tasks)
             encoder = nnx.merge(graph, from_dict(abstract, parameters))
             output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
             return pool_masked(output.last_hidden_state, attention_mask, pooling)
@@ -253,6 +260,21 @@ class Engine:
     def _rows(self) -> NamedSharding | None:
         """How inputs lie on the mesh: their rows on its data axis."""
         return None if self.mesh is None else NamedSharding(self.mesh, BATCH)
+
+
+def _check_array(
+    name: str, array: Any, kind: type, shape: Any, values: range | None = None
+) -> None:
+    """Check the dtype and shape of an array, and its values, unless they are traced."""
+    found, dtype = np.shape(array), getattr(array, "dtype", None)
+    if dtype is None or found != shape or not jnp.issubdtype(dtype, kind):
+        wanted, got = kind.__name__.rstrip("_"), dtype or type(array).__name__
+        raise ValueError(f"{name}: expected {wanted} {shape}, got {got} {found}")
+    if values is None or isinstance(array, jax.core.Tracer):
+        return
+    wrong = [value for value in np.unique(array).tolist() if value not in values]
+    if wrong:
+        raise ValueError(f"{name}: expected {values[0]} to {values[-1]}, got {wrong[0]}")
 
 
 def _put_alone(_: str, array: np.ndarray) -> jax.Array:

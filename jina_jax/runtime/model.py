@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jina_jax.config import Config
-from jina_jax.runtime import arguments
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
 from jina_jax.runtime.requests import Preparation, Request
 from jina_jax.runtime.results import EncodeInfo, unit_pair
+from jina_jax.text.spans import check_integer
 from jina_jax.text.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger("jina_jax")
@@ -62,6 +62,8 @@ class Model:
                 f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
                 f"got {tokenizer.vocab_size}"
             )
+        if not isinstance(batching, Batching | CompleteBatching | None):
+            raise ValueError(f"batching={batching!r}: expected a Batching or None")
         self.config, self.tokenizer = config, tokenizer
         self.split_special_tokens = split_special_tokens
         self.engine = Engine(
@@ -100,8 +102,7 @@ class Model:
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        limit = self.config.max_length
-        self._max_seq_length = arguments.pick_max_length(value, limit, limit)
+        self._max_seq_length = check_integer("max_seq_length", value, 2, self.config.max_length)
 
     def get_embedding_dimension(self) -> int:
         """Return the dimension of embeddings without ``truncate_dim``."""
@@ -184,7 +185,8 @@ class Model:
         Returns:
           The number of programs that are ready now.
         """
-        longest = self._max_length(min(max_length, self.config.max_length))
+        longest = min(check_integer("max_length", max_length, 2), self.config.max_length)
+        threads = check_integer("threads", threads, 1)
         found = shapes(self._batching(batch_size), longest, self.engine.row_multiple)
         cases = (True, False) if tasks is None else (tasks,)
         adapted = [case for case in cases if not case or self.config.num_tasks]
@@ -195,16 +197,14 @@ class Model:
         return self.engine.compiled
 
     def _max_length(self, max_length: int | None) -> int:
-        return arguments.pick_max_length(
-            max_length, self.max_seq_length, limit=self.config.max_length
-        )
+        if max_length is None:
+            return self.max_seq_length
+        return check_integer("max_length", max_length, 2, self.config.max_length)
 
     def _batching(self, batch_size: int | None) -> CompleteBatching:
         if batch_size is None:
             return self.batching
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: expected None or a positive integer")
-        return self.batching._replace(max_texts=batch_size)
+        return self.batching._replace(max_texts=check_integer("batch_size", batch_size, 1))
 
     def _run(
         self,

@@ -34,12 +34,14 @@ class Request(NamedTuple):
       task_id: position of its adapter on the task axis, -1 for none.
       chunks: (text, characters of each of its tokens) → spans of characters, each of which gets a
         vector; None for one vector of the whole.
+      position: its index among the caller's texts, for errors.
     """
 
     text: str
     prompt: str = ""
     task_id: int = -1
     chunks: Chunking | None = None
+    position: int = 0
 
 
 class Tokens(NamedTuple):
@@ -155,7 +157,10 @@ def _chunks(request: Request, ids: list[int], offsets: list[Span]) -> tuple[list
     first, _, content = content_tokens(offsets, len(request.prompt))
     found = request.chunks(request.text, content)
     found = list(found) if isinstance(found, Iterator) else found
-    ranges = token_spans(content, found, request.text)
+    try:
+        ranges = token_spans(content, found, request.text)
+    except ValueError as error:
+        raise ValueError(f"texts[{request.position}]: {error}") from None
     spans = [(int(start), int(stop)) for start, stop in found]
     return spans, with_special_tokens(ranges, first, len(ids))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -108,10 +109,13 @@ def unit_pair(embeddings1: Any, embeddings2: Any) -> tuple[np.ndarray, np.ndarra
 
 
 def warn_dropped(dropped: np.ndarray, max_length: int) -> None:
-    """Warn the caller's caller of texts that were cut, int (n,) tokens each."""
+    """Warn the user's line, outside of this package, of texts that were cut, int (n,) tokens."""
     if dropped.any():
+        frame, level = sys._getframe(), 1
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith("jina_jax."):
+            frame, level = frame.f_back, level + 1
         warnings.warn(
             f"{np.count_nonzero(dropped)} of {len(dropped)} texts were longer than "
             f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
-            stacklevel=3,
+            stacklevel=level,
         )

@@ -8,7 +8,7 @@ columns, the second by rows, so that each pair costs one sum over devices.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.parameters import from_dict, is_stacked, to_dict
+from jina_jax.text.spans import check_integer
 
 # Parameter path → how its axes are split; the first match counts. Embeddings are copied: if split,
 # they would cost a sum over devices per step and save little memory.
@@ -46,22 +47,28 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
         of this process alone.
 
     Raises:
-      ValueError: if ``model`` does not divide the number of devices.
+      ValueError: if ``model`` does not divide the number of devices, or there are none.
     """
-    devices = jax.devices() if devices is None else list(devices)
-    if type(model) is not int or model < 1 or len(devices) % model:
-        raise ValueError(f"model={model!r}: expected a divisor of the {len(devices)} devices")
-    shape = (len(devices) // model, model)
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    given = jax.devices() if devices is None else devices
+    found = list(given) if isinstance(given, Iterable) else []
+    if not found or not all(isinstance(device, jax.Device) for device in found):
+        raise ValueError(f"devices={devices!r}: expected None, or one jax.Device or more")
+    model = check_integer("model", model, 1)
+    if len(found) % model:
+        raise ValueError(f"model={model}: expected a divisor of the {len(found)} devices")
+    shape = (len(found) // model, model)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 
 def check_mesh(mesh: Mesh, config: Config) -> None:
     """Check that a network can be split over a mesh.
 
     Raises:
-      ValueError: for other axes than those of ``make_mesh``, an axis that is not automatic, or a
-        ``model`` axis that does not divide heads and feed-forward width.
+      ValueError: for another type, other axes than those of ``make_mesh``, an axis that is not
+        automatic, or a ``model`` axis that does not divide heads and feed-forward width.
     """
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh={mesh!r}: expected one of jina_jax.make_mesh, or None")
     if mesh.axis_names != ("data", "model") or set(mesh.axis_types) != {AxisType.Auto}:
         raise ValueError(
             f"mesh: expected axes ('data', 'model') of type Auto (jina_jax.make_mesh), "

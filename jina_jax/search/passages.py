@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jina_jax.search.nearest import nearest
 from jina_jax.tasks import UNITS, Task, pick_tasks
+from jina_jax.text.spans import check_integer
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
@@ -72,10 +73,11 @@ def find(
       show_progress_bar: as for ``JinaEmbeddings.encode``.
 
     Raises:
-      ValueError: for no passage, or a task or dimension that the model lacks.
+      ValueError: for no passage, ``top_k`` below 1, or a task or dimension that the model lacks.
     """
     if not passages:
         raise ValueError("passages: expected at least one, got none")
+    top_k = check_integer("top_k", top_k, 1)
     query_task, passage_task = pick_tasks(model, "retrieval", task)
     vectors = model.encode(
         [query, *(passage.text for passage in passages)],

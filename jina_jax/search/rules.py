@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jina_jax.tasks import SAMPLING_STRATEGIES
+from jina_jax.text.spans import check_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name, least in (("num_negatives", 1), ("range_min", 0), ("range_max", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), least))
         least = self.range_min + self.num_negatives
         if self.range_max < least:
             raise ValueError(

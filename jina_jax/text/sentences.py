@@ -63,7 +63,7 @@ def chunk_by_sentences(text: str, sentences: int = 1) -> list[Span]:
       ValueError: if text is not a str, or sentences is not an integer of at least 1.
     """
     check_text(text)
-    check_integer("sentences", sentences, 1)
+    sentences = check_integer("sentences", sentences, 1)
     spans = _sentences(text)
     groups = (spans[i : i + sentences] for i in range(0, len(spans), sentences))
     return [(group[0][0], group[-1][1]) for group in groups]

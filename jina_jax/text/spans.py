@@ -50,7 +50,7 @@ def chunk_by_tokens(offsets: Sequence[Span], tokens: int) -> list[Span]:
       ValueError: if offsets are not pairs of integers that never decrease, or tokens is not an
         integer of at least 1.
     """
-    check_integer("tokens", tokens, 1)
+    tokens = check_integer("tokens", tokens, 1)
     starts, stops = _characters(offsets)
     chunks: list[Span] = []
     first, count = 0, len(starts)
@@ -81,7 +81,7 @@ def content_tokens(offsets: Sequence[Span], prompt_length: int) -> tuple[int, in
       ValueError: if the first and last offsets are not (0, 0), the others are not pairs of integers
         that never decrease, or prompt_length is not an integer of at least 0.
     """
-    check_integer("prompt_length", prompt_length, 0)
+    prompt_length = check_integer("prompt_length", prompt_length, 0)
     if len(offsets) < 2 or tuple(offsets[0]) != (0, 0) or tuple(offsets[-1]) != (0, 0):
         ends = [tuple(offset) for offset in (*offsets[:1], *offsets[1:][-1:])]
         raise ValueError(f"offsets: expected <s> and </s> at (0, 0) around them, got {ends}")
@@ -153,8 +153,8 @@ def with_special_tokens(ranges: np.ndarray, prefix: int, total: int) -> np.ndarr
       ValueError: if prefix or total is out of range, or a range is empty or outside the
         ``total - prefix - 1`` content tokens.
     """
-    check_integer("prefix", prefix, 1)
-    check_integer("total", total, prefix + 1)
+    prefix = check_integer("prefix", prefix, 1)
+    total = check_integer("total", total, prefix + 1)
     content = total - prefix - 1
     ranges = _ranges(ranges, content)
     first, last = ranges[:, 0] == 0, ranges[:, 1] == content
@@ -177,9 +177,8 @@ def windows(total: int, size: int, overlap: int) -> list[Window]:
       ValueError: if an argument is not an integer, total or size is below 1, or overlap is not in
         0 … size - 1.
     """
-    check_integer("total", total, 1)
-    check_integer("size", size, 1)
-    check_integer("overlap", overlap, 0)
+    total, size = check_integer("total", total, 1), check_integer("size", size, 1)
+    overlap = check_integer("overlap", overlap, 0)
     if overlap >= size:
         raise ValueError(f"overlap={overlap}: expected an integer from 0 to size - 1 = {size - 1}")
     found = [Window(0, min(size, total), 0)]
@@ -289,6 +288,16 @@ def check_text(text: Any) -> None:
         raise ValueError(f"text: expected str, got {type(text).__name__}")
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Return an integer within bounds as an int; NumPy's are integers, booleans are not."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    try:
+        number = operator.index(value)
+        if isinstance(value, bool):
+            raise TypeError
+    except TypeError:
+        got = type(value).__name__
+        raise ValueError(f"{name}={value!r}: expected an integer {bounds}, got {got}") from None
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"{name}={number}: expected an integer {bounds}")
+    return number

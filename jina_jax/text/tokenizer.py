@@ -266,11 +266,12 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise _refusal(f"texts[{at}]", "str", type(text).__name__)
         if not text.isascii():
-            _check_unicode(text, f"texts[{at}]")
+            check_unicode(text, f"texts[{at}]")
     return checked
 
 
-def _check_unicode(text: str, where: str) -> None:
+def check_unicode(text: str, where: str) -> None:
+    """Refuse a lone surrogate, naming where it is. Raises ``ValueError``."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
