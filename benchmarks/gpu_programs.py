@@ -1,13 +1,13 @@
 """Compile a step for an H100, without one, and report the memory that a layer touches.
 
     pip install "jina-jax[cuda]"
-    python benchmarks/gpu_programs.py                   # 64 x 512, padded and packed, with and without tasks
-    python benchmarks/gpu_programs.py --list 40         # the kernels of each program, too
+    python benchmarks/gpu_programs.py              # padded and packed, with and without tasks
+    python benchmarks/gpu_programs.py --list 40    # the kernels of each program, too
 
-XLA compiles ahead of time from a description of the GPU. Layouts, fusions and kernels are those of a
-profile on a GPU; nothing is autotuned, so which library multiplies matrices is arbitrary. A figure
-per layer is that of a program of three layers less that of one, halved. Bytes are those of results
-and operands of every kernel, as if each were read and written once.
+XLA compiles ahead of time from a description of the GPU. Layouts, fusions and kernels are those of
+a profile on a GPU; nothing is autotuned, so which library multiplies matrices is arbitrary. A
+figure per layer is that of a program of three layers less that of one, halved. Bytes are those of
+results and operands of every kernel, as if each were read and written once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -148,9 +148,7 @@ def compile_step(
     _assume_cudnn()
     more = {"default_prompt": "", "add_pooling_layer": False, "emb_pooler": "mean"}
     config = Config.from_dict({**published_config({**FULL, "layers": layers}), **more})
-    topology = topologies.get_topology_desc(
-        "", "cuda", target_config=H100, topology="1x1x1"
-    )
+    topology = topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1")
     mesh = make_mesh(1, topology.devices[:1])
     state = abstract_state(config, dtype, mesh, scan_layers=False)
     engine = Engine(config, state, mesh=mesh, attn_implementation=attention)

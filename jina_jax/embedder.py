@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import jax
@@ -44,7 +43,7 @@ class JinaEmbeddings(Model):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path | None = None,
+        name_or_path: str | os.PathLike[str],
         *,
         dtype: str | None = None,
         split_special_tokens: bool = False,
@@ -59,7 +58,7 @@ class JinaEmbeddings(Model):
 
         Args:
           name_or_path: a directory, or a Hugging Face Hub id; "tiny" for the small model in the
-            package, which None is, too, with a warning.
+            package.
           dtype: "float32", "bfloat16" or "float16", of weights and activations; None: the file's.
           split_special_tokens: read "<s>", "<mask>", … inside a text as plain text, not as the
             special tokens of that name; set it for texts from strangers.

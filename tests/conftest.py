@@ -3,7 +3,6 @@
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,16 +41,6 @@ def model(directory: Path) -> "JinaEmbeddings":
     from jina_jax import JinaEmbeddings
 
     return JinaEmbeddings.from_pretrained(directory)
-
-
-@pytest.fixture
-def untold() -> Iterator[None]:
-    """Let the warning that no model was named, given once per process, be given in this test."""
-    from jina_jax.checkpoints import hub
-
-    hub._warn_unnamed.cache_clear()
-    yield
-    hub._warn_unnamed.cache_clear()
 
 
 @pytest.fixture(scope="session")

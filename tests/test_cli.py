@@ -458,7 +458,6 @@ class TestVerify:
         assert "other.json: not in the form" in message
 
 
-@pytest.mark.usefixtures("untold")
 @pytest.mark.filterwarnings("default")
 class TestWithoutAModel:
     """The packaged model is that of the other tests here, so that it is small."""

@@ -140,7 +140,6 @@ class TestResults:
         data = evaluation.read_beir("set", split)
         assert found == named("retrieval/set", evaluation.retrieval(model, *data))
 
-    @pytest.mark.usefixtures("untold")
     @pytest.mark.filterwarnings("default")
     def test_without_a_model(self, directory, monkeypatch):
         monkeypatch.setattr("jina_jax.checkpoints.hub.PACKAGED", directory)

@@ -11,9 +11,9 @@ from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings
 from jina_jax.convert import open_checkpoint
-from jina_jax.gold import TEXTS, write_references
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.verify import NO_TASK, references_of, verify
+from jina_jax.verify.compare import NO_TASK, references_of, verify
+from jina_jax.verify.record import TEXTS, write_references
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,13 @@ def test_embeddings_are_the_beginning_of_what_encode_gives(directory):
 
 
 def test_the_command(directory):
-    command = [sys.executable, "-m", "jina_jax.gold"]
+    command = [sys.executable, "-m", "jina_jax.verify.record"]
     before = json.loads((directory / "gold.json").read_text())
     done = subprocess.run([*command, directory], check=True, capture_output=True, text=True)
     assert done.stdout == f"{directory / 'gold.json'}\n"
     assert json.loads((directory / "gold.json").read_text()).keys() == before.keys()
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "usage: python -m jina_jax.gold DIRECTORY\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "usage: python -m jina_jax.verify.record DIRECTORY\n",
+    )

@@ -33,17 +33,9 @@ def test_a_directory_is_itself(tmp_path):
     assert fetch(str(tmp_path)) == tmp_path
 
 
-@pytest.mark.usefixtures("untold")
-def test_without_a_name_it_is_the_model_in_the_package_and_said_once(tmp_path, monkeypatch):
+def test_tiny_is_the_model_in_the_package_but_a_directory_of_that_name_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.warns(UserWarning, match="no model named: using tiny, .* jinaai/jina-embeddings"):
-        assert fetch() == PACKAGED
-    assert fetch() == fetch("tiny") == fetch(Path("tiny")) == PACKAGED
-
-
-def test_tiny_is_meant_silently_and_a_directory_of_that_name_wins(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert fetch("tiny") == PACKAGED
+    assert fetch("tiny") == fetch(Path("tiny")) == PACKAGED
     (tmp_path / "tiny").write_text("a file")
     assert fetch("tiny") == PACKAGED
     (tmp_path / "tiny").unlink()
@@ -51,10 +43,10 @@ def test_tiny_is_meant_silently_and_a_directory_of_that_name_wins(tmp_path, monk
     assert fetch("tiny") == Path("tiny")
 
 
-@pytest.mark.parametrize("name", [None, "tiny"])
-def test_the_model_in_the_package_has_no_revisions(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", [".", "tiny"])
+def test_a_directory_has_no_revisions(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="revision='v1': expected None for tiny"):
+    with pytest.raises(ValueError, match="revision='v1': expected None for the directory"):
         fetch(name, revision="v1")
 
 
@@ -166,6 +158,6 @@ def test_a_repository_without_weights_comes_back_as_it_is(monkeypatch, tmp_path)
 
 @pytest.mark.parametrize("name", ["", 3, b"tiny"])
 def test_a_name_that_is_empty_or_no_string_is_refused(name):
-    message = f"name_or_path={name!r}: expected a directory, a Hub id or None"
+    message = f"name_or_path={name!r}: expected a directory or a Hub id"
     with pytest.raises(ValueError, match=message):
         fetch(name)

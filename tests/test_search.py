@@ -226,12 +226,11 @@ class TestRefused:
         assert message in refusal("-", "x", "--model", directory, *args, stdin="a\n")
 
     def test_options_of_the_hub(self, monkeypatch):
-        def load(*args, **options):
+        def fetch(*args, **options):
             assert args == ("some/model",)
-            expected = {"dtype": None, "revision": "abc", "local_files_only": True}
-            assert options == expected
+            assert options == {"revision": "abc", "local_files_only": True}
             raise FileNotFoundError("no such revision")
 
-        monkeypatch.setattr(JinaEmbeddings, "from_pretrained", load)
+        monkeypatch.setattr("jina_jax.checkpoints.hub.fetch", fetch)
         args = ("--model", "some/model", "--offline", "--revision", "abc")
         assert refusal("-", "x", *args, stdin="a") == "no such revision"

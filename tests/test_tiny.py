@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import tomllib
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from jina_jax import JinaEmbeddings
 from jina_jax.checkpoints.hub import PACKAGED
 from jina_jax.convert import LAYOUTS, open_checkpoint, write_checkpoint
 from jina_jax.evaluation import Evaluation
-from jina_jax.gold import TEXTS
 from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.verify import NO_TASK, references_of, verify
+from jina_jax.verify.compare import NO_TASK, references_of, verify
+from jina_jax.verify.record import TEXTS
 
 MOST_BYTES = 32_000_000
 TOLERANCE = 1e-5
@@ -84,18 +83,13 @@ def vectors(model):
     return model.encode(EVERYTHING, **MIXED)
 
 
-@pytest.mark.usefixtures("untold")
-def test_it_loads_without_a_name_and_without_a_network(monkeypatch):
+def test_it_loads_without_a_network(monkeypatch):
     def refuse(*args, **_):
         raise AssertionError(f"asked the network: {args}")
 
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
-    with pytest.warns(UserWarning, match="no model named"):
-        model = JinaEmbeddings.from_pretrained()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the warning is raised once
-        JinaEmbeddings.from_pretrained()
+    model = JinaEmbeddings.from_pretrained("tiny")
     vector = model.encode("hello", task="text-matching")
     assert (vector.shape, vector.dtype) == ((model.config.hidden_size,), np.float32)
 

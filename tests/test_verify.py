@@ -11,7 +11,13 @@ from tiny import TINY
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.convert import merge_checkpoint, open_checkpoint
 from jina_jax.text.tokenizer import Tokenizer
-from jina_jax.verify import PUBLISHED, REFERENCES_FILE, load_references, references_of, verify
+from jina_jax.verify.compare import (
+    PUBLISHED,
+    REFERENCES_FILE,
+    load_references,
+    references_of,
+    verify,
+)
 
 TEXT = "a cat"  # as many tokens as ids: both inputs run through one compiled program
 IDS = [0, 30, 31, 32, 33, 34, 40, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,9 +41,18 @@ class Model(NamedTuple):
 
     def fetch(self) -> Path:
         """Return its directory, see ``jina_jax.checkpoints.hub.fetch``."""
-        from jina_jax.checkpoints.hub import fetch
+        from jina_jax.checkpoints.hub import PACKAGED, fetch
 
-        return fetch(self.name, revision=self.revision, local_files_only=self.local_files_only)
+        name = PACKAGED if self.name is None else self.name
+        directory = fetch(name, revision=self.revision, local_files_only=self.local_files_only)
+        if self.name is None:
+            warnings.warn(
+                "no model named: using tiny, the small one in the package (below "
+                "jina-embeddings-v3 in quality; name jinaai/jina-embeddings-v3 for the published "
+                "one)",
+                stacklevel=1,
+            )
+        return directory
 
     def load(self, **options: Any) -> JinaEmbeddings:
         """Load it, see ``JinaEmbeddings.from_pretrained``.
@@ -51,8 +61,7 @@ class Model(NamedTuple):
         """
         from jina_jax.embedder import JinaEmbeddings
 
-        options |= {"revision": self.revision, "local_files_only": self.local_files_only}
-        return JinaEmbeddings.from_pretrained(self.name, **options)
+        return JinaEmbeddings.from_pretrained(self.fetch(), **options)
 
 
 def model_options(command: Callable) -> Callable:

@@ -31,7 +31,7 @@ def verify(context: click.Context, model: Model, gold: Path | None) -> None:
     """
     from jina_jax.convert import open_checkpoint
     from jina_jax.text.tokenizer import Tokenizer
-    from jina_jax.verify import TOLERANCE, load_references, references_of, verify
+    from jina_jax.verify.compare import TOLERANCE, load_references, references_of, verify
 
     references = None if gold is None else load_references(gold)  # before anything is downloaded
     checkpoint = open_checkpoint(model.fetch())

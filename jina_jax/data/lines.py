@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from jina_jax.checks import check_unicode
+
 
 class Line(NamedTuple):
     """One line of a file.
@@ -104,11 +106,7 @@ def check_string(value: Any, name: str) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{name}: expected a text, got {type_name(value)}")
-    if not is_unicode(value):
-        raise ValueError(
-            f"{name}: expected Unicode text, got a lone surrogate or bytes that are not UTF-8"
-        )
-    return value
+    return check_unicode(value, name)
 
 
 def check_text(value: Any, name: str) -> str:
@@ -116,11 +114,6 @@ def check_text(value: Any, name: str) -> str:
     if not check_string(value, name).strip():
         raise ValueError(f"{name}: expected a text, got a blank one")
     return value
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether a string has no lone surrogates."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def type_name(value: Any) -> str:

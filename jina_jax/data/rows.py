@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jina_jax.data.lines import check_text, is_unicode, type_name
+from jina_jax.checks import check_unicode
+from jina_jax.data.lines import check_text, type_name
 
 _LARGEST = float(np.finfo(np.float32).max)
 _LIST = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)  # as JSON and Python write it
@@ -103,9 +104,7 @@ def _label(field: tuple[str | int, Any]) -> str | int:
     if type(value) is not int and not (isinstance(value, str) and value.strip()):
         shown = "a blank one" if isinstance(value, str) else type_name(value)
         raise ValueError(f"column {column!r}: expected a label, a string or integer, got {shown}")
-    if isinstance(value, str) and not is_unicode(value):
-        raise ValueError(f"column {column!r}: expected a label in Unicode, got {value!r}")
-    return value
+    return check_unicode(value, f"column {column!r}") if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

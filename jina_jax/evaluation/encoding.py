@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jina_jax.checks import check_integer
 from jina_jax.nn.pooling import cut_and_normalize
 from jina_jax.tasks import TextEncoder
-from jina_jax.text.spans import check_integer
 
 
 class Vectors:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from jina_jax.checks import check_integer, check_unicode
 from jina_jax.config import Config
 from jina_jax.runtime.requests import Chunking, Request
 from jina_jax.runtime.results import OUTPUT_VALUES
 from jina_jax.tasks import LONG_TEXT, Task, refuse_none_word
 from jina_jax.text.sentences import chunk_by_sentences
-from jina_jax.text.spans import check_integer, chunk_by_tokens
-from jina_jax.text.tokenizer import check_texts, check_unicode
+from jina_jax.text.spans import chunk_by_tokens
+from jina_jax.text.tokenizer import check_texts
 
 WHOLE = object()  # no chunks
 _OVERLAP = 256

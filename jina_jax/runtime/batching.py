@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jina_jax.text.spans import check_integer
+from jina_jax.checks import check_integer
 
 Group = tuple[list[list[int]], int]  # rows as positions of texts, and the length of a row
 

@@ -14,13 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from jina_jax.checks import check_integer
 from jina_jax.config import Config
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
 from jina_jax.runtime.requests import Preparation, Request
 from jina_jax.runtime.results import EncodeInfo, unit_pair
-from jina_jax.text.spans import check_integer
 from jina_jax.text.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger("jina_jax")

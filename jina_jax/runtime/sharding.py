@@ -17,10 +17,10 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jina_jax.checks import check_integer
 from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.parameters import from_dict, is_stacked, to_dict
-from jina_jax.text.spans import check_integer
 
 # Parameter path → how its axes are split; the first match counts. Embeddings are copied: if split,
 # they would cost a sum over devices per step and save little memory.

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from jina_jax.checks import check_integer
 from jina_jax.search.nearest import nearest
 from jina_jax.tasks import UNITS, Task, pick_tasks
-from jina_jax.text.spans import check_integer
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jina_jax.checks import check_integer
 from jina_jax.tasks import SAMPLING_STRATEGIES
-from jina_jax.text.spans import check_integer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import regex
 
-from jina_jax.text.spans import Span, check_integer, check_text
+from jina_jax.checks import check_integer
+from jina_jax.text.spans import Span, check_text
 
 _SOFT = ".!?…․﹒．"  # marks that end a sentence only where white space follows
 _MARK = rf"\p{{Sentence_Terminal}}{_SOFT}"

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jina_jax.checks import check_integer
+
 Span = tuple[int, int]
 Chunker = Callable[[str], Sequence[Span]]
 
@@ -286,18 +288,3 @@ def _excerpt(value: Any) -> str:
 def check_text(text: Any) -> None:
     if not isinstance(text, str):
         raise ValueError(f"text: expected str, got {type(text).__name__}")
-
-
-def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Return an integer within bounds as an int; NumPy's are integers, booleans are not."""
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-    try:
-        number = operator.index(value)
-        if isinstance(value, bool):
-            raise TypeError
-    except TypeError:
-        got = type(value).__name__
-        raise ValueError(f"{name}={value!r}: expected an integer {bounds}, got {got}") from None
-    if number < least or (most is not None and number > most):
-        raise ValueError(f"{name}={number}: expected an integer {bounds}")
-    return number

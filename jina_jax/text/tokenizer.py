@@ -15,6 +15,7 @@ from pathlib import Path
 
 import regex
 
+from jina_jax.checks import check_unicode
 from jina_jax.text import tokenizer_json
 from jina_jax.text.normalizer import WHITE_SPACE, Span
 from jina_jax.text.tokenizer_json import AddedToken, TokenizerSpec
@@ -268,16 +269,6 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         if not text.isascii():
             check_unicode(text, f"texts[{at}]")
     return checked
-
-
-def check_unicode(text: str, where: str) -> None:
-    """Refuse a lone surrogate, naming where it is. Raises ``ValueError``."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        surrogate = f"the lone surrogate U+{ord(text[error.start]):04X}"
-        got = f"{surrogate} at character {error.start}"
-        raise _refusal(where, "Unicode text", got) from None
 
 
 def _refusal(where: str, expected: str, got: str) -> ValueError:

@@ -20,7 +20,7 @@ from flax import nnx
 from jina_jax import JinaEmbeddings
 from jina_jax.checkpoints.native import state_tensors, write_native
 from jina_jax.checkpoints.tensors import LazyTensor
-from jina_jax.gold import write_references
+from jina_jax.verify.record import write_references
 
 MOST_BYTES = 32_000_000
 LARGEST = 256  # largest value of an adapter; float8 reaches 448, and is coarse below 2**-6

@@ -1,7 +1,7 @@
 """Compare a checkpoint's hidden states with reference values.
 
-A model's directory may have reference values of its own, in ``gold.json``, which ``jina_jax.gold``
-writes. All others are compared with the packaged ``published.json``: slices of
+A model's directory may have reference values of its own, in ``gold.json``, written by
+``jina_jax.verify.record``. All others are compared with the packaged ``published.json``: slices of
 ``last_hidden_state`` of jinaai/jina-embeddings-v3 in float32, from the integration tests of
 huggingface/transformers, without adapter and with each of the five, for fixed token ids and for a
 sentence, without any prompt.

@@ -1,6 +1,6 @@
 """Record a model's current outputs as its reference values, in ``gold.json`` in its directory.
 
-python -m jina_jax.gold DIRECTORY
+python -m jina_jax.verify.record DIRECTORY
 
 ``jina-jax verify`` then compares the model with them. Run it once, when the weights are final: if
 the file is written again after each change, the comparison finds nothing. Rows of the vocabulary
@@ -17,7 +17,7 @@ import numpy as np
 
 from jina_jax.embedder import JinaEmbeddings
 from jina_jax.files import write_json
-from jina_jax.verify import NO_TASK, REFERENCES_FILE
+from jina_jax.verify.compare import NO_TASK, REFERENCES_FILE
 
 TEXTS = {
     "english": "The ferry to the island leaves at noon.",
@@ -29,7 +29,7 @@ TEXTS = {
 }
 _TOKENS, _DIMS = (1, 4), (0, 8)  # the slices: tokens after <s>, first values of each
 _ABOUT = (
-    "Values of this model in float32 on CPU, written by jina_jax.gold. values: slices of "
+    "Values of this model in float32 on CPU, written by jina_jax.verify.record. values: slices of "
     "last_hidden_state, [tokens, dims], without prompt. embeddings: the first dims of the unit "
     "vectors that encode gives, with the task's prompt."
 )
@@ -86,5 +86,5 @@ def _numbers(array: np.ndarray) -> Any:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m jina_jax.gold DIRECTORY")
+        sys.exit("usage: python -m jina_jax.verify.record DIRECTORY")
     print(write_references(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Reference values of a checkpoint: compare with them (``compare``), record them (``record``)."""
