@@ -1,5 +1,6 @@
 """Settings of all tests: strict dtype and rank promotion, no network, no traces."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -40,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the libraries out of all later collections of garbage; the library asks for some."""
+    gc.collect()
+    gc.freeze()
 
 
 def _compile_quickly() -> None:
