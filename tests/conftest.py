@@ -1,7 +1,11 @@
 """Settings of all tests: strict dtype and rank promotion, no network, no traces."""
 
+import gc
+import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +18,52 @@ if TYPE_CHECKING:
 
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[2] / "shared"))
 
+# XLA's flag, its value in the tests, its default. Most programs of the tests run once or twice:
+# unoptimised, and without XLA's emitters of fusions, they compile in a fifth of the time.
+_FLAGS = (
+    ("xla_backend_optimization_level", 0, 3),
+    ("xla_llvm_disable_expensive_passes", True, False),
+    ("xla_cpu_use_fusion_emitters", False, True),
+)
+
 _CACHE = tempfile.TemporaryDirectory()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Set what must be set before the test files are imported."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["JINA_JAX_CACHE"] = _CACHE.name
+    if not hasattr(config, "workerinput"):  # workers inherit the flags
+        _compile_quickly()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, for one
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the libraries out of all later collections of garbage; the library asks for some."""
+    gc.collect()
+    gc.freeze()
+
+
+def _compile_quickly() -> None:
+    """Set XLA's flags for this process and all that it starts, unless the release lacks one."""
+    if any(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin"))):
+        return  # they would be those of accelerators, too
+    flags = " ".join(f"--{name}={value}".lower() for name, value, _ in _FLAGS)
+    environment = {**os.environ, "XLA_FLAGS": f"{flags} {os.environ.get('XLA_FLAGS', '')}"}
+    parse = [sys.executable, "-c", "from jaxlib import xla_client as xla; xla.CompileOptions()"]
+    # With an unknown flag XLA ends the process.
+    if subprocess.run(parse, env=environment, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = environment["XLA_FLAGS"]
+
+
+def usual_options() -> dict[str, int]:
+    """Return the compiler options with which a program is compiled as users compile it."""
+    is_quick = _FLAGS[0][0] in os.environ.get("XLA_FLAGS", "")
+    return {name: usual for name, _, usual in _FLAGS} if is_quick else {}
 
 
 @pytest.fixture(scope="module")

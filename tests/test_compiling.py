@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import usual_options
 
 import jina_jax
 from jina_jax import JaxlibError, compiler_options
@@ -37,6 +38,17 @@ MATMULS = {
     "mi,io->mo": ("t 64", "64 96"),
     "md,vd->mv": ("t 64", "96 64"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_as_users():
+    """Compile as XLA does by itself, and not quickly as in the other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_CPU_OPTIONS", {**compiling._CPU_OPTIONS, **usual_options()})
+        compiling._checked_cpu_options.cache_clear()
+        assert compiler_options("cpu").items() >= usual_options().items()
+        yield
+    compiling._checked_cpu_options.cache_clear()
 
 
 @pytest.fixture

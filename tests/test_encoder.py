@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import usual_options
 from flax import nnx
 from published import SMALL, published_config, published_shapes, random_tensor, write_published
 from reference import Reference
@@ -68,8 +69,9 @@ def test_mixed_tasks_equal_numpy_in_every_layer(encode, state, expected):
 
 
 def test_no_adapter_in_a_batch_skips_the_work_and_equals_minus_one(encode, state, expected):
-    skipped = encode(state, IDS, MASK, None)
-    explicit = encode(state, IDS, MASK, np.full(len(TASKS), -1))
+    run = jax.jit(lambda *args: encode(*args), compiler_options=usual_options())
+    skipped = run(state, IDS, MASK, None)
+    explicit = run(state, IDS, MASK, np.full(len(TASKS), -1))
     np.testing.assert_allclose(
         skipped.last_hidden_state[MASK], explicit.last_hidden_state[MASK], atol=1e-6
     )
@@ -163,7 +165,7 @@ def test_absolute_positions_start_behind_the_pad_id(checkpoint):
     config = dataclasses.replace(
         checkpoint.config, position_embedding_type="absolute", rotary_emb_base=None
     )
-    encoder = Encoder(config, rngs=nnx.Rngs(0))
+    encoder = nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(0)))()
     table = encoder.position_embeddings.embedding[...]
     run = nnx.jit(lambda encoder: encoder(IDS[:1], MASK[:1]).last_hidden_state)
     before = run(encoder)

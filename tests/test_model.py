@@ -301,18 +301,18 @@ def test_the_network_as_a_pure_function(tmp_path, pooler):
     )
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    single = apply(parameters, table[:1, : len(ids[0])])
+    single = jax.jit(apply)(parameters, table[:1, : len(ids[0])])
     np.testing.assert_allclose(single, expected[:1], atol=1e-5)
 
 
 def test_gradients_and_vmap_of_the_pure_function(model):
     apply, parameters = model.functional()
     ids = np.array(model.tokenize(["abc", "xyz"]))
-    gradients = jax.grad(lambda p: apply(p, ids, None, np.array([0, 1])).sum())(parameters)
+    gradients = jax.jit(jax.grad(lambda p: apply(p, ids, None, np.array([0, 1])).sum()))(parameters)
     assert gradients.keys() == parameters.keys()
     assert np.abs(gradients["layers.0.attention.out_proj.lora_b"][:2]).max() > 0
-    one = jax.vmap(lambda row: apply(parameters, row[None])[0])(ids)
-    np.testing.assert_allclose(one, apply(parameters, ids), atol=1e-5)
+    one = jax.jit(jax.vmap(lambda row: apply(parameters, row[None])[0]))(ids)
+    np.testing.assert_allclose(one, jax.jit(apply)(parameters, ids), atol=1e-5)
 
 
 IDS = np.full((2, 5), 7)
@@ -375,17 +375,18 @@ model.encode("a", tusk="separation")
 """
 
 
-@pytest.mark.parametrize(("code", "lines"), [(USERS_CODE, set()), (WRONG_CODE, {5, 6})])
-def test_types_of_users_code(tmp_path, code, lines):
+def test_types_of_users_code(tmp_path):
     pytest.importorskip("mypy", reason="needs mypy (extra dev)")
     root = Path(__file__).parents[1]
-    (tmp_path / "users.py").write_text(code)
+    (tmp_path / "right.py").write_text(USERS_CODE)
+    (tmp_path / "wrong.py").write_text(WRONG_CODE)
     (tmp_path / "jina_jax").symlink_to(root / "jina_jax")
     command = [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml")]
-    command += ["--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent", "users.py"]
+    command += ["--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"]
+    command += ["right.py", "wrong.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    found = re.findall(r"^users\.py:(\d+): error:", done.stdout, re.MULTILINE)
-    assert set(map(int, found)) == lines, done.stdout
+    found = set(re.findall(r"^(\w+\.py:\d+): error:", done.stdout, re.MULTILINE))
+    assert found == {"wrong.py:5", "wrong.py:6"}, done.stdout
 
 
 def test_batching_of_the_example_in_the_readme_still_packs(directory):

@@ -284,35 +284,41 @@ def test_the_first_one_that_fails_says_that_there_is_none(store, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
-@pytest.mark.parametrize("limit", [10, 200, 2000, 20000])
-def test_files_that_may_grow_no_more(tmp_path, limit):
+def test_files_that_may_grow_no_more(tmp_path):
     """The operating system refuses to write; whichever file is the first to be too long."""
+    limits = [10, 200, 2000, 20000]
     code = f"""
 import resource, signal, sys
 sys.path.insert(0, {str(__file__.rpartition("/")[0])!r})
 from test_run_checkpoints import RunCheckpoints, CheckpointError, fill
 from pathlib import Path
-store = RunCheckpoints(Path({str(tmp_path)!r}))
-fill(store, [1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-try:
-    fill(store, [2], {{2: 0.5}})
-except CheckpointError as error:
-    print(error)
-print(store.steps)
+for limit in {limits}:
+    store = RunCheckpoints(Path({str(tmp_path)!r}) / str(limit))
+    fill(store, [1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        fill(store, [2], {{2: 0.5}})
+    except CheckpointError as error:
+        message = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(message, store.steps, sep=chr(9))
+    del message
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    message, steps = result.stdout.splitlines()
-    assert f"{tmp_path}: the checkpoint of step 2 could not be written; " in message
-    assert "the last good one is of 1 (" in message
-    assert "File too large" in message
-    assert steps == "[1]"
-    store = RunCheckpoints(tmp_path)
-    assert_only_the_first(store)
-    fill(store, [2], {2: 0.5})
-    assert store.best == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    assert len(lines) == len(limits), result.stderr
+    for limit, (message, steps) in zip(limits, lines, strict=True):
+        expected = f"{tmp_path / str(limit)}: the checkpoint of step 2 could not be written; "
+        assert expected in message
+        assert "the last good one is of 1 (" in message
+        assert "File too large" in message
+        assert steps == "[1]"
+        store = RunCheckpoints(tmp_path / str(limit))
+        assert_only_the_first(store)
+        fill(store, [2], {2: 0.5})
+        assert store.best == 2
+        assert sorted(path.name for path in store.directory.iterdir()) == ["1", "2"]
 
 
 def test_what_an_interrupted_save_has_left_goes_with_the_next_run(tmp_path):
