@@ -50,8 +50,9 @@ def pytest_collection_finish() -> None:
 
 def _compile_quickly() -> None:
     """Set XLA's flags for this process and all that it starts, unless the release lacks one."""
-    if any(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin"))):
-        return  # they would be those of accelerators, too
+    accelerators = any(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin")))
+    if accelerators or os.environ.get("JINA_JAX_OPTIMIZED_TESTS"):
+        return  # the flags would be those of accelerators, too
     flags = " ".join(f"--{name}={value}".lower() for name, value, _ in _FLAGS)
     environment = {**os.environ, "XLA_FLAGS": f"{flags} {os.environ.get('XLA_FLAGS', '')}"}
     parse = [sys.executable, "-c", "from jaxlib import xla_client as xla; xla.CompileOptions()"]
