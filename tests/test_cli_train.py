@@ -312,7 +312,7 @@ class TestConvert:
             assert not target.exists()
             return found
 
-        assert "task='x'" in message("--to", "native", "--merge", "x")
+        assert "--merge 'x': expected one of" in message("--to", "native", "--merge", "x")
         revision = message("--to", "native", "--revision", "v1")
         assert "--revision: expected none for a training run" in revision
         assert "no checkpoint of step 3; there are [2, 4]" in message("--to", "native", "--step", 3)

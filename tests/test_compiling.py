@@ -43,10 +43,12 @@ MATMULS = {
 @pytest.fixture(scope="module", autouse=True)
 def compile_as_users():
     """Compile as XLA does by itself, and not quickly as in the other tests."""
+    usual, right, checked = usual_options(), compiling._sums_are_right, compiling.compiler_options
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling, "_CPU_OPTIONS", {**compiling._CPU_OPTIONS, **usual_options()})
+        patch.setattr(compiling, "_sums_are_right", lambda options: right({**usual, **options}))
+        for module in (compiling, jina_jax):
+            patch.setattr(module, "compiler_options", lambda *args: {**checked(*args), **usual})
         compiling._checked_cpu_options.cache_clear()
-        assert compiler_options("cpu").items() >= usual_options().items()
         yield
     compiling._checked_cpu_options.cache_clear()
 
@@ -200,21 +202,22 @@ def test_threads_share_one_check(unchecked, monkeypatch):
     monkeypatch.setattr(compiling, "_sums_are_right", lambda options: checks.append(1) or True)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(compiler_options, ["cpu"] * 8))
-    assert len(checks) == 2  # with our options and with none
+    assert len(checks) == 1
 
 
-def test_an_option_that_the_release_does_not_know_is_left_out(unchecked, monkeypatch):
-    monkeypatch.setattr(compiling, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    tried = []
-    real = compiling._sums_are_right
-
-    def check(options):
-        tried.append(options)
-        return True if not options else real(options)
-
-    monkeypatch.setattr(compiling, "_sums_are_right", check)
+def test_a_release_that_is_right_by_itself_gets_no_options(unchecked, monkeypatch):
+    monkeypatch.setattr(compiling, "_sums_are_right", lambda options: True)
     assert compiler_options("cpu") == {}
-    assert tried == [{"xla_cpu_no_such_option": "1"}, {}]
+
+
+def test_wrong_sums_and_an_option_that_the_release_does_not_know(unchecked, monkeypatch):
+    monkeypatch.setattr(compiling, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    real = compiling._sums_are_right
+    monkeypatch.setattr(
+        compiling, "_sums_are_right", lambda options: real(options) if options else False
+    )
+    with pytest.raises(JaxlibError, match="returns wrong sums"):
+        compiler_options("cpu")
 
 
 def test_wrong_sums_are_an_error_that_names_release_and_way_out(unchecked, monkeypatch):
@@ -227,7 +230,7 @@ def test_wrong_sums_are_an_error_that_names_release_and_way_out(unchecked, monke
 def test_a_process_that_sums_wrongly_is_warned_of_once(unchecked, monkeypatch):
     monkeypatch.setattr(compiling, "_sums_are_right", bool)  # right with options alone
     with pytest.warns(jina_jax.JaxlibWarning, match="XLA_FLAGS=.*-reduce before Python starts"):
-        compiler_options("cpu")
+        assert compiler_options("cpu") == compiling._CPU_OPTIONS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compiler_options("cpu")

@@ -17,7 +17,7 @@ SUBSCRIPTS = (
     *("bti,ipo->btpo", "btkr,krpo->btpo"),  # the same for queries, keys and values
     *("btnh,bsnh->bnts", "bnts,bsnh->btnh", "bth,bsh->bts", "bts,bsh->bth"),  # attention
     "bst,btd->bsd",  # pooling
-    *("mi,io->mo", "md,vd->mv"),  # the head of masked language modelling
+    "bmd,vd->bmv",  # the head of masked language modelling
     *("bd,bd->b", "bd,cd->bc", "qd,td->qt"),  # similarities
 )
 SIZES = dict(zip("bckmdhinopqrstv", (2, 5, 3, 7, 16, 8, 6, 4, 10, 3, 5, 4, 11, 9, 13), strict=True))

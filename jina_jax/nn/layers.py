@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
 from jina_jax.config import Config
-from jina_jax.nn.lora import Adapter, low_rank_update
+from jina_jax.nn.lora import Adapter, adapted_product, low_rank_update
 from jina_jax.nn.matmul import einsum
 
 # Initial values of the adapters' factors, A (K, in, R) and B (K, R, out), as in the published code:
@@ -64,13 +65,15 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with a mask from ``lora.task_mask`` or None, to float32 (B, T, out)."""
         kernel = self.kernel[...]
-        if kernel.ndim == 3:
-            y = einsum("bti,ipo->btpo", x, kernel)
+        out = kernel.shape[1:]
+        kernel = kernel.reshape(kernel.shape[0], -1)
+        if task_mask is None or self.lora_a is None or self.lora_b is None:
+            y = einsum("bti,io->bto", x, kernel, rounded=True)
         else:
-            y = einsum("bti,io->bto", x, kernel)
-        if task_mask is not None and self.lora_a is not None and self.lora_b is not None:
-            low = einsum("bti,kir->btkr", x, self.lora_a[...])
-            y += low_rank_update(low, task_mask, self.lora_b[...], self.lora_scale)
+            a, b = self.lora_a[...], self.lora_b[...]
+            b = b.reshape(*b.shape[:2], -1)
+            y = adapted_product(x, kernel, a, b, task_mask, self.lora_scale)
+        y = y.reshape(*x.shape[:2], *out)
         return y + as_wide(self.bias[...].astype(jnp.float32), y)
 
 
@@ -120,7 +123,7 @@ class LayerNorm(nnx.Module):
         scale, bias = (
             as_wide(leaf[...].astype(jnp.float32), x) for leaf in (self.scale, self.bias)
         )
-        return (x * scale + bias).astype(self.scale.dtype)
+        return as_stored((x * scale + bias).astype(self.scale.dtype))
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -130,6 +133,20 @@ def gelu(x: jax.Array) -> jax.Array:
     on CPU.
     """
     return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
+def as_stored(x: jax.Array) -> jax.Array:
+    """Return x as it is in memory: rounded to its dtype, and with its last axis together.
+
+    XLA for GPU and TPU would otherwise pass on what it had before rounding, and write both; and
+    take the order of axes from where the last layer's output is pooled.
+    """
+
+    def stored(x: jax.Array) -> jax.Array:
+        order = Layout(major_to_minor=tuple(range(x.ndim)))
+        return jax.lax.optimization_barrier(with_layout_constraint(x, order))
+
+    return jax.lax.platform_dependent(x, cpu=lambda x: x, default=stored)
 
 
 def as_wide(values: jax.Array, other: jax.Array) -> jax.Array:

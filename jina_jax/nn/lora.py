@@ -8,6 +8,8 @@ none. The formulas, with scale = alpha / R: W' = W + scale · B A for linear lay
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,6 +34,73 @@ def task_mask(task_ids: jax.Array, num_tasks: int) -> jax.Array:
     if task_ids.ndim == 1:
         task_ids = task_ids[:, None]
     return task_ids[..., None] == jnp.arange(num_tasks)[None, None, :]
+
+
+def adapted_product(
+    x: jax.Array,
+    kernel: jax.Array,
+    lora_a: jax.Array,
+    lora_b: jax.Array,
+    task_mask: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """Multiply by a weight with each token's own update: ``x (W + scale · B A)``.
+
+    Args:
+      x: (B, T, in).
+      kernel: (in, out).
+      lora_a: (K, in, R).
+      lora_b: (K, R, out).
+      task_mask: bool (B, 1 or T, K), from ``task_mask``.
+      scale: ``Config.lora_scale``.
+
+    Returns:
+      float32 (B, T, out).
+    """
+    default = functools.partial(_joined_product, scale=scale)
+    plain = functools.partial(_plain_product, scale=scale)
+    return jax.lax.platform_dependent(
+        *(x, kernel, lora_a, lora_b, task_mask), cpu=plain, default=default
+    )
+
+
+def _plain_product(x, kernel, lora_a, lora_b, task_mask, scale) -> jax.Array:
+    low = einsum("bti,kir->btkr", x, lora_a)
+    update = low_rank_update(low, task_mask, lora_b, scale)
+    return einsum("bti,io->bto", x, kernel, rounded=True) + update
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _joined_product(x, kernel, lora_a, lora_b, task_mask, scale) -> jax.Array:
+    """Multiply by weight and first factors at once, and add the update where the sum is read.
+
+    x is read once, and no (B, T, out) is written for the update: its R products per value are made
+    by the kernel that uses the value.
+    """
+    tasks, features, rank = lora_a.shape
+    out = kernel.shape[1]
+    factors = jnp.moveaxis(lora_a, 0, 1).reshape(features, tasks * rank)
+    padding = jnp.zeros((features, -tasks * rank % 32), kernel.dtype)
+    joined = jnp.concatenate((kernel, factors, padding), axis=1)
+    sums = einsum("bti,io->bto", x, joined, rounded=True)
+    low = sums[..., out : out + tasks * rank].reshape(*x.shape[:2], tasks, rank)
+    own = jnp.where(task_mask[..., None], low, 0).sum(axis=2)
+    chosen = (scale * lora_b.astype(jnp.float32))[jnp.argmax(task_mask, axis=-1)]
+    return sums[..., :out] + (own[..., None] * chosen).sum(axis=2)
+
+
+def _forward(x, kernel, lora_a, lora_b, task_mask, scale):
+    operands = (x, kernel, lora_a, lora_b, task_mask)
+    return _joined_product(*operands, scale), operands
+
+
+def _backward(scale, operands, gradient):
+    *arrays, task_mask = operands
+    _, pull_back = jax.vjp(lambda *arrays: _plain_product(*arrays, task_mask, scale), *arrays)
+    return *pull_back(gradient), None
+
+
+_joined_product.defvjp(_forward, _backward)
 
 
 def low_rank_update(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(subscripts: str, left: jax.Array, right: jax.Array, rounded: bool = False) -> jax.Array:
     """Contract two arrays of one dtype, accumulating in float32.
 
     float32 operands are multiplied in full: GPUs and TPUs would otherwise round them first. A
@@ -20,21 +20,30 @@ def einsum(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
     Args:
       subscripts: as for ``jnp.einsum``, of two operands. Every index of an operand occurs in the
         other one or in the result, so that the gradient is an einsum, too.
+      rounded: let GPUs and TPUs write the sums in the operands' dtype, half the bytes.
 
     Returns:
       float32, of the shape that ``subscripts`` names.
     """
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    return jnp.einsum(
-        subscripts, left, right, precision=precision, preferred_element_type=jnp.float32
-    )
+    if left.dtype == jnp.float32:
+        return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)
+    wide = functools.partial(jnp.einsum, subscripts, preferred_element_type=jnp.float32)
+    if not rounded:
+        return wide(left, right)
+
+    def narrow(left: jax.Array, right: jax.Array) -> jax.Array:
+        return jnp.einsum(subscripts, left, right).astype(jnp.float32)
+
+    return jax.lax.platform_dependent(left, right, cpu=wide, default=narrow)
 
 
-def _forward(subscripts: str, left: jax.Array, right: jax.Array):
-    return einsum(subscripts, left, right), (left, right)
+def _forward(subscripts: str, left: jax.Array, right: jax.Array, rounded: bool):
+    return einsum(subscripts, left, right, rounded), (left, right)
 
 
-def _backward(subscripts: str, operands: tuple[jax.Array, jax.Array], gradient: jax.Array):
+def _backward(
+    subscripts: str, _rounded: bool, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+):
     left, right = operands
     indices, result = subscripts.split("->")
     of_left, of_right = indices.split(",")
@@ -45,7 +54,9 @@ def _backward(subscripts: str, operands: tuple[jax.Array, jax.Array], gradient: 
 
 
 def _einsum_of_gradient(of_left: str, of_right: str, result: str, left, right) -> jax.Array:
-    """Contract as ``einsum``, avoiding a gap in XLA for CPU (jaxlib 0.10.1).
+    """Contract as ``einsum``, for a result that is rounded anyway.
+
+    It avoids a gap in XLA for CPU (jaxlib 0.10.1).
 
     XLA folds transposes into batched products, and has no bfloat16 kernel for those whose left
     operand is not contracted over its last axis. A barrier keeps the transpose apart.
@@ -53,7 +64,7 @@ def _einsum_of_gradient(of_left: str, of_right: str, result: str, left, right) -
     subscripts = f"{of_left},{of_right}->{result}"
     is_batched = set(of_left) & set(of_right) & set(result)
     if not is_batched or left.dtype == jnp.float32:
-        return einsum(subscripts, left, right)
+        return einsum(subscripts, left, right, rounded=True)
     contracted = "".join(index for index in of_left if index not in result)
     order = "".join(index for index in of_left if index not in contracted) + contracted
 
@@ -62,7 +73,10 @@ def _einsum_of_gradient(of_left: str, of_right: str, result: str, left, right) -
         return einsum(f"{order},{of_right}->{result}", left, right)
 
     return jax.lax.platform_dependent(
-        left, right, cpu=contracted_last, default=functools.partial(einsum, subscripts)
+        left,
+        right,
+        cpu=contracted_last,
+        default=functools.partial(einsum, subscripts, rounded=True),
     )
 
 

@@ -3,7 +3,8 @@
 jaxlib 0.10.2 to 0.12.0.1 fuse a matmul with what follows it into one call of YNNPACK. On CPU that
 call returns wrong values where the right operand is one number throughout (``jnp.ones``, or what a
 gradient makes of a mean) and the product is reduced. Told to hand over matmuls one by one, they are
-right, and as fast; without YNNPACK bfloat16 takes three to four times as long.
+right; without YNNPACK bfloat16 takes two to four times as long. A release that is right by itself
+gets no options.
 ``benchmarks/jaxlib_sums.py`` prints which release is right on which pattern.
 """
 
@@ -79,31 +80,29 @@ def platform_of(array: jax.Array | jax.ShapeDtypeStruct) -> str:
 
 @functools.cache
 def _checked_cpu_options() -> dict[str, str]:
-    """Return the options for CPU that this jaxlib knows, once its sums were found right."""
-    options = _CPU_OPTIONS
+    """Return the options for CPU without which this jaxlib's sums are wrong, if any."""
+    if _sums_are_right({}):
+        return {}
     try:
-        is_right = _sums_are_right(options)
+        is_right = _sums_are_right(_CPU_OPTIONS)
     except jax.errors.JaxRuntimeError as error:
         if "option" not in str(error):
             raise
-        # A release without the option, or with other values for it.
-        options = {}
-        is_right = _sums_are_right(options)
+        is_right = False  # a release without the option, or with other values for it
     if not is_right:
         raise JaxlibError(
             f"jaxlib {jaxlib.__version__} returns wrong sums on CPU; install jax==0.10.1, or set "
             f"{_FLAG} before Python starts"
         )
-    if options and not _sums_are_right({}):
-        warnings.warn(
-            f"jaxlib {jaxlib.__version__} returns wrong sums on CPU for a reduced matmul whose "
-            f"right operand is one number throughout. jina_jax compiles around it; for jitted code "
-            f"of your own, set {_FLAG} before Python starts, or use "
-            f"jax.jit(f, compiler_options=jina_jax.compiler_options())",
-            JaxlibWarning,
-            stacklevel=3,
-        )
-    return options
+    warnings.warn(
+        f"jaxlib {jaxlib.__version__} returns wrong sums on CPU for a reduced matmul whose "
+        f"right operand is one number throughout. jina_jax compiles around it; for jitted code "
+        f"of your own, set {_FLAG} before Python starts, or use "
+        f"jax.jit(f, compiler_options=jina_jax.compiler_options())",
+        JaxlibWarning,
+        stacklevel=3,
+    )
+    return _CPU_OPTIONS
 
 
 def _sums_are_right(options: dict[str, str]) -> bool:

@@ -1,0 +1,65 @@
+"""Programs compiled for an H100 ahead of time, in reduced form, and what is read off them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from gpu_programs import is_transpose, kernels, size  # noqa: E402
+
+HLO = """
+%fused_computation (param_0: f32[8]) -> f32[8] {
+  ROOT %add.9 = f32[8]{0} add(%param_0, %param_0)
+}
+
+ENTRY %main.5 (p.0: bf16[8,4], p.1: f32[4]) -> f32[8] {
+  %p.0 = bf16[8,4]{1,0} parameter(0)
+  %p.1 = f32[4]{0} parameter(1)
+  %gemm_fusion_dot = bf16[8,2]{1,0} fusion(%p.0), kind=kCustom, metadata={op_name="jit(f)/dot"}
+  %wrapped_transpose = bf16[2,8]{1,0} fusion(%gemm_fusion_dot), kind=kInput, calls=%t
+  %copy.1 = bf16[2,8]{0,1} copy(%wrapped_transpose)
+  %bitcast.2 = bf16[16]{0} bitcast(%copy.1)
+  %call = (bf16[16]{0}, s8[64]{0}) custom-call(%bitcast.2, %p.1), custom_call_target="x"
+  ROOT %get-tuple-element.4 = bf16[16]{0} get-tuple-element(%call), index=0
+}
+"""
+
+
+def test_kernels_are_those_of_the_entry_with_the_bytes_that_they_touch():
+    found = kernels(HLO)
+    assert [(kernel.name, kernel.bytes) for kernel in found] == [
+        ("gemm_fusion_dot", 64 + 32),
+        ("wrapped_transpose", 32 + 32),
+        ("copy.1", 32 + 32),
+        ("call", 32 + 64 + 32 + 16),
+    ]
+    assert [kernel.name for kernel in found if is_transpose(kernel)] == [
+        "wrapped_transpose",
+        "copy.1",
+    ]
+    assert found[0].source == "jit(f)/dot"
+
+
+def test_sizes():
+    assert size("(f32[2,3]{1,0}, pred[], f8e4m3fn[10])") == 24 + 1 + 10
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "cudnn_packed"])
+def test_a_layer_touches_little_and_transposes_nothing(tmp_path, attention):
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip('needs the CUDA plugin: pip install "jina-jax[cuda]"')
+    command = [sys.executable, "gpu_programs.py", "--rows", "16", "--attention", attention]
+    subprocess.run([*command, "--json", tmp_path / "x.json"], cwd=BENCHMARKS, check=True)
+    without, with_tasks = json.loads((tmp_path / "x.json").read_text())
+    assert (without["rows"], without["tokens"]) == (16, 512)
+    assert (without["tasks"], with_tasks["tasks"]) == (False, True)
+    assert without["transposes_per_layer"] == with_tasks["transposes_per_layer"] == 0
+    # At 64 rows 2.7 and 3.1 GB; weights count once whatever the rows.
+    assert without["gb_per_layer"] < 0.75
+    assert with_tasks["gb_per_layer"] < 0.9
