@@ -7,13 +7,15 @@
 XLA compiles ahead of time from a description of the GPU. Layouts, fusions and kernels are those of
 a profile on a GPU; nothing is autotuned, so which library multiplies matrices is arbitrary. A
 figure per layer is that of a program of three layers less that of one, halved. Bytes are those of
-results and operands of every kernel, as if each were read and written once.
+results and operands of every kernel, as if each were read and written once; "sliced" counts of
+operands that a kernel slices the slices alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -59,11 +61,18 @@ _NO_KERNEL = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
 
 
 class Kernel(NamedTuple):
-    """One kernel of a program: its name, and the bytes of its result and operands."""
+    """One kernel of a program.
+
+    Attributes:
+      name: of its instruction.
+      bytes: of its result and operands.
+      sliced: the same, but only the slices of operands of which it reads no more.
+      source: the JAX operation.
+    """
 
     name: str
     bytes: int
-    result: str
+    sliced: int
     source: str
 
 
@@ -75,6 +84,7 @@ class Report(NamedTuple):
     tasks: bool
     attention: str
     gb_per_layer: float
+    gb_sliced_per_layer: float
     kernels_per_layer: float
     transposes_per_layer: float
 
@@ -93,8 +103,8 @@ def main() -> None:
     import common
 
     print(common.header("jax", "jaxlib"))
-    print("\n| rows x tokens | attention | tasks | GB per layer | kernels | transposes |")
-    print("|---|---|---|---:|---:|---:|")
+    print("\n| rows x tokens | attention | tasks | GB per layer | sliced | kernels | transposes |")
+    print("|---|---|---|---:|---:|---:|---:|")
     reports = []
     for attention in args.attention:
         for tasks in map(bool, args.tasks):
@@ -102,11 +112,12 @@ def main() -> None:
             reports.append(own)
             print(
                 f"| {own.rows} x {own.tokens} | {attention} | {tasks} | {own.gb_per_layer:.2f} "
-                f"| {own.kernels_per_layer:g} | {own.transposes_per_layer:g} |",
+                f"| {own.gb_sliced_per_layer:.2f} | {own.kernels_per_layer:g} "
+                f"| {own.transposes_per_layer:g} |",
                 flush=True,
             )
             for kernel in kernels[: args.list]:
-                print(f"    {kernel.bytes / 1e6:6.0f} MB  {kernel.name:40} {kernel.source}")
+                print(f"    {kernel.bytes / 1e6:6.0f} MB  {kernel.name:40} {kernel.source[-60:]}")
     if args.json:
         args.json.write_text(json.dumps([own._asdict() for own in reports], indent=1) + "\n")
 
@@ -129,6 +140,7 @@ def report(
     return Report(
         *(rows, tokens, tasks, attention),
         gb_per_layer=per_layer(lambda own: sum(kernel.bytes for kernel in own)) / 1e9,
+        gb_sliced_per_layer=per_layer(lambda own: sum(kernel.sliced for kernel in own)) / 1e9,
         kernels_per_layer=per_layer(len),
         transposes_per_layer=per_layer(lambda own: sum(map(is_transpose, own))),
     ), three
@@ -176,24 +188,60 @@ def kernels(hlo: str) -> list[Kernel]:
             continue
         name, result, operation, operands, rest = match.groups()
         sizes[name] = size(result)
-        if operation not in _NO_KERNEL:
-            read = sum(sizes.get(operand.strip().lstrip("%"), 0) for operand in operands.split(","))
-            source = re.search(r'op_name="([^"]*)"', rest)
-            found.append(
-                Kernel(name, sizes[name] + read, result, source[1][-60:] if source else "")
-            )
+        if operation in _NO_KERNEL:
+            continue
+        read = [sizes.get(operand.strip().lstrip("%"), 0) for operand in operands.split(",")]
+        fused = re.search(r"calls=%([\w.\-]+)", rest)
+        slices = _slices(hlo, fused[1]) if fused else {}
+        sliced = sum(min(slices.get(number, own), own) for number, own in enumerate(read))
+        source = re.search(r'op_name="([^"]*)"', rest)
+        found.append(
+            Kernel(name, sizes[name] + sum(read), sizes[name] + sliced, source[1] if source else "")
+        )
     return found
+
+
+def _slices(hlo: str, computation: str) -> dict[int, int]:
+    """Return the bytes of each operand of a fusion that is only sliced, by its number."""
+    start = hlo.index(f"\n%{computation} ")
+    body = [_INSTRUCTION.match(line) for line in hlo[start : hlo.index("\n}", start)].splitlines()]
+    instructions = [match.groups() for match in body if match]
+
+    def values_read(name: str) -> int | None:
+        """Count the values in slices of an array; None if it is used as a whole."""
+        total = 0
+        for user, result, operation, operands, _ in instructions:
+            if name not in re.findall(r"[\w.\-]+", operands):
+                continue
+            own = None
+            if operation == "slice":
+                own = count(result)
+            elif operation in ("bitcast", "convert"):
+                own = values_read(user)
+            if own is None:
+                return None
+            total += own
+        return total
+
+    found = {}
+    for name, result, operation, number, _ in instructions:
+        values = values_read(name) if operation == "parameter" else None
+        if values is not None:
+            found[int(number)] = values * size(result) // max(count(result), 1)
+    return found
+
+
+def count(types: str) -> int:
+    """Return the number of values in the arrays of an HLO type."""
+    return sum(
+        math.prod(int(own) for own in dimensions.split(",") if own)
+        for _, dimensions in _TYPE.findall(types)
+    )
 
 
 def size(types: str) -> int:
     """Return the bytes of the arrays in an HLO type."""
-    total = 0
-    for name, dimensions in _TYPE.findall(types):
-        own = _BYTES.get(name, 1)
-        for dimension in filter(None, dimensions.split(",")):
-            own *= int(dimension)
-        total += own
-    return total
+    return sum(_BYTES.get(name, 1) * count(f"{name}[{own}]") for name, own in _TYPE.findall(types))
 
 
 def is_transpose(kernel: Kernel) -> bool:

@@ -16,7 +16,7 @@ from flax import nnx
 from jina_jax.config import Config
 from jina_jax.nn.attention import Kernel, attention
 from jina_jax.nn.dropout import Dropout, drop
-from jina_jax.nn.layers import Embed, LayerNorm, Linear, gelu
+from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, gelu
 from jina_jax.nn.lora import task_mask
 from jina_jax.nn.rope import apply_rotary, rotary_angles
 
@@ -195,9 +195,23 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, context: Context, dropout: Dropout | None = None) -> jax.Array:
         """Map (B, T, D) to (B, T, D), in the dtype of the weights."""
         # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
-        attended = self.attention(x, context)
+        attended = _gathered(self.attention(x, context), x.dtype, context)
         x = self.norm1(x.astype(jnp.float32) + drop(dropout, 0, attended))
-        return self.norm2(x.astype(jnp.float32) + drop(dropout, 1, self.mlp(x, context.task_mask)))
+        moved = _gathered(self.mlp(x, context.task_mask), x.dtype, context)
+        return self.norm2(x.astype(jnp.float32) + drop(dropout, 1, moved))
+
+
+def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:
+    """Write what a sub-layer with adapters per token returns, in the dtype of the weights.
+
+    XLA for GPU does not gather factors of adapters within LayerNorm's kernel: it would write the
+    sum before it, in float32.
+    """
+    if context.task_mask is None or context.segment_ids is None:
+        return y
+    return jax.lax.platform_dependent(
+        y, cuda=lambda y: as_stored(y.astype(dtype)).astype(y.dtype), default=lambda y: y
+    )
 
 
 class Attention(nnx.Module):

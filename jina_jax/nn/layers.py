@@ -11,8 +11,7 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
 from jina_jax.config import Config
-from jina_jax.nn.lora import Adapter, adapted_product, low_rank_update
-from jina_jax.nn.matmul import einsum
+from jina_jax.nn.lora import Adapter, adapted_product, low_rank_update, product
 
 # Initial values of the adapters' factors, A (K, in, R) and B (K, R, out), as in the published code:
 # a new adapter changes nothing, and has a gradient. Uniform is within 1 / sqrt(in).
@@ -65,15 +64,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with a mask from ``lora.task_mask`` or None, to float32 (B, T, out)."""
         kernel = self.kernel[...]
-        out = kernel.shape[1:]
-        kernel = kernel.reshape(kernel.shape[0], -1)
         if task_mask is None or self.lora_a is None or self.lora_b is None:
-            y = einsum("bti,io->bto", x, kernel, rounded=True)
+            y = product(x, kernel)
         else:
-            a, b = self.lora_a[...], self.lora_b[...]
-            b = b.reshape(*b.shape[:2], -1)
-            y = adapted_product(x, kernel, a, b, task_mask, self.lora_scale)
-        y = y.reshape(*x.shape[:2], *out)
+            factors = (self.lora_a[...], self.lora_b[...])
+            y = adapted_product(x, kernel, *factors, task_mask, self.lora_scale)
         return y + as_wide(self.bias[...].astype(jnp.float32), y)
 
 

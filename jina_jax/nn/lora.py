@@ -36,6 +36,12 @@ def task_mask(task_ids: jax.Array, num_tasks: int) -> jax.Array:
     return task_ids[..., None] == jnp.arange(num_tasks)[None, None, :]
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply x (B, T, in) by a kernel (in, out) or (in, parts, out), to float32."""
+    subscripts = "bti,io->bto" if kernel.ndim == 2 else "bti,ipo->btpo"
+    return einsum(subscripts, x, kernel, rounded=True)
+
+
 def adapted_product(
     x: jax.Array,
     kernel: jax.Array,
@@ -44,11 +50,11 @@ def adapted_product(
     task_mask: jax.Array,
     scale: float,
 ) -> jax.Array:
-    """Multiply by a weight with each token's own update: ``x (W + scale · B A)``.
+    """Multiply by a weight with each token's own update, ``x (W + scale · B A)``.
 
     Args:
       x: (B, T, in).
-      kernel: (in, out).
+      kernel: (in, out), or (in, parts, out) as everywhere here.
       lora_a: (K, in, R).
       lora_b: (K, R, out).
       task_mask: bool (B, 1 or T, K), from ``task_mask``.
@@ -57,40 +63,44 @@ def adapted_product(
     Returns:
       float32 (B, T, out).
     """
-    default = functools.partial(_joined_product, scale=scale)
-    plain = functools.partial(_plain_product, scale=scale)
-    return jax.lax.platform_dependent(
-        *(x, kernel, lora_a, lora_b, task_mask), cpu=plain, default=default
-    )
+
+    def plain(*operands: jax.Array) -> jax.Array:
+        return _plain_product(*operands, scale=scale)
+
+    def joined(*operands: jax.Array) -> jax.Array:
+        return _joined_product(*operands, scale)
+
+    operands = (x, kernel, lora_a, lora_b, task_mask)
+    return jax.lax.platform_dependent(*operands, cuda=joined, default=plain)
 
 
-def _plain_product(x, kernel, lora_a, lora_b, task_mask, scale) -> jax.Array:
+def _plain_product(x, kernel, lora_a, lora_b, task_mask, scale: float) -> jax.Array:
     low = einsum("bti,kir->btkr", x, lora_a)
-    update = low_rank_update(low, task_mask, lora_b, scale)
-    return einsum("bti,io->bto", x, kernel, rounded=True) + update
+    return product(x, kernel) + low_rank_update(low, task_mask, lora_b, scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _joined_product(x, kernel, lora_a, lora_b, task_mask, scale) -> jax.Array:
-    """Multiply by weight and first factors at once, and add the update where the sum is read.
+def _joined_product(x, kernel, lora_a, lora_b, task_mask, scale: float) -> jax.Array:
+    """Multiply by the weight and the first factors at once; add the update where sums are read.
 
-    x is read once, and no (B, T, out) is written for the update: its R products per value are made
-    by the kernel that uses the value.
+    x is read once, and nothing of the size of the result is written for the update: the kernel that
+    uses a value adds the R products of its token's task.
     """
     tasks, features, rank = lora_a.shape
-    out = kernel.shape[1]
     factors = jnp.moveaxis(lora_a, 0, 1).reshape(features, tasks * rank)
-    padding = jnp.zeros((features, -tasks * rank % 32), kernel.dtype)
-    joined = jnp.concatenate((kernel, factors, padding), axis=1)
-    sums = einsum("bti,io->bto", x, joined, rounded=True)
-    low = sums[..., out : out + tasks * rank].reshape(*x.shape[:2], tasks, rank)
-    own = jnp.where(task_mask[..., None], low, 0).sum(axis=2)
+    padding = jnp.zeros((features, -tasks * rank % 32), kernel.dtype)  # columns in whole tiles
+    flat = kernel.reshape(features, -1)
+    sums = product(x, jnp.concatenate((flat, factors, padding), axis=1))
+    weighted, low = jnp.split(sums, (flat.shape[1], flat.shape[1] + tasks * rank), axis=-1)[:2]
+    low = low.reshape(*x.shape[:2], tasks, rank)
+    own = jnp.where(task_mask[..., None], low, 0).sum(axis=2)  # (B, T, R), zero without a task
     chosen = (scale * lora_b.astype(jnp.float32))[jnp.argmax(task_mask, axis=-1)]
-    return sums[..., :out] + (own[..., None] * chosen).sum(axis=2)
+    own = own.reshape(*own.shape, *(1 for _ in kernel.shape[1:]))
+    return weighted.reshape(*x.shape[:2], *kernel.shape[1:]) + (own * chosen).sum(axis=2)
 
 
-def _forward(x, kernel, lora_a, lora_b, task_mask, scale):
-    operands = (x, kernel, lora_a, lora_b, task_mask)
+def _forward(*arguments):
+    *operands, scale = arguments
     return _joined_product(*operands, scale), operands
 
 
