@@ -14,15 +14,21 @@ sys.path.insert(0, str(BENCHMARKS))
 from gpu_programs import is_transpose, kernels, size  # noqa: E402
 
 HLO = """
-%fused_computation (param_0: f32[8]) -> f32[8] {
-  ROOT %add.9 = f32[8]{0} add(%param_0, %param_0)
+%fused_reduce (param_0: bf16[8,4], param_1: f32[4]) -> f32[8] {
+  %param_0 = bf16[8,4]{1,0} parameter(0)
+  %param_1 = f32[4]{0} parameter(1)
+  %convert.1 = f32[8,4]{1,0} convert(%param_0)
+  %slice.2 = f32[8,1]{1,0} slice(%convert.1), slice={[0:8], [3:4]}
+  %slice.3 = f32[2]{0} slice(%param_1), slice={[0:2]}
+  ROOT %add.9 = f32[8]{0} fused(%slice.2, %slice.3, %param_1)
 }
 
 ENTRY %main.5 (p.0: bf16[8,4], p.1: f32[4]) -> f32[8] {
   %p.0 = bf16[8,4]{1,0} parameter(0)
   %p.1 = f32[4]{0} parameter(1)
   %gemm_fusion_dot = bf16[8,2]{1,0} fusion(%p.0), kind=kCustom, metadata={op_name="jit(f)/dot"}
-  %wrapped_transpose = bf16[2,8]{1,0} fusion(%gemm_fusion_dot), kind=kInput, calls=%t
+  %wrapped_transpose = bf16[2,8]{1,0} fusion(%gemm_fusion_dot), kind=kInput
+  %loop_reduce_fusion = f32[8]{0} fusion(%p.0, %p.1), kind=kLoop, calls=%fused_reduce
   %copy.1 = bf16[2,8]{0,1} copy(%wrapped_transpose)
   %bitcast.2 = bf16[16]{0} bitcast(%copy.1)
   %call = (bf16[16]{0}, s8[64]{0}) custom-call(%bitcast.2, %p.1), custom_call_target="x"
@@ -36,6 +42,7 @@ def test_kernels_are_those_of_the_entry_with_the_bytes_that_they_touch():
     assert [(kernel.name, kernel.bytes) for kernel in found] == [
         ("gemm_fusion_dot", 64 + 32),
         ("wrapped_transpose", 32 + 32),
+        ("loop_reduce_fusion", 64 + 16 + 32),
         ("copy.1", 32 + 32),
         ("call", 32 + 64 + 32 + 16),
     ]
@@ -43,6 +50,8 @@ def test_kernels_are_those_of_the_entry_with_the_bytes_that_they_touch():
         "wrapped_transpose",
         "copy.1",
     ]
+    # Of the first operand one column of bfloat16 is read, the second is also used as a whole.
+    assert [kernel.sliced for kernel in found] == [96, 64, 16 + 16 + 32, 64, 144]
     assert found[0].source == "jit(f)/dot"
 
 

@@ -133,15 +133,15 @@ def gelu(x: jax.Array) -> jax.Array:
 def as_stored(x: jax.Array) -> jax.Array:
     """Return x as it is in memory: rounded to its dtype, and with its last axis together.
 
-    XLA for GPU and TPU would otherwise pass on what it had before rounding, and write both; and
-    take the order of axes from where the last layer's output is pooled.
+    XLA for GPU would otherwise pass on what it had before rounding, and write both; and take the
+    order of axes from where the last layer's output is pooled.
     """
 
     def stored(x: jax.Array) -> jax.Array:
         order = Layout(major_to_minor=tuple(range(x.ndim)))
         return jax.lax.optimization_barrier(with_layout_constraint(x, order))
 
-    return jax.lax.platform_dependent(x, cpu=lambda x: x, default=stored)
+    return jax.lax.platform_dependent(x, cuda=stored, default=lambda x: x)
 
 
 def as_wide(values: jax.Array, other: jax.Array) -> jax.Array:

@@ -38,8 +38,9 @@ def task_mask(task_ids: jax.Array, num_tasks: int) -> jax.Array:
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Multiply x (B, T, in) by a kernel (in, out) or (in, parts, out), to float32."""
-    subscripts = "bti,io->bto" if kernel.ndim == 2 else "bti,ipo->btpo"
-    return einsum(subscripts, x, kernel, rounded=True)
+    if kernel.ndim == 3:
+        return einsum("bti,ipo->btpo", x, kernel, rounded=True)
+    return einsum("bti,io->bto", x, kernel, rounded=True)
 
 
 def adapted_product(

@@ -39,9 +39,17 @@ def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     Returns:
       float32 (B, T, N, H).
     """
-    rows, tokens, heads, width = x.shape
-    halves = x.astype(jnp.float32).reshape(rows, tokens, heads, 2, width // 2)
-    cos, sin = (values.reshape(-1, tokens, 1, 1, width // 2) for values in (cos, sin))
-    # Elementwise, with no concatenation, so that XLA rotates in the kernel that adds the bias.
-    signed = jnp.concatenate((-sin, sin), axis=3)
-    return (halves * cos + jnp.flip(halves, axis=3) * signed).reshape(x.shape)
+    cos, sin = (values.reshape(-1, x.shape[1], 1, x.shape[3] // 2) for values in (cos, sin))
+    return jax.lax.platform_dependent(x, cos, sin, cuda=_rotate_elementwise, default=_rotate)
+
+
+def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def _rotate_elementwise(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate without joining halves: XLA for GPU then makes one kernel of q, k, v and biases."""
+    halves = x.astype(jnp.float32).reshape(*x.shape[:3], 2, x.shape[3] // 2)
+    signed = jnp.stack((-sin, sin), axis=3)
+    return (halves * cos[..., None, :] + jnp.flip(halves, axis=3) * signed).reshape(x.shape)
