@@ -69,6 +69,6 @@ def test_a_layer_touches_little_and_transposes_nothing(tmp_path, attention):
     assert (without["rows"], without["tokens"]) == (16, 512)
     assert (without["tasks"], with_tasks["tasks"]) == (False, True)
     assert without["transposes_per_layer"] == with_tasks["transposes_per_layer"] == 0
-    # At 64 rows 2.7 and 3.1 GB; weights count once whatever the rows.
+    # Measured: 0.73 and 0.79 padded, 0.70 and 0.82 packed.
     assert without["gb_per_layer"] < 0.75
-    assert with_tasks["gb_per_layer"] < 0.9
+    assert with_tasks["gb_sliced_per_layer"] < 0.85
