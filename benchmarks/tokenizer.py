@@ -1,4 +1,4 @@
-"""Tokenisation in one thread: ``jina_jax`` compared with ``tokenizers``, ids only, on real text.
+"""Tokenisation: ``jina_jax`` compared with ``tokenizers`` in one thread, ids only, on real text.
 
 For every file of the public data: texts per second of ``Tokenizer.encode(list)`` over those of
 ``tokenizers``, whose ways to encode a list are all timed. Cold is the first pass of a new
@@ -6,6 +6,12 @@ tokenizer, with an empty cache of words on both sides; warm is the pass after it
 load.
 
     python benchmarks/tokenizer.py                  # needs the test extra for tokenizers
+    python benchmarks/tokenizer.py --processes 0 1 2 4 8
+
+The second form measures tokenising beside an accelerator instead: all texts, in pools as ``encode``
+makes them, in so many processes beside this one (0: in a thread, as on a CPU). Seconds are of
+processor time per million tokens: of this process, whose lock bounds the rate on any number of
+cores; of it together with cutting and windows; and of the others together.
 
 Text and vocabulary are those of the public data in ../shared (or $JINA_JAX_SHARED).
 """
@@ -16,14 +22,16 @@ import argparse
 import csv
 import gc
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +39,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import tokenizers
 
+from jina_jax.runtime.requests import Preparation, Request
+from jina_jax.runtime.tokenizing import TokenizerProcesses
 from jina_jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", ROOT.parent / "shared"))
+POOL = 32 * 32768 * 4  # characters that ``encode`` tokenises at once on a GPU
 LANGUAGES = ("en", "zh", "ja", "ru", "fr", "de")
 
 STATES = ("cold", "warm")
@@ -52,11 +63,16 @@ def main() -> None:
     parser.add_argument("--dialect", choices=("older", "newer"), default="older")
     parser.add_argument("--only", default="", help="part of the names of the files to measure")
     parser.add_argument("--rounds", type=int, default=3, help="number of alternating measurements")
+    parser.add_argument("--processes", type=int, nargs="+", help="numbers of processes to measure")
     args = parser.parse_args()
     files = find_texts()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["JINA_JAX_CACHE"] = scratch
         path = write_dialect(Path(scratch) / "tokenizer.json", args.dialect)
+        if args.processes:
+            texts = [text for name, own in files.items() if args.only in name for text in own]
+            report_processes(path, texts, args.processes, args.rounds)
+            return
         loads = load_times(path, args.rounds)
         rows = {
             name: compare(path, texts, args.rounds)
@@ -136,6 +152,55 @@ def load_times(path: Path, rounds: int) -> dict[str, float]:
         times["with cache"].append(timed(Tokenizer.from_file, path))
         times["tokenizers"].append(timed(read_tokenizer, path))
     return {name: statistics.median(column) for name, column in times.items()}
+
+
+def report_processes(path: Path, texts: list[str], counts: list[int], rounds: int) -> None:
+    """Print rates and processor time by number of processes."""
+    random.Random(0).shuffle(texts)  # scripts mixed, as every block has them
+    cuts = itertools.accumulate(map(len, texts))
+    pools = [
+        [Request(text) for text, _ in pool]
+        for _, pool in itertools.groupby(zip(texts, cuts, strict=True), lambda x: x[1] // POOL)
+    ]
+    tokenizer = Tokenizer.from_file(path)
+    print(f"{len(texts)} texts, {sum(map(len, texts)):,} characters; {os.cpu_count()} cores")
+    print("| processes | tokens/s | this process, s | with cutting, s | the others, s | start, s |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for count in counts:
+        processes = TokenizerProcesses(tokenizer, count) if count else None
+        start = time.perf_counter()
+        while processes and len(processes.ready) < count:
+            processes.start()
+            time.sleep(0.001)
+        started = time.perf_counter() - start
+        preparation = Preparation(tokenizer, False, 8192, None, processes)
+        rows = [rate(preparation, pools) for _ in range(rounds + 1)][1:]  # after a warm pass
+        speed, own, prepared, others = map(statistics.median, zip(*rows, strict=True))
+        cells = f"{own:.3f} | {prepared:.3f} | {others:.3f} | {started:.2f}"
+        print(f"| {count} | {speed:,.0f} | {cells} |", flush=True)
+        if processes:
+            processes.close()
+
+
+def rate(preparation: Preparation, pools: list[list[Request]]) -> tuple[float, ...]:
+    """Return tokens per second, and seconds of processor time per million tokens."""
+    gc.collect()
+    pids = preparation.processes.ready if preparation.processes else ()
+    before, start, own = processor_time(pids), time.perf_counter(), time.process_time()
+    count = sum(len(tokens.ids) for pool in pools for tokens in preparation.tokenize(pool))
+    seconds, own = time.perf_counter() - start, time.process_time() - own
+    others = processor_time(pids) - before
+    start = time.process_time()
+    for pool in pools:
+        preparation(pool)
+    prepared = time.process_time() - start
+    return count / seconds, *(1e6 * value / count for value in (own, prepared, others))
+
+
+def processor_time(pids: Iterable[int]) -> float:
+    """Return the seconds of processor time that processes have taken (Linux)."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def report(files: dict[str, list[str]], loads: dict[str, float], rows: dict[str, Row]) -> None:
