@@ -8,10 +8,10 @@ load.
     python benchmarks/tokenizer.py                  # needs the test extra for tokenizers
     python benchmarks/tokenizer.py --processes 0 1 2 4 8
 
-The second form measures tokenising beside an accelerator instead: all texts, in pools as ``encode``
-makes them, in so many processes beside this one (0: in a thread, as on a CPU). Seconds are of
-processor time per million tokens: of this process, whose lock bounds the rate on any number of
-cores; of it together with cutting and windows; and of the others together.
+The second form measures tokenising beside an accelerator: half of the texts, after the other half,
+in pools as ``encode`` makes them on a GPU, in so many processes beside this one (0: in a thread).
+Seconds are processor time per million tokens: of this process, whose lock bounds the rate on any
+number of cores, to tokenise, to cut and to pack; and of the others together.
 
 Text and vocabulary are those of the public data in ../shared (or $JINA_JAX_SHARED).
 """
@@ -25,20 +25,23 @@ import importlib.metadata
 import itertools
 import json
 import os
+import pickle
 import platform
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import numpy as np
 import tokenizers
 
+from jina_jax.runtime.batching import Batching, make_batches
 from jina_jax.runtime.requests import Preparation, Request
 from jina_jax.runtime.tokenizing import TokenizerProcesses
 from jina_jax.text.tokenizer import Tokenizer
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the names of the files to measure")
     parser.add_argument("--rounds", type=int, default=3, help="number of alternating measurements")
     parser.add_argument("--processes", type=int, nargs="+", help="numbers of processes to measure")
+    parser.add_argument("--join", type=int, default=1, help="sentences per text, with --processes")
     args = parser.parse_args()
     files = find_texts()
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,6 +75,8 @@ def main() -> None:
         path = write_dialect(Path(scratch) / "tokenizer.json", args.dialect)
         if args.processes:
             texts = [text for name, own in files.items() if args.only in name for text in own]
+            random.Random(0).shuffle(texts)  # languages mixed, in every block
+            texts = [" ".join(own) for own in zip(*[iter(texts)] * args.join, strict=False)]
             report_processes(path, texts, args.processes, args.rounds)
             return
         loads = load_times(path, args.rounds)
@@ -156,45 +162,65 @@ def load_times(path: Path, rounds: int) -> dict[str, float]:
 
 def report_processes(path: Path, texts: list[str], counts: list[int], rounds: int) -> None:
     """Print rates and processor time by number of processes."""
-    random.Random(0).shuffle(texts)  # scripts mixed, as every block has them
-    cuts = itertools.accumulate(map(len, texts))
-    pools = [
-        [Request(text) for text, _ in pool]
-        for _, pool in itertools.groupby(zip(texts, cuts, strict=True), lambda x: x[1] // POOL)
-    ]
-    tokenizer = Tokenizer.from_file(path)
+    requests = [Request(text) for text in texts]
+    half = len(requests) // 2
+    heads = ("tokens/s", "tokenising, s", "cutting, s", "packing, s", "the others, s", "start, s")
     print(f"{len(texts)} texts, {sum(map(len, texts)):,} characters; {os.cpu_count()} cores")
-    print("| processes | tokens/s | this process, s | with cutting, s | the others, s | start, s |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print("| processes | " + " | ".join(heads) + " |")
+    print("|---:" * (len(heads) + 1) + "|")
+    content = pickle.dumps(Tokenizer.from_file(path))
     for count in counts:
-        processes = TokenizerProcesses(tokenizer, count) if count else None
-        start = time.perf_counter()
-        while processes and len(processes.ready) < count:
-            processes.start()
-            time.sleep(0.001)
-        started = time.perf_counter() - start
-        preparation = Preparation(tokenizer, False, 8192, None, processes)
-        rows = [rate(preparation, pools) for _ in range(rounds + 1)][1:]  # after a warm pass
-        speed, own, prepared, others = map(statistics.median, zip(*rows, strict=True))
-        cells = f"{own:.3f} | {prepared:.3f} | {others:.3f} | {started:.2f}"
+        rows = []
+        for _ in range(rounds):
+            tokenizer = pickle.loads(content)  # that knows no words yet
+            processes = TokenizerProcesses(tokenizer, count) if count else None
+            seconds = wait_for(processes, count)
+            preparation = Preparation(tokenizer, False, 8192, None, processes)
+            rate(preparation, requests[:half])
+            rows.append((*rate(preparation, requests[half:]), seconds))
+            if processes:
+                processes.close()
+        speed, *values = map(statistics.median, zip(*rows, strict=True))
+        cells = " | ".join(f"{value:.3f}" for value in values)
         print(f"| {count} | {speed:,.0f} | {cells} |", flush=True)
-        if processes:
-            processes.close()
 
 
-def rate(preparation: Preparation, pools: list[list[Request]]) -> tuple[float, ...]:
+def wait_for(processes: TokenizerProcesses | None, count: int) -> float:
+    """Start processes; return the seconds until all have loaded the tokenizer."""
+    start = time.perf_counter()
+    if processes is not None:
+        processes.start()
+        while len(processes.ready) < count:
+            time.sleep(0.001)
+    return time.perf_counter() - start
+
+
+def rate(preparation: Preparation, requests: list[Request]) -> tuple[float, ...]:
     """Return tokens per second, and seconds of processor time per million tokens."""
-    gc.collect()
     pids = preparation.processes.ready if preparation.processes else ()
-    before, start, own = processor_time(pids), time.perf_counter(), time.process_time()
-    count = sum(len(tokens.ids) for pool in pools for tokens in preparation.tokenize(pool))
-    seconds, own = time.perf_counter() - start, time.process_time() - own
-    others = processor_time(pids) - before
-    start = time.process_time()
-    for pool in pools:
-        preparation(pool)
-    prepared = time.process_time() - start
-    return count / seconds, *(1e6 * value / count for value in (own, prepared, others))
+    batching = Batching().on("gpu")
+    count, seconds, others, times = 0, 0.0, 0.0, np.zeros(3)
+    for pool in pools(requests):
+        gc.collect()
+        before, start, marks = processor_time(pids), time.perf_counter(), [time.process_time()]
+        tokens = preparation.tokenize(pool)
+        seconds += time.perf_counter() - start
+        others += processor_time(pids) - before
+        marks.append(time.process_time())
+        prepared = list(map(preparation.prepare, pool, tokens))
+        marks.append(time.process_time())
+        make_batches([item.ids for own in prepared for item in own.items], batching, 1)
+        times += np.diff([*marks, time.process_time()])
+        count += sum(own.tokens for own in prepared)
+    return count / seconds, *(1e6 * value / count for value in (*times, others))
+
+
+def pools(requests: list[Request]) -> Iterator[list[Request]]:
+    """Yield requests as ``encode`` tokenises them at once."""
+    sizes = itertools.accumulate(len(request.text) for request in requests)
+    pairs = zip(requests, sizes, strict=True)
+    for _, pool in itertools.groupby(pairs, lambda pair: pair[1] // POOL):
+        yield [request for request, _ in pool]
 
 
 def processor_time(pids: Iterable[int]) -> float:

@@ -126,18 +126,16 @@ class Preparation:
     def prepare(self, request: Request, tokens: Tokens) -> Prepared:
         """Cut a text, or divide it into windows and the pieces of its vectors."""
         ids, dropped = tokens.ids, 0
-        spans: list[Span] = []
         if self.overlap is None and len(ids) > self.max_length:
             dropped = len(ids) - self.max_length
             ids = [*ids[: self.max_length - 1], ids[-1]]
-        if tokens.offsets is None:
-            ranges = np.array([[0, len(ids)]])
-        else:
-            spans, ranges = _chunks(request, tokens.ids, tokens.offsets)
         if tokens.offsets is None and len(ids) <= self.max_length:
-            items = [Item(ids)]
-        else:
-            items = list(_windowed(ids, ranges, self.max_length, self.overlap or 0))
+            return Prepared(request.task_id, [Item(ids)], 1, len(ids), dropped, [])
+        spans: list[Span] = []
+        ranges = np.array([[0, len(ids)]])
+        if tokens.offsets is not None:
+            spans, ranges = _chunks(request, tokens.ids, tokens.offsets)
+        items = list(_windowed(ids, ranges, self.max_length, self.overlap or 0))
         return Prepared(request.task_id, items, len(ranges), len(ids), dropped, spans)
 
 
