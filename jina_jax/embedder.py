@@ -49,6 +49,7 @@ class JinaEmbeddings(Model):
         split_special_tokens: bool = False,
         mesh: Mesh | None = None,
         batching: Batching | None = None,
+        tokenizer_processes: int | None = None,
         attn_implementation: str | None = None,
         scan_layers: bool | None = None,
         compilation_cache: bool | str | os.PathLike[str] = True,
@@ -65,6 +66,9 @@ class JinaEmbeddings(Model):
           mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
             the weights and a part of every batch.
           batching: how texts are put into batches; None for the platform's default.
+          tokenizer_processes: processes that tokenise large inputs, from a million characters on;
+            they start with the first such input and end with the model. 0 for none; None for as
+            many as pay: on an accelerator half of the cores, at most 8, from 4 cores on.
           attn_implementation: required kernel, one of ``IMPLEMENTATIONS`` (``jina_jax.nn``); None
             for the best that can run (``jina-jax info --devices`` lists them).
           scan_layers: compile one layer for all, see ``Encoder``; None for TPU only.
@@ -98,6 +102,7 @@ class JinaEmbeddings(Model):
             split_special_tokens=split_special_tokens,
             mesh=mesh,
             batching=batching,
+            tokenizer_processes=tokenizer_processes,
             attn_implementation=attn_implementation,
             scan_layers=scan_layers,
             compilation_cache=compilation_cache,

@@ -15,7 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jina_jax.runtime.requests import Preparation, Prepared, Request, Tokens
+from jina_jax.runtime.requests import Preparation, Prepared, Request
+from jina_jax.runtime.tokenizing import Tokens
 
 
 def spans_processes(mesh: Mesh | None) -> bool:

@@ -21,6 +21,7 @@ from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
 from jina_jax.runtime.requests import Preparation, Request
 from jina_jax.runtime.results import EncodeInfo, unit_pair
+from jina_jax.runtime.tokenizing import TokenizerProcesses, usual_processes
 from jina_jax.text.tokenizer import Tokenizer
 
 _LOGGER = logging.getLogger("jina_jax")
@@ -33,8 +34,8 @@ class Model:
       config: architecture, tasks, prompts and dimensions.
       state: the encoder's weights, an ``nnx.State``, where they are to be used.
       tokenizer: text to ids.
-      split_special_tokens, batching, attn_implementation, compilation_cache: see
-        ``JinaEmbeddings.from_pretrained``.
+      split_special_tokens, batching, tokenizer_processes, attn_implementation, compilation_cache:
+        see ``JinaEmbeddings.from_pretrained``.
       mesh: devices of the state (``jina_jax.runtime.sharding.placer``); None for one device.
       scan_layers: whether the state has its layers stacked (``Encoder``).
 
@@ -53,6 +54,7 @@ class Model:
         split_special_tokens: bool = False,
         mesh: Mesh | None = None,
         batching: Batching | None = None,
+        tokenizer_processes: int | None = None,
         attn_implementation: str | None = None,
         scan_layers: bool = False,
         compilation_cache: bool | str | os.PathLike[str] = False,
@@ -75,6 +77,10 @@ class Model:
             cache=compilation_cache,
         )
         self.batching = (Batching() if batching is None else batching).on(self.engine.platform)
+        count = usual_processes(self.engine.platform)
+        if tokenizer_processes is not None:
+            count = check_integer("tokenizer_processes", tokenizer_processes, 0)
+        self._processes = TokenizerProcesses(tokenizer, count) if count else None
         self._max_seq_length = config.max_length
 
     def __repr__(self) -> str:
@@ -219,7 +225,9 @@ class Model:
     ) -> EncodeInfo:
         """Encode requests, and pass the position and result of each to ``store``."""
         batching = self._batching(batch_size)
-        preparation = Preparation(self.tokenizer, self.split_special_tokens, max_length, overlap)
+        preparation = Preparation(
+            self.tokenizer, self.split_special_tokens, max_length, overlap, self._processes
+        )
         pipeline = Pipeline(self.engine, batching, preparation, pooling)
         order: Sequence[int] = range(len(requests))
         if not batching.row_lengths:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jina_jax.runtime.tokenizing import Block, TokenizerProcesses, Tokens, tokenize
 from jina_jax.text.spans import (
     Span,
     content_tokens,
@@ -42,13 +43,6 @@ class Request(NamedTuple):
     task_id: int = -1
     chunks: Chunking | None = None
     position: int = 0
-
-
-class Tokens(NamedTuple):
-    """A prompted text's token ids; with chunks also the characters of each, else None."""
-
-    ids: list[int]
-    offsets: list[Span] | None = None
 
 
 class Piece(NamedTuple):
@@ -102,52 +96,46 @@ class Preparation:
       max_length: most tokens that the encoder sees at once.
       overlap: tokens that a window of a longer text shares with the one before; None cuts a longer
         text at its end (chunks are never cut, and need a number).
+      processes: tokenise large inputs; None for this thread alone.
     """
 
     tokenizer: Tokenizer
     split_special_tokens: bool
     max_length: int
     overlap: int | None
+    processes: TokenizerProcesses | None = None
 
     def __call__(self, requests: Sequence[Request]) -> list[Prepared]:
         """Tokenise and prepare requests.
 
         Raises:
           ValueError: for spans of chunks that do not fit their text.
+          RuntimeError: if a process that tokenises has ended by itself.
         """
         return list(map(self.prepare, requests, self.tokenize(requests)))
 
     def tokenize(self, requests: Sequence[Request]) -> list[Tokens]:
-        """Tokenise requests, those without chunks together."""
-        encode, special = self.tokenizer.encode, self.split_special_tokens
-        whole = [request.prompt + request.text for request in requests if request.chunks is None]
-        ids = iter(encode(whole, split_special_tokens=special))
-        return [
-            Tokens(next(ids))
-            if request.chunks is None
-            else Tokens(
-                *self.tokenizer.encode_with_offsets(
-                    request.prompt + request.text, split_special_tokens=special
-                )
-            )
-            for request in requests
-        ]
+        """Tokenise requests, those with chunks with the characters of each token."""
+        texts = [request.prompt + request.text for request in requests]
+        aligned = [request.chunks is not None for request in requests]
+        block = Block(texts, aligned, self.split_special_tokens)
+        if self.processes is None:
+            return tokenize(self.tokenizer, block)
+        return self.processes.tokenize(block)
 
     def prepare(self, request: Request, tokens: Tokens) -> Prepared:
         """Cut a text, or divide it into windows and the pieces of its vectors."""
         ids, dropped = tokens.ids, 0
-        spans: list[Span] = []
         if self.overlap is None and len(ids) > self.max_length:
             dropped = len(ids) - self.max_length
             ids = [*ids[: self.max_length - 1], ids[-1]]
-        if tokens.offsets is None:
-            ranges = np.array([[0, len(ids)]])
-        else:
-            spans, ranges = _chunks(request, tokens.ids, tokens.offsets)
         if tokens.offsets is None and len(ids) <= self.max_length:
-            items = [Item(ids)]
-        else:
-            items = list(_windowed(ids, ranges, self.max_length, self.overlap or 0))
+            return Prepared(request.task_id, [Item(ids)], 1, len(ids), dropped, [])
+        spans: list[Span] = []
+        ranges = np.array([[0, len(ids)]])
+        if tokens.offsets is not None:
+            spans, ranges = _chunks(request, tokens.ids, tokens.offsets)
+        items = list(_windowed(ids, ranges, self.max_length, self.overlap or 0))
         return Prepared(request.task_id, items, len(ranges), len(ids), dropped, spans)
 
 

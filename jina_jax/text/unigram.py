@@ -13,7 +13,7 @@ import math
 import operator
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 import sentencepiece
@@ -46,6 +46,10 @@ class Memo(dict[str, _Value]):
     def __init__(self, compute: Callable[[str], _Value]):
         super().__init__()
         self._compute = compute
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Leave out the values, which another thread may be adding to."""
+        return super().__reduce_ex__(protocol)[:3]
 
     def __missing__(self, text: str) -> _Value:
         value = self._compute(text)
