@@ -210,6 +210,7 @@ def _work(process: subprocess.Popen, content: bytes, jobs: SimpleQueue, ready: l
             try:
                 done.set_result(_unpack(part, _ask(process, pickle.dumps(part))))
             except _DEATHS:
+                process.kill()  # one that answers nonsense would be waited for forever
                 done.set_exception(RuntimeError(_DEATH.format(process.wait())))
             except Exception as error:
                 done.set_exception(error)
