@@ -1,6 +1,7 @@
 """A library leaves the process alone: what it sets, it puts back."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -80,3 +81,30 @@ def states(tmp_path_factory):
 def test_the_process_is_as_it_was(states, stage):
     before, after = states[stage]
     assert after == before
+
+
+FORKED = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from jina_jax import JinaEmbeddings
+model = JinaEmbeddings.from_pretrained(sys.argv[1])
+if sys.argv[2] == "used":
+    model.encode("a")
+child = os.fork()
+if child == 0:
+    try:
+        model.encode("a")
+    except RuntimeError as error:
+        os.write(1, str(error).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("before", ["used", "unused"])
+def test_a_forked_process_is_refused_at_once(directory, before):
+    command = [sys.executable, "-c", FORKED, directory, before]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "forked after the model was loaded" in done.stdout
+    assert "'spawn'" in done.stdout

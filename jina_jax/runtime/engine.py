@@ -111,6 +111,7 @@ class Engine:
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
@@ -200,7 +201,16 @@ class Engine:
 
         Yields:
           Each step with its result, in order.
+
+        Raises:
+          RuntimeError: in a process that was forked from that of the engine, where JAX would wait
+            forever for threads that do not exist.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this process was forked after the model was loaded, which JAX does not survive: "
+                "start processes with the method 'spawn', or load the model in each of them"
+            )
         waiting: list[tuple[Step, jax.Array]] = []
         for step in steps:
             if step is not None:
