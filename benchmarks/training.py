@@ -28,9 +28,12 @@ from common import FULL, Peer, alternate, header, serve, table, write_checkpoint
 
 WORKLOADS = {  # rows, texts per row, median tokens of queries and of documents, loss
     "retrieval": (8, 4, 16, 96, "triplet"),
+    "retrieval, large": (32, 4, 16, 96, "triplet"),  # for a GPU
     "sentences": (32, 2, 20, 20, "cosent"),
 }
-TASKS = {"retrieval": ("retrieval.query", "retrieval.passage"), "sentences": ("text-matching",)}
+RETRIEVAL = ("retrieval.query", "retrieval.passage")
+TASKS = {"retrieval": RETRIEVAL, "retrieval, large": RETRIEVAL, "sentences": ("text-matching",)}
+HEADS = ["step", "base", "texts", "tokens", "ours, s", "theirs, s", "theirs / ours", "losses"]
 VOCAB = 32_000  # of 250,002: the adapters' rows of the table cost both sides the same
 SIDES = ("jina_jax", "transformers + PEFT")
 LEARNING_RATE, TAU = 5e-4, 0.05
@@ -65,34 +68,40 @@ def measure_speed(args: argparse.Namespace) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        write_checkpoints(directory, args.layers, vocab=VOCAB, for_transformers=True)
-        _write_adapters(directory)
-        for workload in WORKLOADS:
+        write_base(directory, args.layers)
+        for workload in ("retrieval", "sentences"):
             for dtype in args.dtypes.split(","):
-                found = _compare(directory, dtype, workload, args.rounds)
+                found = compare(directory, dtype, workload, args.rounds)
                 rows.append([workload, dtype, *found])
                 print(rows[-1], file=sys.stderr, flush=True)
     print(header("jax", "torch", "transformers", "peft"))
     print(f"{args.layers} layers of full width, medians of {args.rounds} alternating rounds\n")
-    heads = ["step", "base", "texts", "tokens", "ours, s", "theirs, s", "theirs / ours", "losses"]
-    print(table(heads, rows))
+    print(table(HEADS, rows))
 
 
-def _compare(directory: Path, dtype: str, workload: str, rounds: int) -> list[Any]:
+def write_base(directory: Path, layers: int) -> None:
+    """Write the base model and its adapters for both sides."""
+    write_checkpoints(directory, layers, vocab=VOCAB, for_transformers=True)
+    _write_adapters(directory)
+
+
+def compare(
+    directory: Path, dtype: str, workload: str, rounds: int, env: dict[str, str] | None = None
+) -> list[Any]:
+    """Return the cells of a row after "step" and "base", see ``HEADS``."""
     command = [__file__, "worker"]
     rest = [str(directory), dtype, workload]
     with (
-        Peer([*command, SIDES[0], *rest], {}) as ours,
+        Peer([*command, SIDES[0], *rest], env or {}) as ours,
         Peer([*command, SIDES[1], *rest], {}) as theirs,
     ):
         first = {side: peer.ask("step") for side, peer in zip(SIDES, (ours, theirs), strict=True)}
         calls = {SIDES[0]: lambda: ours.ask("timed"), SIDES[1]: lambda: theirs.ask("timed")}
         times = alternate(calls, rounds)
-    if any(isinstance(value, str) for value in times.values()):
-        return [None, None, *(str(times[side]) for side in SIDES), None, None]
     ids = _texts(workload)
-    ratio = times[SIDES[1]] / times[SIDES[0]]
-    losses = " and ".join(f"{first[side]:.4f}" for side in SIDES)
+    known = not any(isinstance(value, str) for value in times.values())
+    ratio = times[SIDES[1]] / times[SIDES[0]] if known else None
+    losses = " and ".join(f"{x:.4f}" for x in first.values() if not isinstance(x, str))
     return [len(ids), sum(map(len, ids)), times[SIDES[0]], times[SIDES[1]], ratio, losses]
 
 
@@ -147,7 +156,8 @@ class Ours:
         self._targets = {} if name == "triplet" else {"scores": np.float32(_scores(workload))}
         _, _, tokens = self._micro_batches.input_ids.shape
         slots = self._micro_batches.text_spans.shape[2]
-        kernel = choose("cpu", dtype, tokens, slots, checkpoint.config.head_dim).kernel
+        platform = jax.default_backend()
+        kernel = choose(platform, dtype, tokens, slots, checkpoint.config.head_dim).kernel
         rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=100_000))
         objective = text_objective(Encoding(network, kernel), losses.function_of(name), columns)
         self._step = make_step(objective, rule)
@@ -180,7 +190,8 @@ class Theirs:
 
         folder = directory / "hf"
         tasks = [task.replace(".", "_").replace("-", "_") for task in TASKS[workload]]
-        base = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        base = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).to(self._device)
         first = tasks[0]
         model = PeftModel.from_pretrained(
             base, folder / first, adapter_name=first, is_trainable=True
@@ -190,7 +201,7 @@ class Theirs:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
-        self._model, self._tasks, self._workload = model, tasks, workload
+        self._model, self._tasks, self._workload = model.to(self._device), tasks, workload
         trained = [p for name, p in model.named_parameters() if "lora_" in name]
         self._optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
         self._trained = trained
@@ -220,8 +231,9 @@ class Theirs:
             parameter.requires_grad_(True)  # set_adapter disables those of the other task
         longest = max(map(len, ids))
         tokens = torch.tensor([row + [1] * (longest - len(row)) for row in ids])
+        tokens = tokens.to(self._device)
         mask = (tokens != 1).long()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             hidden = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
         pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return torch.nn.functional.normalize(pooled, dim=-1)
@@ -230,15 +242,15 @@ class Theirs:
         import torch
 
         if self._workload == "sentences":
-            scores = torch.tensor(_scores(self._workload))
+            scores = torch.tensor(_scores(self._workload), device=self._device)
             cosines = (queries * documents).sum(-1) / TAU
             apart = cosines[:, None] - cosines[None, :]
             apart = apart[scores[:, None] < scores[None, :]]
-            return torch.logsumexp(torch.cat([torch.zeros(1), apart]), 0)
+            return torch.logsumexp(torch.cat([apart.new_zeros(1), apart]), 0)
         rows = documents.reshape(len(queries), self._columns - 1, -1)
         positives = rows[:, 0]
         every = torch.cat([positives, rows[:, 1:].flatten(0, 1)])
-        own = torch.arange(len(queries))
+        own = torch.arange(len(queries), device=self._device)
         entropy = torch.nn.functional.cross_entropy
         return entropy(queries @ every.T / TAU, own) + entropy(positives @ queries.T / TAU, own)
 

@@ -64,24 +64,20 @@ def adapted_product(
     Returns:
       float32 (B, T, out).
     """
-
-    def plain(*operands: jax.Array) -> jax.Array:
-        return _plain_product(*operands, scale=scale)
-
-    def joined(*operands: jax.Array) -> jax.Array:
-        return _joined_product(*operands, scale)
-
-    operands = (x, kernel, lora_a, lora_b, task_mask)
-    return jax.lax.platform_dependent(*operands, cuda=joined, default=plain)
+    return jax.lax.platform_dependent(
+        *(x, kernel, lora_a, lora_b, task_mask),
+        cuda=functools.partial(_joined_product, scale),
+        default=functools.partial(_plain_product, scale),
+    )
 
 
-def _plain_product(x, kernel, lora_a, lora_b, task_mask, scale: float) -> jax.Array:
+def _plain_product(scale: float, x, kernel, lora_a, lora_b, task_mask) -> jax.Array:
     low = einsum("bti,kir->btkr", x, lora_a)
     return product(x, kernel) + low_rank_update(low, task_mask, lora_b, scale)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _joined_product(x, kernel, lora_a, lora_b, task_mask, scale: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _joined_product(scale: float, x, kernel, lora_a, lora_b, task_mask) -> jax.Array:
     """Multiply by the weight and the first factors at once; add the update where sums are read.
 
     x is read once, and nothing of the size of the result is written for the update: the kernel that
@@ -100,14 +96,13 @@ def _joined_product(x, kernel, lora_a, lora_b, task_mask, scale: float) -> jax.A
     return weighted.reshape(*x.shape[:2], *kernel.shape[1:]) + (own * chosen).sum(axis=2)
 
 
-def _forward(*arguments):
-    *operands, scale = arguments
-    return _joined_product(*operands, scale), operands
+def _forward(scale, *operands):
+    return _joined_product(scale, *operands), operands
 
 
 def _backward(scale, operands, gradient):
     *arrays, task_mask = operands
-    _, pull_back = jax.vjp(lambda *arrays: _plain_product(*arrays, task_mask, scale), *arrays)
+    _, pull_back = jax.vjp(lambda *arrays: _plain_product(scale, *arrays, task_mask), *arrays)
     return *pull_back(gradient), None
 
 
