@@ -277,7 +277,8 @@ class JinaEmbeddings(Model):
             names it.
         """
         arguments.check_mean_pooler(self.config, "encode_chunks")
-        task = usual_tasks(self, "late chunking")[0] if task == AUTO else task
+        if isinstance(task, str) and task == AUTO:
+            task = usual_tasks(self, "late chunking")[0]
         requests = arguments.make_requests(self.config, texts, task, prompt, chunks)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)

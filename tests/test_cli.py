@@ -435,7 +435,7 @@ class TestVerify:
         assert "12 of 13 agree" in result.stdout
 
     def test_refusals(self, directory, gold, tmp_path):
-        assert "not comparable" in refusal("verify", "--model", directory)
+        assert "expected reference values in" in refusal("verify", "--model", directory)
         (tmp_path / "gold.json").write_text("{}")
         message = refusal("verify", "--model", directory, "--gold", tmp_path / "gold.json")
         assert "not in the form of published.json" in message
@@ -497,6 +497,13 @@ class TestWithoutAModel:
         assert without.stdout == with_model.stdout
         assert without.stderr.count("\n") == 1
         assert without.stderr.startswith("jina-jax: warning: no model named: using tiny")
+
+    def test_a_conversion_has_the_reference_values_and_a_merged_one_not(self, tmp_path):
+        assert run("convert", "tiny", tmp_path / "a", "--to", "transformers").exit_code == 0
+        assert run("verify", "--model", tmp_path / "a").exit_code == 0
+        merged = ("--to", "native", "--merge", "separation")
+        assert run("convert", "tiny", tmp_path / "b", *merged).exit_code == 0
+        assert not (tmp_path / "b" / "gold.json").exists()
 
     def test_tiny_can_be_converted(self, tmp_path):
         result = run("convert", "tiny", tmp_path / "out", "--to", "native")

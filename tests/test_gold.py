@@ -25,7 +25,7 @@ def directory(tmp_path_factory):
 
 def checks_of(directory, gold):
     tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-    return verify(open_checkpoint(directory), tokenizer, references_of(gold))
+    return verify(open_checkpoint(directory), tokenizer, references_of(open_checkpoint(gold)))
 
 
 def test_the_model_agrees(directory):

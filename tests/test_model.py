@@ -393,3 +393,39 @@ def test_batching_of_the_example_in_the_readme_still_packs(directory):
     model = load(directory, batching=Batching(token_budget=65536))
     assert model.batching == dataclasses.replace(Batching(token_budget=65536)).on("cpu")
     assert model.batching.row_lengths == (128, 256, 512)
+
+
+def test_similarity_of_large_and_small_vectors_and_of_none(model):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3, 8)).astype(np.float32)
+    expected = model.similarity(vectors, vectors)
+    for factor in (1e30, 1e-30):
+        scaled = model.similarity(vectors * np.float32(factor), vectors)
+        np.testing.assert_allclose(scaled, expected, atol=1e-6)
+    assert model.similarity(vectors[:0], vectors).shape == (0, 3)
+    with pytest.raises(ValueError, match="embeddings2: expected finite vectors"):
+        model.similarity(vectors, vectors * np.float32(np.nan))
+    with pytest.raises(ValueError, match="embeddings1: expected vectors of one length"):
+        model.similarity([[1, 2], [1]], vectors)
+
+
+def test_tasks_and_texts_in_arrays_and_generators(model):
+    tasks = ["separation", None]
+    expected = model.encode(["a", "b"], task=tasks)
+    for given in (np.array(tasks, object), (task for task in tasks), tuple(tasks)):
+        found = model.encode(np.array(["a", "b"]), task=given)
+        np.testing.assert_array_equal(found, expected)
+    chunks = model.encode_chunks(["ab", "cd"], 1, task=np.array(tasks, object))
+    assert len(chunks) == 2
+    with pytest.raises(ValueError, match="texts: expected a sequence of str, got an array without"):
+        model.encode(np.array("a"))
+
+
+def test_the_pure_function_takes_the_model_s_parameters_alone(model):
+    function, parameters = model.functional()
+    ids = np.array([[0, 5, 2]])
+    for wrong in ({**parameters, "zz": 1}, {k: parameters[k] for k in list(parameters)[1:]}):
+        with pytest.raises(ValueError, match="parameters: expected those of the model"):
+            function(wrong, ids)
+    with pytest.raises(ValueError, match=r"input_ids: expected integer \(B, T\)"):
+        function(parameters, ids[:, :0])

@@ -191,7 +191,9 @@ class TestGold:
 
     def test_hidden_states(self):
         tokenizer = Tokenizer.from_file(PACKAGED / "tokenizer.json")
-        checks = verify(open_checkpoint(PACKAGED), tokenizer, references_of(PACKAGED))
+        checks = verify(
+            open_checkpoint(PACKAGED), tokenizer, references_of(open_checkpoint(PACKAGED))
+        )
         subjects = ("tokens", *(task or NO_TASK for task in SUBJECTS))
         assert {check[:2] for check in checks} == {(t, s) for t in TEXTS for s in subjects}
         assert all(check.agrees for check in checks)

@@ -1,6 +1,7 @@
 """verify: agrees with an independent reference, and notices whatever is changed."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -244,10 +245,12 @@ def test_inputs_may_be_of_any_number_and_name(tmp_path, checkpoint, tokenizer, g
 
 
 def test_a_directory_s_own_values_come_before_the_published(tmp_path, gold):
-    assert [r.name for r in references_of(tmp_path)] == ["fixed_ids", "sentence"]
-    assert references_of(tmp_path)[1].text != TEXT
+    size = SimpleNamespace(num_hidden_layers=24, hidden_size=1024)
+    full = SimpleNamespace(directory=tmp_path, config=size)
+    assert [r.name for r in references_of(full)] == ["fixed_ids", "sentence"]
+    assert references_of(full)[1].text != TEXT
     (tmp_path / REFERENCES_FILE).write_text(json.dumps(gold))
-    assert references_of(tmp_path)[1].text == TEXT
+    assert references_of(full)[1].text == TEXT
 
 
 def test_the_packaged_values():
@@ -262,3 +265,10 @@ def test_the_packaged_values():
 def test_the_packaged_file_is_the_published_one(shared):
     published = json.loads((shared / "gold/published.json").read_text())
     assert json.loads(PUBLISHED.read_text()) == published
+
+
+def test_published_values_are_for_models_of_that_size(directory):
+    with pytest.raises(
+        ValueError, match=r"expected reference values in .*gold\.json, or a model of"
+    ):
+        references_of(open_checkpoint(directory))

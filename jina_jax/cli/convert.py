@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     jina-jax convert runs/retrieval tuned --to transformers
     jina-jax convert jinaai/jina-embeddings-v3 v3-matching --to native --merge text-matching
 
-    Conversions are lossless: weights keep their dtype and every bit. Weights that a run has trained
+    Conversions are lossless: weights keep their dtype and every bit, and reference values
+    (gold.json) are copied. Weights that a run has trained
     are float32. Only one tensor at a time is in memory.
 
     With --merge the result has no adapters and needs no task; the task's prompt becomes its default
@@ -53,18 +55,26 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     xlm-roberta   plain XLM-RoBERTa (absolute positions, no adapters)
     """
     from jina_jax.convert import merge_checkpoint, write_checkpoint
+    from jina_jax.verify.compare import REFERENCES_FILE
 
     checkpoint = _open(model, step)
     written = checkpoint if task is None else merge_checkpoint(checkpoint, task)
     write_checkpoint(written, target, layout)
+    references = checkpoint.directory / REFERENCES_FILE
+    if task is None and not _is_run(model) and references.exists():
+        shutil.copyfile(references, target / REFERENCES_FILE)
     click.echo(report_copy(checkpoint, target, layout, task))
+
+
+def _is_run(source: Model) -> bool:
+    return Path(str(source.name), _RUN_FILE).is_file()
 
 
 def _open(source: Model, step: int | None) -> Checkpoint:
     """Open a checkpoint, or what a training run has trained."""
     from jina_jax.convert import open_checkpoint
 
-    if not Path(str(source.name), _RUN_FILE).is_file():
+    if not _is_run(source):
         if step is not None:
             raise click.UsageError(f"--step: expected a training run as SOURCE, got {source.name}")
         return open_checkpoint(source.fetch())

@@ -25,8 +25,8 @@ def verify(context: click.Context, model: Model, gold: Path | None) -> None:
     jina-jax verify --model jinaai/jina-embeddings-v3    # needs 2.3 GB of memory
 
     Encodes a few short inputs with the base model and each adapter in float32, and prints one line
-    per comparison. The reference values are gold.json in the model's directory, or without it those
-    published for jina-embeddings-v3. Exit status 0 if all agree within rtol = atol = 1e-4, 1 if
+    per comparison. The reference values are gold.json in the model's directory, or for a model of
+    its size those published for jina-embeddings-v3. Exit status 0 if all agree within rtol = atol = 1e-4, 1 if
     not, 2 if the model cannot be compared.
     """
     from jina_jax.convert import open_checkpoint
@@ -35,7 +35,7 @@ def verify(context: click.Context, model: Model, gold: Path | None) -> None:
 
     references = None if gold is None else load_references(gold)  # before anything is downloaded
     checkpoint = open_checkpoint(model.fetch())
-    references = references or references_of(checkpoint.directory)
+    references = references or references_of(checkpoint)
     tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
     checks = verify(checkpoint, tokenizer, references)
     for check in checks:

@@ -102,8 +102,11 @@ def _forward(scale, *operands):
 
 def _backward(scale, operands, gradient):
     *arrays, task_mask = operands
-    _, pull_back = jax.vjp(lambda *arrays: _plain_product(scale, *arrays, task_mask), *arrays)
-    return *pull_back(gradient), None
+
+    def plain(x, kernel, lora_a, lora_b):
+        return _plain_product(scale, x, kernel, lora_a, lora_b, task_mask)
+
+    return *jax.vjp(plain, *arrays)[1](gradient), None
 
 
 _joined_product.defvjp(_forward, _backward)

@@ -25,7 +25,7 @@ def einsum(subscripts: str, left: jax.Array, right: jax.Array, rounded: bool = F
     Returns:
       float32, of the shape that ``subscripts`` names.
     """
-    if left.dtype == jnp.float32:
+    if jnp.float32 in (left.dtype, right.dtype):
         return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)
     wide = functools.partial(jnp.einsum, subscripts, preferred_element_type=jnp.float32)
     if not rounded:

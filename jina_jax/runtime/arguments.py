@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,14 @@ def _tasks(config: Config, task: Task, count: int) -> list[str | None]:
     if task is None or isinstance(task, str):
         _check_task(config, task)  # a wrong name is an error without any text, too
         return [task] * count
-    if not isinstance(task, Sequence):
+    if isinstance(task, bytes | Mapping | Set) or not isinstance(task, Iterable):
         raise ValueError(f"task={task!r}: expected None, a string, or one of these per text")
+    task = list(task)
     if len(task) != count:
         raise ValueError(f"task: expected one for each of {count} texts, got {len(task)}")
     for one in set(map(_hashable, task)):
         _check_task(config, one)
-    return list(task)
+    return task
 
 
 def _hashable(task: Any) -> str | None:

@@ -158,7 +158,7 @@ class Engine:
 
         def apply(parameters, input_ids, attention_mask=None, task_ids=None):
             shape = np.shape(input_ids)
-            square = shape if len(shape) == 2 else "(B, T)"
+            square = shape if len(shape) == 2 and shape[1] else "(B, T)"
             _check_array("input_ids", input_ids, np.integer, square, range(self.config.vocab_size))
             if attention_mask is None:
                 attention_mask = jnp.ones(shape, bool)
@@ -166,6 +166,9 @@ class Engine:
             if task_ids is not None:
                 tasks = range(-1, self.config.num_tasks)
                 _check_array("task_ids", task_ids, np.integer, shape[:1], tasks)
+            expected = to_dict(abstract).keys()
+            if wrong := sorted(parameters.keys() ^ expected):
+                raise ValueError(f"parameters: expected those of the model, got others: {wrong}")
             encoder = nnx.merge(graph, from_dict(abstract, parameters))
             output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
             return pool_masked(output.last_hidden_state, attention_mask, pooling)

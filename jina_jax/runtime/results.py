@@ -97,15 +97,32 @@ def unit_pair(embeddings1: Any, embeddings2: Any) -> tuple[np.ndarray, np.ndarra
     """Return two sets of vectors as float32 (n, d) and (m, d) of unit length; (d,) is one vector.
 
     Raises:
-      ValueError: for other shapes.
+      ValueError: for other shapes, infinities or NaN.
     """
-    both = [np.atleast_2d(np.asarray(values, np.float32)) for values in (embeddings1, embeddings2)]
+    both = [
+        _vectors(name, values)
+        for name, values in (("embeddings1", embeddings1), ("embeddings2", embeddings2))
+    ]
     if any(values.ndim != 2 for values in both) or both[0].shape[1] != both[1].shape[1]:
         raise ValueError(
             f"embeddings1, embeddings2: expected shapes (n, d) and (m, d), got "
             f"{both[0].shape} and {both[1].shape}"
         )
     return unit(both[0]), unit(both[1])
+
+
+def _vectors(name: str, values: Any) -> np.ndarray:
+    """Return float32 vectors with 1 as the largest value of each, whose squares are in range."""
+    try:
+        vectors = np.atleast_2d(np.asarray(values, np.float32))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected vectors of one length ({error})") from None
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{name}: expected finite vectors, got NaN or infinity")
+    if not vectors.size:
+        return vectors
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    return vectors / np.where(largest > 0, largest, np.float32(1))
 
 
 def warn_dropped(dropped: np.ndarray, max_length: int) -> None:

@@ -262,6 +262,8 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     """
     if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Iterable):
         raise _refusal("texts", "a sequence of str", type(texts).__name__)
+    if getattr(texts, "ndim", 1) == 0:
+        raise _refusal("texts", "a sequence of str", "an array without axes")
     checked = list(texts)
     for at, text in enumerate(checked):
         if not isinstance(text, str):

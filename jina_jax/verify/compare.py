@@ -4,7 +4,7 @@ A model's directory may have reference values of its own, in ``gold.json``, writ
 ``jina_jax.verify.record``. All others are compared with the packaged ``published.json``: slices of
 ``last_hidden_state`` of jinaai/jina-embeddings-v3 in float32, from the integration tests of
 huggingface/transformers, without adapter and with each of the five, for fixed token ids and for a
-sentence, without any prompt.
+sentence, without any prompt. The vectors that ``gold.json`` has beside hidden states are for tests.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 REFERENCES_FILE = "gold.json"
 TOLERANCE = 1e-4  # rtol and atol of the published tests
 NO_TASK = "none"
+_PUBLISHED_SIZE = (24, 1024)  # layers and width of jina-embeddings-v3
 
 
 class Reference(NamedTuple):
@@ -92,10 +93,24 @@ def load_references(path: str | Path | None = None) -> list[Reference]:
     return references
 
 
-def references_of(directory: Path) -> list[Reference]:
-    """Read a model's own reference values, if its directory has them, else the published ones."""
-    path = directory / REFERENCES_FILE
-    return load_references(path if path.exists() else None)
+def references_of(checkpoint: Checkpoint) -> list[Reference]:
+    """Read a model's own reference values, if its directory has them, else the published ones.
+
+    Raises:
+      ValueError: for a model without values of its own that is not of the published one's size.
+    """
+    path = checkpoint.directory / REFERENCES_FILE
+    if path.exists():
+        return load_references(path)
+    size = (checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)
+    if size != _PUBLISHED_SIZE:
+        layers, width = _PUBLISHED_SIZE
+        raise ValueError(
+            f"model: expected reference values in {path}, or a model of {layers} layers of width "
+            f"{width}, to compare with those published for jina-embeddings-v3; got {size[0]} "
+            f"layers of width {size[1]}"
+        )
+    return load_references(None)
 
 
 def verify(
