@@ -240,6 +240,13 @@ class TestOutputFile:
         assert run(*args, "--force").exit_code == 0
         assert np.load(target).shape == (4, 64)
 
+    def test_an_input_is_never_overwritten(self, tmp_path):
+        rows = tmp_path / "in.jsonl"
+        rows.write_text('{"t": "a cat"}')
+        args = ("--input", rows, "--field", "t", "--output", rows, "--force")
+        assert f"{rows}: is also an input" in refusal("encode", "--model", "no-such", *args)
+        assert rows.read_text() == '{"t": "a cat"}'
+
     @pytest.mark.parametrize(
         ("error", "code", "message"),
         [
