@@ -181,6 +181,10 @@ class TestEncode:
             (("--input", "/no/such/file"), "/no/such/file: No such file"),
             (("--format", "npy", "text"), "format npy: expected a file"),
             (("--output", "x.csv", "text"), "x.csv: expected one of the suffixes .jsonl"),
+            (
+                ("--output", "x.npy", "--format", "jsonl", "text"),
+                "x.npy: expected format npy for this suffix, got jsonl",
+            ),
             (("--output", "/no/such/x.npy", "text"), "/no/such: no such directory"),
             (("--format", "table", *"abcdefghijklmnopqrstu"), "at most 20 texts, got 21"),
             (("--task", "retrieval", "text"), "--task 'retrieval': this checkpoint has"),
@@ -210,6 +214,11 @@ class TestEncode:
             ('{"t": "a"}\n\n{"t": "a"}', "stdin:2: not valid JSON"),
             ('{"t": "a", "task": 1}', "stdin:1: field 'task': expected a text, got int"),
             ('{"t": "a", "embedding": [0]}', "stdin:1: has a field 'embedding'"),
+            ('{"t": "a"}\n{"t": "a", "tsk": "x"}', "--task-field 'task': no row has this field"),
+            (
+                '{"t": "a"}\n{"t": "a", "task": "foo"}',
+                "stdin:2: field 'task': expected one of 'retrieval.query', ",
+            ),
             (b'{"t": "\xff"}', "stdin:1: not UTF-8"),
             ('{"t": "\\ud800"}', "stdin:1: field 't': expected Unicode text"),
             ("[" * 100_000, "stdin:1: not valid JSON"),

@@ -121,6 +121,7 @@ def encode(
         check_table(len(rows.texts))
     with new_output(output, force=force) as file:
         embedder = model.load(dtype=dtype, split_special_tokens=split_special_tokens)
+        rows.check_own_tasks(embedder.config.lora_adaptations)
         shown = sys.stderr.isatty()
         vectors = embedder.encode(rows.texts, task=rows.tasks, show_progress_bar=shown, **options)
         write_rows(file, kind, rows, vectors)
