@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -319,6 +320,8 @@ class TestCheckpoints:
         merged = JinaEmbeddings.from_pretrained(tmp_path / "merged")
         expected = model.encode(TEXTS, task=task)
         np.testing.assert_allclose(merged.encode(TEXTS), expected, atol=1e-5)
+        message = refusal("encode", "--model", tmp_path / "merged", "--task", task, "a cat")
+        assert message == f"--task '{task}': this checkpoint has no adapters: expected none"
 
     def test_what_is_ignored_or_lacking_is_said(self, tmp_path, directory):
         from safetensors.numpy import load_file, save_file
@@ -635,6 +638,32 @@ print(time.perf_counter() - start, file=sys.stderr)
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith("jina-jax: error: --model '/no/such/model'")
         assert result.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("args", [("encode", "a"), ("info", "--devices")])
+    def test_a_platform_that_jax_cannot_use(self, monkeypatch, args):
+        monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+        result = subprocess_run(*args)
+        assert (result.returncode, result.stdout) == (2, "")
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith("jina-jax: error: JAX cannot use the platform 'nonsense'")
+        assert "Traceback" not in result.stderr
+
+    def test_a_bare_assertion_of_jax_names_the_platform(self, monkeypatch):
+        def devices():
+            raise AssertionError
+
+        monkeypatch.setattr("jax.devices", devices)
+        monkeypatch.setattr("jina_jax.cli.devices.describe", devices)
+        chosen = jax.config.jax_platforms
+        named = f"platform {chosen!r} (JAX_PLATFORMS)" if chosen else "devices of this machine"
+        assert refusal("info", "--devices") == f"JAX cannot use the {named}"
+
+    def test_a_bug_stays_a_traceback(self, monkeypatch):
+        def describe():
+            raise AssertionError("a bug")
+
+        monkeypatch.setattr("jina_jax.cli.devices.describe", describe)
+        assert str(run("info", "--devices").exception) == "a bug"
 
     def test_a_closed_pipe_is_no_news(self, directory):
         # 300 kB of output, more than a pipe holds.
