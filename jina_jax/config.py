@@ -168,8 +168,9 @@ class Config:
         if task is None:
             return -1
         if task not in self.lora_adaptations:
-            known = ", ".join(map(repr, self.lora_adaptations)) or "none: it has no adapters"
-            raise ValueError(f"task={task!r}: this checkpoint has {known}; or None")
+            known = ", ".join(map(repr, self.lora_adaptations))
+            expected = f"{known}; or None" if known else "no adapters: expected None"
+            raise ValueError(f"task={task!r}: this checkpoint has {expected}")
         return self.lora_adaptations.index(task)
 
     def prompt(self, task: str | None) -> str:

@@ -42,6 +42,21 @@ def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def check_not_input(output: Path | None, *inputs: Path | None) -> None:
+    """Refuse to write to a file that is also read.
+
+    Args:
+      output: the file to write; None for stdout.
+      inputs: the files to read; None for those not given.
+
+    Raises:
+      ValueError: if the output is one of the inputs, also under another name.
+    """
+    for path in inputs:
+        if output and path and output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"{output}: is also an input; expected another file as output")
+
+
 def _check_free(path: Path, force: bool) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such directory")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -181,6 +182,10 @@ class TestEncode:
             (("--input", "/no/such/file"), "/no/such/file: No such file"),
             (("--format", "npy", "text"), "format npy: expected a file"),
             (("--output", "x.csv", "text"), "x.csv: expected one of the suffixes .jsonl"),
+            (
+                ("--output", "x.npy", "--format", "jsonl", "text"),
+                "x.npy: expected format npy for this suffix, got jsonl",
+            ),
             (("--output", "/no/such/x.npy", "text"), "/no/such: no such directory"),
             (("--format", "table", *"abcdefghijklmnopqrstu"), "at most 20 texts, got 21"),
             (("--task", "retrieval", "text"), "--task 'retrieval': this checkpoint has"),
@@ -210,6 +215,11 @@ class TestEncode:
             ('{"t": "a"}\n\n{"t": "a"}', "stdin:2: not valid JSON"),
             ('{"t": "a", "task": 1}', "stdin:1: field 'task': expected a text, got int"),
             ('{"t": "a", "embedding": [0]}', "stdin:1: has a field 'embedding'"),
+            ('{"t": "a"}\n{"t": "a", "tsk": "x"}', "--task-field 'task': no row has this field"),
+            (
+                '{"t": "a"}\n{"t": "a", "task": "foo"}',
+                "stdin:2: field 'task': expected one of 'retrieval.query', ",
+            ),
             (b'{"t": "\xff"}', "stdin:1: not UTF-8"),
             ('{"t": "\\ud800"}', "stdin:1: field 't': expected Unicode text"),
             ("[" * 100_000, "stdin:1: not valid JSON"),
@@ -239,6 +249,13 @@ class TestOutputFile:
         assert target.read_text() == "precious"
         assert run(*args, "--force").exit_code == 0
         assert np.load(target).shape == (4, 64)
+
+    def test_an_input_is_never_overwritten(self, tmp_path):
+        rows = tmp_path / "in.jsonl"
+        rows.write_text('{"t": "a cat"}')
+        args = ("--input", rows, "--field", "t", "--output", rows, "--force")
+        assert f"{rows}: is also an input" in refusal("encode", "--model", "no-such", *args)
+        assert rows.read_text() == '{"t": "a cat"}'
 
     @pytest.mark.parametrize(
         ("error", "code", "message"),
@@ -303,6 +320,8 @@ class TestCheckpoints:
         merged = JinaEmbeddings.from_pretrained(tmp_path / "merged")
         expected = model.encode(TEXTS, task=task)
         np.testing.assert_allclose(merged.encode(TEXTS), expected, atol=1e-5)
+        message = refusal("encode", "--model", tmp_path / "merged", "--task", task, "a cat")
+        assert message == f"--task '{task}': this checkpoint has no adapters: expected none"
 
     def test_what_is_ignored_or_lacking_is_said(self, tmp_path, directory):
         from safetensors.numpy import load_file, save_file
@@ -626,6 +645,32 @@ print(time.perf_counter() - start, file=sys.stderr)
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith("jina-jax: error: --model '/no/such/model'")
         assert result.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("args", [("encode", "a"), ("info", "--devices")])
+    def test_a_platform_that_jax_cannot_use(self, monkeypatch, args):
+        monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+        result = subprocess_run(*args)
+        assert (result.returncode, result.stdout) == (2, "")
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith("jina-jax: error: JAX cannot use the platform 'nonsense'")
+        assert "Traceback" not in result.stderr
+
+    def test_a_bare_assertion_of_jax_names_the_platform(self, monkeypatch):
+        def devices():
+            raise AssertionError
+
+        monkeypatch.setattr("jax.devices", devices)
+        monkeypatch.setattr("jina_jax.cli.devices.describe", devices)
+        chosen = jax.config.jax_platforms
+        named = f"platform {chosen!r} (JAX_PLATFORMS)" if chosen else "devices of this machine"
+        assert refusal("info", "--devices") == f"JAX cannot use the {named}"
+
+    def test_a_bug_stays_a_traceback(self, monkeypatch):
+        def describe():
+            raise AssertionError("a bug")
+
+        monkeypatch.setattr("jina_jax.cli.devices.describe", describe)
+        assert str(run("info", "--devices").exception) == "a bug"
 
     def test_a_closed_pipe_is_no_news(self, directory):
         # 300 kB of output, more than a pipe holds.

@@ -36,6 +36,7 @@ def files(tmp_path, monkeypatch):
     rows("train.csv", [("text", "category"), *labelled])
     rows("test.csv", [("text", "category"), *labelled[:4]])
     rows("bare.csv", labelled)
+    rows("one.csv", FIRST[:1])
     rows("lines.de", [[text] for text in TEXTS[:4]])
     rows("lines.en", [[text] for text in TEXTS[4:]])
     folder = tmp_path / "set"
@@ -218,6 +219,8 @@ class TestRefused:
             (["sts", "nowhere.csv"], "nowhere.csv: No such file"),
             (["sts", "train.csv"], "train.csv:1: expected a column 'sentence1'"),
             (["bitext", "lines.de"], "expected 2 for bitext"),
+            (["sts", "one.csv"], "one.csv: scores: expected finite numbers that are not all"),
+            (["sts", "en.csv", "--split", "x"], "--split 'x': expected none, sts has no splits"),
             (["retrieval", "set", "--split", "x"], "--split 'x': set has dev, test"),
         ],
     )

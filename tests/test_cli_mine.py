@@ -125,6 +125,17 @@ def test_an_output_is_kept_unless_forced(directory, files):
     assert len(written(output)) == 3
 
 
+def test_an_input_is_never_overwritten(files):
+    pairs, corpus, link = files / "pairs.jsonl", files / "corpus.jsonl", files / "link.jsonl"
+    corpus.write_text('{"text": "mice"}')
+    link.symlink_to(pairs)
+    before = pairs.read_text()
+    for args in ((pairs, pairs), (pairs, link), (pairs, corpus, "--corpus", corpus)):
+        error = refusal("--model", "no-such-model", *args, "--force")
+        assert error == f"{args[1]}: is also an input; expected another file as output"
+    assert pairs.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("output", "args", "message"),
     [

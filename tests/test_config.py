@@ -53,7 +53,7 @@ def test_merged_config_keeps_the_prompt(config):
     merged = config.merged("retrieval.query")
     assert merged.default_prompt == PROMPTS["retrieval.query"]
     assert (merged.num_tasks, merged.lora_rank, merged.lora_scale) == (0, None, 1.0)
-    with pytest.raises(ValueError, match="it has no adapters"):
+    with pytest.raises(ValueError, match="this checkpoint has no adapters: expected None"):
         merged.task_id("retrieval.query")
     for task in (None, "search"):
         with pytest.raises(ValueError, match=rf"task={task!r}"):

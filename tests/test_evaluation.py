@@ -823,7 +823,7 @@ class TestEvaluation:
                 name="n",
                 task="none",
                 columns=("t", "l") if has_columns else None,
-                split="dev",
+                split="dev" if kind == "retrieval" else None,
                 max_length=9,
             )
             each = Evaluation(**fields.arguments())
@@ -853,6 +853,7 @@ class TestEvaluation:
             ({"kind": "classification", "paths": ("a",) * 3}, "expected 1 or 2 for"),
             ({"kind": "retrieval", "columns": (0, 1)}, "retrieval has no columns"),
             ({"kind": "clustering", "columns": ("a", "b", "c")}, "columns="),
+            ({"kind": "sts", "split": "dev"}, "split='dev': expected None, sts has no splits"),
             ({"kind": "clustering", "paths": ("a.xml",)}, "suffixes"),
         ],
     )

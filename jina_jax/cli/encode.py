@@ -111,15 +111,17 @@ def encode(
     Put -- before texts that begin with a dash.
     """
     from jina_jax.cli.rows import read_rows
-    from jina_jax.files import new_output
+    from jina_jax.files import check_not_input, new_output
 
     output = None if str(output) == "-" else output
     kind = pick_format(output, kind)
+    check_not_input(output, source)
     rows = read_rows(texts, source, field, task_field, task)
     if kind == "table":
         check_table(len(rows.texts))
     with new_output(output, force=force) as file:
         embedder = model.load(dtype=dtype, split_special_tokens=split_special_tokens)
+        rows.check_own_tasks(embedder.config.lora_adaptations)
         shown = sys.stderr.isatty()
         vectors = embedder.encode(rows.texts, task=rows.tasks, show_progress_bar=shown, **options)
         write_rows(file, kind, rows, vectors)

@@ -41,8 +41,9 @@ class ErrorGroup(click.Group):
                 code = 130
                 if args is None:
                     os._exit(code)
-            except Exception as error:
-                if not _is_expected(error):
+            except Exception as exception:
+                error = exception if _is_expected(exception) else _no_platform()
+                if error is None:
                     raise
                 _print_line("error", _message(error, self._command(args)))
                 code = 2
@@ -56,6 +57,24 @@ def _is_expected(error: Exception) -> bool:
     library = type(error).__module__.partition(".")[0]
     users = isinstance(error, (click.ClickException, OSError, ValueError))
     return users or library in ("jina_jax", *_NETWORK_LIBRARIES)
+
+
+def _no_platform() -> Exception | None:
+    """Return an error if JAX was imported and cannot use its platform, else None.
+
+    JAX reports it in several ways, one of them a bare ``AssertionError``.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return None
+    try:
+        jax.devices()
+    except Exception as error:
+        chosen = jax.config.jax_platforms
+        named = f"platform {chosen!r} (JAX_PLATFORMS)" if chosen else "devices of this machine"
+        reason = f": {error}" if str(error) else ""
+        return click.ClickException(f"JAX cannot use the {named}{reason}")
+    return None
 
 
 def _message(error: Exception, command: click.Command | None) -> str:

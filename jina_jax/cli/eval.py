@@ -63,7 +63,7 @@ class _Dims(_List):
     type=_List(),
     help="Column names, e.g. text,category; or positions from 0 in CSV without a header.",
 )
-@click.option("--split", default="test", show_default=True, help="Split of a retrieval data set.")
+@click.option("--split", help="Split of a retrieval data set.  [default: test]")
 @json_option
 def evaluate(
     kind: str,

@@ -26,13 +26,16 @@ def pick_format(output: Path | None, kind: str | None) -> str:
       kind: the format asked for, if any.
 
     Raises:
-      ValueError: for an unknown suffix, or an array for stdout.
+      ValueError: for an unknown suffix or one of another format, or an array for stdout.
     """
     if output is None:
         if kind == "npy":
             raise ValueError("format npy: expected a file to write, --output FILE.npy")
         return kind or "jsonl"
-    kind = kind or SUFFIXES.get(output.suffix)
+    usual = SUFFIXES.get(output.suffix)
+    if kind and usual and kind != usual:
+        raise ValueError(f"{output}: expected format {usual} for this suffix, got {kind}")
+    kind = kind or usual
     if kind is None:
         known = ", ".join(SUFFIXES)
         raise ValueError(f"{output}: expected one of the suffixes {known}, or --format")

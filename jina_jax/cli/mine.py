@@ -88,10 +88,11 @@ def mine(
     dropped and reported.
     """
     from jina_jax.data import read_source
-    from jina_jax.files import new_output
+    from jina_jax.files import check_not_input, new_output
 
     if output.suffix not in (".jsonl", ".ndjson"):
         raise ValueError(f"{output}: expected a name that ends in .jsonl")
+    check_not_input(output, pairs, corpus)
     rows = [(row[0], row[1]) for row in read_source([pairs], "pairs").texts]
     texts = None if corpus is None else [text for (text,) in read_source([corpus], "texts").texts]
     with new_output(output, force=force) as file:

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from jina_jax.cli.formats import SUFFIXES
 from jina_jax.data.lines import check_string, json_object, labelled, named_lines
-from jina_jax.tasks import from_word
+from jina_jax.tasks import NONE, from_word
 
 
 class Rows(NamedTuple):
@@ -21,11 +21,20 @@ class Rows(NamedTuple):
       texts: n strings.
       tasks: one task for all (None for the base model), or one per text.
       objects: JSON text of n objects, to which JSONL output adds the embedding.
+      own_tasks: ("file:line: field …", task) for rows with a task of their own.
     """
 
     texts: list[str]
     tasks: str | list[str | None] | None
     objects: list[str]
+    own_tasks: Sequence[tuple[str, str | None]] = ()
+
+    def check_own_tasks(self, known: Sequence[str]) -> None:
+        """Refuse a row's own task that is none of the model's, naming file, line and field."""
+        for place, task in self.own_tasks:
+            if task is not None and task not in known:
+                expected = ", ".join(map(repr, (*known, NONE)))
+                raise ValueError(f"{place}: expected one of {expected}, got {task!r}")
 
 
 def read_rows(
@@ -87,14 +96,21 @@ def _from_json(
 ) -> Rows:
     texts: list[str] = []
     tasks: list[str | None] = []
+    own_tasks: list[tuple[str, str | None]] = []
+    found = False
     for label, line in lines:
         with labelled(label):
             row = json_object(line)
             if "embedding" in row:
                 raise ValueError("has a field 'embedding' already, which the output would add")
             texts.append(check_string(row.get(field), f"field {field!r}"))
+            found |= task_field in row
             own = None if task_field is None else row.get(task_field)
+            tasks.append(task if own is None else from_word(own))
             if own is not None:
                 check_string(own, f"field {task_field!r}")
-            tasks.append(task if own is None else from_word(own))
-    return Rows(texts, tasks if task_field else task, [line.strip() for _, line in lines])
+                own_tasks.append((f"{label}: field {task_field!r}", tasks[-1]))
+    if task_field is not None and lines and not found:
+        raise ValueError(f"--task-field {task_field!r}: no row has this field")
+    objects = [line.strip() for _, line in lines]
+    return Rows(texts, tasks if task_field is not None else task, objects, own_tasks)

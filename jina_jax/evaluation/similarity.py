@@ -43,13 +43,13 @@ def sts(
     """
     stats, pairwise = optional("scipy.stats"), optional("sklearn.metrics.pairwise")
     check_lengths(sentences1=sentences1, sentences2=sentences2, scores=scores)
-    gold = _varied(np.asarray(scores, np.float64), "scores")
+    gold = check_varied(scores, "scores")
     (adapter,) = pick_tasks(model, "sts", task)
     vectors = Vectors(model, dims, max_length)
 
     def metrics(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
         distances = pairwise.paired_cosine_distances(first, second)
-        cosines = _varied(1 - distances.astype(np.float64), "cosine similarities")
+        cosines = check_varied(1 - distances.astype(np.float64), "cosine similarities")
         return {
             "spearman": stats.spearmanr(gold, cosines).statistic,
             "pearson": stats.pearsonr(gold, cosines).statistic,
@@ -59,8 +59,9 @@ def sts(
     return vectors.score(metrics, *np.split(both, 2))
 
 
-def _varied(values: np.ndarray, name: str) -> np.ndarray:
-    """Reject constant or non-finite values."""
+def check_varied(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
+    """Return n values as float64, and refuse constant or non-finite ones."""
+    values = np.asarray(values, np.float64)
     if not np.isfinite(values).all() or np.ptp(values) == 0:
         raise ValueError(f"{name}: expected finite numbers that are not all equal")
     return values

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jina_jax.data import read_beir
+from jina_jax.data.lines import labelled
 from jina_jax.evaluation.classes import classification, clustering
 from jina_jax.evaluation.encoding import optional
 from jina_jax.evaluation.files import read_labelled, read_pairs, read_scored
 from jina_jax.evaluation.ranking import retrieval
-from jina_jax.evaluation.similarity import bitext, sts
+from jina_jax.evaluation.similarity import bitext, check_varied, sts
 from jina_jax.tasks import EVALUATIONS, Task, TextEncoder
 
 
@@ -52,10 +53,10 @@ class Evaluation:
       max_length: maximum tokens per text; None for the model's limit.
       columns: names, or positions in CSV and TSV without a header: for sts of two sentences and a
         score, for classification and clustering of text and label; None for the usual names.
-      split: split of a retrieval data set.
+      split: of retrieval, a split of the data set; None for "test", and for other kinds.
 
     Raises:
-      ValueError: if kind, paths and columns do not go together, or a file cannot be used.
+      ValueError: if kind, paths, columns and split do not go together, or a file cannot be used.
       OSError: if a file cannot be read.
       ImportError: without the extra ``eval``.
     """
@@ -67,7 +68,7 @@ class Evaluation:
     dims: Sequence[int] | None = None
     max_length: int | None = None
     columns: Sequence[str] | Sequence[int] | None = None
-    split: str = "test"
+    split: str | None = None
     _data: tuple[Any, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,6 +81,8 @@ class Evaluation:
             raise ValueError(f"paths={paths!r}: expected {wanted} for {self.kind}")
         if self.columns is not None and self.kind in _WITHOUT_COLUMNS:
             raise ValueError(f"columns={self.columns!r}: expected None, {self.kind} has no columns")
+        if self.split is not None and self.kind != "retrieval":
+            raise ValueError(f"split={self.split!r}: expected None, {self.kind} has no splits")
         for module in kind.modules:
             optional(module)  # now, rather than after hours of training
         if self.name is None:
@@ -89,11 +92,15 @@ class Evaluation:
 
     def _read(self) -> tuple[Any, ...]:
         if self.kind == "retrieval":
-            return read_beir(self.paths[0], self.split)
+            return read_beir(self.paths[0], self.split or "test")
         if self.kind == "bitext":
             return read_pairs(*self.paths)
-        read = read_scored if self.kind == "sts" else read_labelled
-        return sum((read(path, self.columns) for path in self.paths), ())
+        if self.kind == "sts":
+            scored = read_scored(self.paths[0], self.columns)
+            with labelled(str(self.paths[0])):
+                check_varied(scored.scores, "scores")
+            return scored
+        return sum((read_labelled(path, self.columns) for path in self.paths), ())
 
     @property
     def primary(self) -> str:

@@ -197,7 +197,7 @@ class EvaluationSection(Section):
     )
     dims: tuple[Count, ...] | None = Field(None, description="further Matryoshka dims to score")
     columns: tuple[str | int, ...] | None = Field(None, description="columns of its files")
-    split: str = Field("test", description="retrieval: split of the judgements")
+    split: str | None = Field(None, description="retrieval: split of the judgements; test")
     max_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="most tokens per text; the model's limit"
     )
