@@ -26,8 +26,8 @@ def verify(context: click.Context, model: Model, gold: Path | None) -> None:
 
     Encodes a few short inputs with the base model and each adapter in float32, and prints one line
     per comparison. The reference values are gold.json in the model's directory, or for a model of
-    its size those published for jina-embeddings-v3. Exit status 0 if all agree within rtol = atol = 1e-4, 1 if
-    not, 2 if the model cannot be compared.
+    its size those published for jina-embeddings-v3. Exit status 0 if all agree within
+    rtol = atol = 1e-4, 1 if not, 2 if the model cannot be compared.
     """
     from jina_jax.convert import open_checkpoint
     from jina_jax.text.tokenizer import Tokenizer
