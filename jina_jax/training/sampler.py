@@ -101,6 +101,17 @@ class Sampler:
         self._drawn += 1
         return batch
 
+    def check(self) -> None:
+        """Refuse sources from which no batch can be drawn; the position stays.
+
+        Raises:
+          ValueError: for the first one whose rows have too many texts in common.
+        """
+        state = self.state()
+        for stream in self._streams:
+            stream.take(0)
+        self.restore(state)
+
     def state(self) -> dict[str, Any]:
         """Return the position as JSON values, to ``restore`` later."""
         streams = [stream.state() for stream in self._streams]
@@ -167,8 +178,8 @@ class _Stream:
         while len(batch.rows) < self._size:
             if not left:
                 raise ValueError(
-                    f"source {self._source.name!r}: no text may come twice in a batch: "
-                    f"{len(batch.rows)} rows fit, expected batch_size={self._size}"
+                    f"source {self._source.name!r}: expected {self._size} rows without a text in "
+                    f"common for a batch, found {len(batch.rows)}; lower the batch size or add rows"
                 )
             self._offer(self._next_row(), batch)
             left -= 1

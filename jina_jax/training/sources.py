@@ -44,13 +44,14 @@ class Sources:
         )
 
     def check(self, width: int) -> None:
-        """Try each loss on shapes, so that it refuses a batch before anything is trained.
+        """Draw a batch of each source, and try each loss on shapes, before anything is trained.
 
         Args:
           width: of embeddings.
 
         Raises:
           SettingsError: if a loss does not take such batches, or a source has too few rows.
+          ValueError: if too many rows of a source have texts in common.
         """
         for number, (data, source) in enumerate(
             zip(self._settings.data, self._sources, strict=True)
@@ -68,6 +69,7 @@ class Sources:
                 jax.eval_shape(loss_function(data.loss), *vectors, **targets)
             except ValueError as error:
                 raise SettingsError(f"data[{number}].loss: {error}") from error
+        self.sampler.check()
 
     def warn_bad_rows(self, path: Path) -> None:
         """List the rows that were left out in a file, and warn of their number."""
