@@ -710,7 +710,5 @@ def test_the_process_is_as_before(root):
 def test_rows_that_share_texts_are_refused_before_there_is_a_directory(root):
     row = json.dumps({"anchor": "a", "positive": "b"})
     (root / "same.jsonl").write_text(f"{row}\n" * ROWS, encoding="utf-8")
-    wanted = settings(root, "same", [{**PAIRS, "paths": ["same.jsonl"]}])
-    with pytest.raises(ValueError, match="rows without a text in common for a batch, found 1"):
-        Trainer(wanted)
-    assert not wanted.output.exists()
+    wanted = settings(root, "unfit", [{**PAIRS, "paths": ["same.jsonl"]}])
+    refused(wanted, ValueError, "rows without a text in common for a batch, found 1")
