@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
+
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return an integer within bounds as an int.
@@ -30,6 +32,17 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     if number < least or (most is not None and number > most):
         raise ValueError(f"{name}={number}: expected an integer {bounds}")
     return number
+
+
+def check_flags(**values: Any) -> None:
+    """Refuse the first value that is not True or False, by its name; NumPy's are fine.
+
+    Raises:
+      ValueError: for other values, of which Python would take most for True.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name}={value!r}: expected True or False")
 
 
 def check_unicode(text: str, name: str) -> str:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jina_jax import cache
 from jina_jax.checkpoints.hub import HubOptions, fetch
 from jina_jax.checkpoints.load import to_state
+from jina_jax.checks import check_flags
 from jina_jax.convert import open_checkpoint
 from jina_jax.runtime import arguments
 from jina_jax.runtime.batching import Batching
@@ -58,19 +59,16 @@ class JinaEmbeddings(Model):
         """Load a checkpoint of any layout that ``jina_jax.convert`` reads, converting nothing.
 
         Args:
-          name_or_path: a directory, or a Hugging Face Hub id; "tiny" for the small model in the
-            package.
+          name_or_path: a directory, a Hugging Face Hub id, or "tiny", the model in the package.
           dtype: "float32", "bfloat16" or "float16", of weights and activations; None: the file's.
           split_special_tokens: read "<s>", "<mask>", … inside a text as plain text, not as the
             special tokens of that name; set it for texts from strangers.
           mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
             the weights and a part of every batch.
           batching: how texts are put into batches; None for the platform's default.
-          tokenizer_processes: processes that tokenise large inputs, from a million characters on;
-            they start with the first such input and end with the model. 0 for none; None for as
-            many as pay: on an accelerator half of the cores, at most 8, from 4 cores on.
-          attn_implementation: required kernel, one of ``IMPLEMENTATIONS`` (``jina_jax.nn``); None
-            for the best that can run (``jina-jax info --devices`` lists them).
+          tokenizer_processes: to tokenise inputs of a million characters and more; None for half
+            of the cores beside an accelerator, at most 8, and for none below 4 cores.
+          attn_implementation: required kernel (``jina-jax info --devices``); None: the best here.
           scan_layers: compile one layer for all, see ``Encoder``; None for TPU only.
           compilation_cache: directory of compiled programs; True for JAX's own setting or, without
             one, a folder in ``$JINA_JAX_CACHE`` (~/.cache/jina_jax); False for none.
@@ -89,10 +87,9 @@ class JinaEmbeddings(Model):
             mesh = make_mesh()
         if scan_layers is None:
             scan_layers = jax.default_backend() == "tpu"
-        options: Any = {"scan_layers": scan_layers, "place": None}
         if mesh is not None:
             check_mesh(mesh, checkpoint.config)
-            options["place"] = placer(mesh)
+        options: Any = {"scan_layers": scan_layers, "place": None if mesh is None else placer(mesh)}
         with cache.compilation_cache(compilation_cache):
             state = to_state(checkpoint.config, checkpoint.tensors, dtype, **options)
         return cls(
@@ -150,14 +147,12 @@ class JinaEmbeddings(Model):
         """Embed texts.
 
         Args:
-          texts: a string or a sequence of n strings. On a mesh of several processes, the same on
-            each of them.
+          texts: a string or n of them; on a mesh of several processes, the same on each.
           task: adapter to use, one of ``config.lora_adaptations``, or None for the base model; or
             a sequence with one of these per text.
           prompt: "auto" for the prompt of each text's task, None for no prompt, or a string to
             prepend to every text.
-          truncate_dim: Matryoshka dimension d to cut to before normalising; None or 0 for the
-            checkpoint's own.
+          truncate_dim: Matryoshka dimension d, cut to before normalising; None or 0: the model's.
           max_length: most tokens that the encoder sees at once, prompt, ``<s>`` and ``</s>``
             included; None for ``max_seq_length``.
           long_text: "truncate" cuts a text of more tokens at its end, with a warning; "windows"
@@ -179,6 +174,7 @@ class JinaEmbeddings(Model):
           ValueError: for an argument out of range, a text that is not a valid string, or an
             embedding that is not finite; the message names it.
         """
+        check_flags(normalize_embeddings=normalize_embeddings, return_info=return_info)
         requests = arguments.make_requests(self.config, texts, task, prompt)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)
@@ -272,13 +268,13 @@ class JinaEmbeddings(Model):
           for. With ``return_info`` a pair of that and an ``EncodeInfo``.
 
         Raises:
-          ValueError: for an argument out of range, a model without the mean pooler, a span that is
-            not in its text or covers no token, or a text that is not a valid string; the message
-            names it.
+          ValueError: as ``encode``, and for a model without the mean pooler, or a span that is not
+            in its text or covers no token.
         """
         arguments.check_mean_pooler(self.config, "encode_chunks")
         if isinstance(task, str) and task == AUTO:
             task = usual_tasks(self, "late chunking")[0]
+        check_flags(normalize_embeddings=normalize_embeddings, return_info=return_info)
         requests = arguments.make_requests(self.config, texts, task, prompt, chunks)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)

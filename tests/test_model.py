@@ -429,3 +429,16 @@ def test_the_pure_function_takes_the_model_s_parameters_alone(model):
             function(wrong, ids)
     with pytest.raises(ValueError, match=r"input_ids: expected integer \(B, T\)"):
         function(parameters, ids[:, :0])
+
+
+@pytest.mark.parametrize("name", ["normalize_embeddings", "return_info"])
+def test_flags_are_true_or_false(model, name):
+    with pytest.raises(ValueError, match=f"{name}='no': expected True or False"):
+        model.encode("a", **{name: "no"})
+    model.encode("a", **{name: np.True_})
+
+
+def test_flags_of_a_model_are_true_or_false(directory):
+    for name in ("split_special_tokens", "scan_layers"):
+        with pytest.raises(ValueError, match=f"{name}='no': expected True or False"):
+            JinaEmbeddings.from_pretrained(directory, **{name: "no"})

@@ -21,7 +21,7 @@ ARROWS = {
     "checkpoints": {"config", "files", "nn"},
     "convert": {"checkpoints", "config", "files", "nn"},
     "runtime": {"cache", "checks", "config", "nn", "tasks", "text"},
-    "embedder": {"cache", "checkpoints", "convert", "runtime", "tasks", "text"},
+    "embedder": {"cache", "checkpoints", "checks", "convert", "runtime", "tasks", "text"},
     "verify": {"checkpoints", "config", "convert", "embedder", "files", "nn", "runtime", "text"},
     "data": {"checks"},
     "search": {"checks", "data", "embedder", "files", "nn", "runtime", "tasks"},

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jina_jax.checks import check_integer
+from jina_jax.checks import check_flags, check_integer
 from jina_jax.config import Config
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
@@ -66,6 +66,7 @@ class Model:
             )
         if not isinstance(batching, Batching | CompleteBatching | None):
             raise ValueError(f"batching={batching!r}: expected a Batching or None")
+        check_flags(split_special_tokens=split_special_tokens, scan_layers=scan_layers)
         self.config, self.tokenizer = config, tokenizer
         self.split_special_tokens = split_special_tokens
         self.engine = Engine(
