@@ -57,8 +57,9 @@ def test_the_command(directory):
     done = subprocess.run([*command, directory], check=True, capture_output=True, text=True)
     assert done.stdout == f"{directory / 'gold.json'}\n"
     assert json.loads((directory / "gold.json").read_text()).keys() == before.keys()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
-        1,
-        "usage: python -m jina_jax.verify.record DIRECTORY\n",
-    )
+    for args, message in (
+        ([], "usage: python -m jina_jax.verify.record DIRECTORY\n"),
+        (["none"], "none: expected the directory of a checkpoint\n"),
+    ):
+        done = subprocess.run([*command, *args], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, message)

@@ -234,3 +234,9 @@ class TestRefused:
         monkeypatch.setattr("jina_jax.checkpoints.hub.fetch", fetch)
         args = ("--model", "some/model", "--offline", "--revision", "abc")
         assert refusal("-", "x", *args, stdin="a") == "no such revision"
+
+
+def test_texts_are_not_passages(model):
+    for wrong in ([], ["a text"], "a text"):
+        with pytest.raises(ValueError, match="passages: expected at least one Passage"):
+            find(model, "a", wrong, 1)

@@ -75,8 +75,8 @@ def find(
     Raises:
       ValueError: for no passage, ``top_k`` below 1, or a task or dimension that the model lacks.
     """
-    if not passages:
-        raise ValueError("passages: expected at least one, got none")
+    if not passages or not all(isinstance(passage, Passage) for passage in passages):
+        raise ValueError("passages: expected at least one Passage, as split returns them")
     top_k = check_integer("top_k", top_k, 1)
     query_task, passage_task = pick_tasks(model, "retrieval", task)
     vectors = model.encode(

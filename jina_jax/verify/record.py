@@ -46,7 +46,12 @@ def write_references(directory: str | Path) -> Path:
 
     Returns:
       The path of the file.
+
+    Raises:
+      FileNotFoundError: if there is no such directory; names of the Hub are not resolved.
     """
+    if not Path(directory).is_dir():
+        raise FileNotFoundError(f"{directory}: expected the directory of a checkpoint")
     model = JinaEmbeddings.from_pretrained(directory, dtype="float32")
     path = Path(directory) / REFERENCES_FILE
     write_json(path, {"about": _ABOUT, **_entries(model)})
@@ -87,4 +92,7 @@ def _numbers(array: np.ndarray) -> Any:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m jina_jax.verify.record DIRECTORY")
-    print(write_references(sys.argv[1]))
+    try:
+        print(write_references(sys.argv[1]))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
