@@ -16,8 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import common
-
 # The first group whose pattern is found in a kernel's name is its group; the rest are named.
 GROUPS = {
     "attention": r"sdpa|flash|fmha|mha|attention",
@@ -126,6 +124,8 @@ def print_summary(case: str, result: dict[str, Any] | str, most: int = 10) -> No
     if others:
         ms, count = map(sum, zip(*others, strict=True))
         rows.append([f"{len(others)} more", ms, f"{ms / total:.1%}", count])
+    import common  # not for the tests, which have a module of the name of one that it imports
+
     print(common.table(["kernels", "ms per step", "share", "per step"], rows))
     print(
         "\nLongest: " + "; ".join(f"{name[:60]} {ms:.3f} ms" for name, ms, _ in result["longest"])

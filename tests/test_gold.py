@@ -30,7 +30,8 @@ def checks_of(directory, gold):
 
 def test_the_model_agrees(directory):
     checks = checks_of(directory, directory)
-    subjects = ("tokens", NO_TASK, *TASKS)
+    names = (NO_TASK, *TASKS)
+    subjects = ("tokens", *names, *(f"{name}, vector" for name in names))
     assert [check[:2] for check in checks] == [(t, s) for t in TEXTS for s in subjects]
     assert all(check.agrees for check in checks)
     assert max(check.difference for check in checks) < 1e-5
@@ -39,7 +40,18 @@ def test_the_model_agrees(directory):
 def test_another_model_does_not(directory, tmp_path):
     other = write_tiny(tmp_path, lora_alpha=1.1)
     agreeing = {check.subject for check in checks_of(other, directory) if check.agrees}
-    assert agreeing == {"tokens", NO_TASK}
+    assert agreeing == {"tokens", NO_TASK, f"{NO_TASK}, vector"}
+
+
+def test_another_prompt_or_pooler_does_not(directory, tmp_path):
+    for number, changes in enumerate(
+        ({"task_instructions": dict.fromkeys(TASKS, "other: ")}, {"emb_pooler": "cls"})
+    ):
+        other = write_tiny(tmp_path / str(number), **changes)
+        checks = checks_of(other, directory)
+        assert all(check.agrees for check in checks if not check.subject.endswith("vector"))
+        vectors = [check for check in checks if check.subject.endswith("vector")]
+        assert not all(check.agrees for check in vectors)
 
 
 def test_embeddings_are_the_beginning_of_what_encode_gives(directory):

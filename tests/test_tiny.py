@@ -194,7 +194,8 @@ class TestGold:
         checks = verify(
             open_checkpoint(PACKAGED), tokenizer, references_of(open_checkpoint(PACKAGED))
         )
-        subjects = ("tokens", *(task or NO_TASK for task in SUBJECTS))
+        names = [task or NO_TASK for task in SUBJECTS]
+        subjects = ("tokens", *names, *(f"{name}, vector" for name in names))
         assert {check[:2] for check in checks} == {(t, s) for t in TEXTS for s in subjects}
         assert all(check.agrees for check in checks)
 

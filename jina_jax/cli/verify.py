@@ -18,7 +18,7 @@ from jina_jax.cli.options import PATH, Model, model_options
 )
 @click.pass_context
 def verify(context: click.Context, model: Model, gold: Path | None) -> None:
-    """Compare a model's hidden states with reference values.
+    """Compare a model's hidden states and vectors with reference values.
 
     \b
     jina-jax verify
@@ -40,7 +40,7 @@ def verify(context: click.Context, model: Model, gold: Path | None) -> None:
     checks = verify(checkpoint, tokenizer, references)
     for check in checks:
         result = "ok" if check.agrees else "DIFFERS"
-        line = f"{check.input:<10} {check.subject:<18} max |difference| {check.difference:.1e}"
+        line = f"{check.input:<10} {check.subject:<26} max |difference| {check.difference:.1e}"
         click.echo(f"{line}  {result}")
     agreed = sum(check.agrees for check in checks)
     click.echo(f"{agreed} of {len(checks)} agree within rtol = atol = {TOLERANCE:g}")

@@ -4,7 +4,7 @@ A model's directory may have reference values of its own, in ``gold.json``, writ
 ``jina_jax.verify.record``. All others are compared with the packaged ``published.json``: slices of
 ``last_hidden_state`` of jinaai/jina-embeddings-v3 in float32, from the integration tests of
 huggingface/transformers, without adapter and with each of the five, for fixed token ids and for a
-sentence, without any prompt. The vectors that ``gold.json`` has beside hidden states are for tests.
+sentence, without any prompt. ``gold.json`` has the texts' vectors, too, as ``encode`` gives them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from flax import nnx
 from jina_jax.checkpoints.load import to_state
 from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
+from jina_jax.embedder import JinaEmbeddings
 from jina_jax.files import read_json
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.runtime.compiling import jit
@@ -43,6 +44,8 @@ class Reference(NamedTuple):
       attention_mask: bool (T,); for a text, T is the expected number of tokens.
       tokens, dims: (start, stop) of the slice on the axes of ``last_hidden_state[0]``.
       values: task, or "none" for the base model → float64 (tokens, dims) of the slice.
+      embeddings: the same → float64 (dims,) of the text's unit vector with its task's prompt; {}
+        where there are none.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Reference(NamedTuple):
     tokens: tuple[int, int]
     dims: tuple[int, int]
     values: Mapping[str, np.ndarray]
+    embeddings: Mapping[str, np.ndarray]
 
 
 class Check(NamedTuple):
@@ -59,7 +63,8 @@ class Check(NamedTuple):
 
     Attributes:
       input: name of the input.
-      subject: the task, "none" for the base model, or "tokens" for the number of tokens.
+      subject: the task, "none" for the base model, with ", vector" for the text's vector; or
+        "tokens" for the number of tokens.
       difference: largest absolute difference.
       agrees: whether all values are within rtol = atol = ``TOLERANCE``, numbers of tokens equal.
     """
@@ -138,6 +143,7 @@ def verify(
     _check_comparable(config, tokenizer, references)
     state = to_state(config, checkpoint.tensors, "float32")
     graph, _ = abstract_encoder(config)
+    model = JinaEmbeddings(config, state, tokenizer)
     run = functools.partial(jit(_last_hidden_state, static_argnames="graph"), graph, state)
     checks: list[Check] = []
     for reference in references:
@@ -147,6 +153,7 @@ def verify(
             checks.append(_compare_length(reference, len(ids)))
         if len(ids) == len(reference.attention_mask):
             checks += _compare(config, run, reference, ids)
+            checks += _compare_vectors(model, reference)
     return checks
 
 
@@ -157,6 +164,11 @@ def _parse(name: str, raw: Mapping[str, Any]) -> Reference:
     wrong = [task for task, rows in values.items() if rows.shape != shape]
     if wrong or not values:
         raise ValueError(f"{name}: expected values of shape {shape} for each task, not {wrong}")
+    embeddings = {
+        task: np.array(row, np.float64) for task, row in raw.get("embeddings", {}).items()
+    }
+    if any(row.shape != shape[1:] for row in embeddings.values()):
+        raise ValueError(f"{name}: expected embeddings of {shape[1]} values for each task")
     text = raw.get("text", "")
     if not isinstance(text, str):
         raise ValueError(f"{name}: expected a text, got {text!r}")
@@ -167,13 +179,14 @@ def _parse(name: str, raw: Mapping[str, Any]) -> Reference:
     if len(mask) != 1 or mask.shape[1] < tokens[1] or (ids is not None and ids.shape != mask.shape):
         raise ValueError(f"{name}: expected one row of tokens, as many as the slice needs")
     ids = None if ids is None else ids[0]
-    return Reference(name, text, ids, mask[0], tokens, dims, values)
+    return Reference(name, text, ids, mask[0], tokens, dims, values, embeddings)
 
 
 def _check_comparable(
     config: Config, tokenizer: Tokenizer, references: Sequence[Reference]
 ) -> None:
-    tasks = {task for reference in references for task in reference.values} - {NO_TASK}
+    named = (task for r in references for task in (*r.values, *r.embeddings))
+    tasks = set(named) - {NO_TASK}
     missing = sorted(tasks - set(config.lora_adaptations))
     width = max(reference.dims[1] for reference in references)
     top_ids = [int(r.input_ids.max()) for r in references if r.input_ids is not None]
@@ -206,9 +219,21 @@ def _compare(
     hidden = np.asarray(run(*batch, np.array(task_ids, np.int32)))
     window = hidden[:, slice(*reference.tokens), slice(*reference.dims)]
     for task, actual in zip(tasks, window, strict=True):
-        expected = reference.values[task]
-        agrees = np.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
-        yield Check(reference.name, task, float(np.abs(actual - expected).max()), bool(agrees))
+        yield _check(reference.name, task, actual, reference.values[task])
+
+
+def _compare_vectors(model: JinaEmbeddings, reference: Reference) -> Iterator[Check]:
+    """Embed the text under every task whose vector is known: prompts and pooling count here."""
+    tasks = list(reference.embeddings)
+    wanted = [None if task == NO_TASK else task for task in tasks]
+    vectors = model.encode([reference.text] * len(tasks), task=wanted)
+    for task, actual in zip(tasks, vectors[:, slice(*reference.dims)], strict=True):
+        yield _check(reference.name, f"{task}, vector", actual, reference.embeddings[task])
+
+
+def _check(name: str, subject: str, actual: np.ndarray, expected: np.ndarray) -> Check:
+    agrees = np.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    return Check(name, subject, float(np.abs(actual - expected).max()), bool(agrees))
 
 
 def _last_hidden_state(graph, state, input_ids, attention_mask, task_ids):
