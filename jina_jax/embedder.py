@@ -178,9 +178,7 @@ class JinaEmbeddings(Model):
         requests = arguments.make_requests(self.config, texts, task, prompt)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)
-        overlap = arguments.pick_window_overlap(
-            self.config, long_text, overlap, max_length, output_value
-        )
+        overlap = arguments.pick_windows(self.config, long_text, overlap, max_length, output_value)
         by_token = output_value == "token_embeddings"
         shape = (len(requests), dim)
         found: Any = [None] * len(requests) if by_token else np.zeros(shape, np.float32)

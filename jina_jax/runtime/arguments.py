@@ -58,7 +58,7 @@ def pick_overlap(overlap: int | None, max_length: int) -> int:
     return overlap
 
 
-def pick_window_overlap(
+def pick_windows(
     config: Config, long_text: str, overlap: int | None, max_length: int, output_value: str
 ) -> int | None:
     """Return the tokens that windows of a long text share, or None where it is cut.
