@@ -475,7 +475,8 @@ def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
         assert float(norm) == pytest.approx(np.linalg.norm(moved[path]), rel=1e-3, abs=1e-6)
     assert float(first.loss) == pytest.approx(float(loss), rel=1e-2)
 
-    for _ in range(40):
+    # Beyond some twenty steps this rate is unstable, in float32 and on every jax.
+    for _ in range(20):
         trained, state, last = step(trained, state, frozen, micro_batches, {}, KEY)
     assert {array.dtype.name for array in trained.values()} == {"float32"}
     assert float(last.loss) < 0.9 * float(first.loss)
