@@ -1,6 +1,6 @@
 r"""Throughput on an NVIDIA GPU: dense rows, mixed lengths, kernels by time, training, XLA's flags.
 
-A session of 15 minutes, in order of value (the machine's start takes 1 to 2 of them):
+With 15 minutes on a GPU, in order of value:
 
     python benchmarks/gpu.py --sections dense profile --lengths 512 8192 32 --rounds 2 \
         --peers torch "torch compiled" --json dense.json                     # about 5 minutes

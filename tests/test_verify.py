@@ -272,3 +272,10 @@ def test_published_values_are_for_models_of_that_size(directory):
         ValueError, match=r"expected reference values in .*gold\.json, or a model of"
     ):
         references_of(open_checkpoint(directory))
+
+
+def test_vectors_need_a_text(tmp_path, gold):
+    ids = {**gold["fixed_ids"], "embeddings": {"none": [0.0]}}
+    (tmp_path / "gold.json").write_text(json.dumps({"fixed_ids": ids}))
+    with pytest.raises(ValueError, match="fixed_ids: expected a text beside the embeddings"):
+        load_references(tmp_path / "gold.json")

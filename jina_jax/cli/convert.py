@@ -42,8 +42,8 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     jina-jax convert jinaai/jina-embeddings-v3 v3-matching --to native --merge text-matching
 
     Conversions are lossless: weights keep their dtype and every bit, and reference values
-    (gold.json) are copied. Weights that a run has trained
-    are float32. Only one tensor at a time is in memory.
+    (gold.json) are copied. Weights that a run has trained are float32. Only one tensor at a time is
+    in memory.
 
     With --merge the result has no adapters and needs no task; the task's prompt becomes its default
     prompt. Sums are computed in float32 and rounded once to the checkpoint's dtype.

@@ -56,10 +56,9 @@ def _backward(
 def _einsum_of_gradient(of_left: str, of_right: str, result: str, left, right) -> jax.Array:
     """Contract as ``einsum``, for a result that is rounded anyway.
 
-    It avoids a gap in XLA for CPU (jaxlib 0.10.1).
-
-    XLA folds transposes into batched products, and has no bfloat16 kernel for those whose left
-    operand is not contracted over its last axis. A barrier keeps the transpose apart.
+    XLA for CPU (jaxlib 0.10.1) folds transposes into batched products, and has no bfloat16 kernel
+    for those whose left operand is not contracted over its last axis. A barrier keeps the transpose
+    apart.
     """
     subscripts = f"{of_left},{of_right}->{result}"
     is_batched = set(of_left) & set(of_right) & set(result)

@@ -167,6 +167,8 @@ def _parse(name: str, raw: Mapping[str, Any]) -> Reference:
     embeddings = {
         task: np.array(row, np.float64) for task, row in raw.get("embeddings", {}).items()
     }
+    if embeddings and "text" not in raw:
+        raise ValueError(f"{name}: expected a text beside the embeddings")
     if any(row.shape != shape[1:] for row in embeddings.values()):
         raise ValueError(f"{name}: expected embeddings of {shape[1]} values for each task")
     text = raw.get("text", "")
