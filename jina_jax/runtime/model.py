@@ -141,7 +141,7 @@ class Model:
         """Return the cosines of all pairs, float32 (n, m), of vectors (n, d) and (m, d).
 
         Raises:
-          ValueError: for other shapes.
+          ValueError: for other shapes, infinities or NaN.
         """
         first, second = unit_pair(embeddings1, embeddings2)
         return first @ second.T
@@ -150,7 +150,7 @@ class Model:
         """Return the cosine of each pair, float32 (n,), of vectors (n, d) and (n, d).
 
         Raises:
-          ValueError: for other shapes.
+          ValueError: for other shapes, infinities or NaN.
         """
         first, second = unit_pair(embeddings1, embeddings2)
         if len(first) != len(second):

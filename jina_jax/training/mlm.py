@@ -174,9 +174,8 @@ class MlmHead(nnx.Module):
         self.decoder_bias = nnx.Param(draw(rngs, initializers.zeros, (vocab,), jnp.float32))
 
     def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
-        """Map (B, M, D) and the table of words (V, D) to logits, float32 (B, M, V)."""
-        x = self.norm(gelu(self.dense(hidden)).astype(hidden.dtype)).astype(table.dtype)
-        logits = einsum("bmd,vd->bmv", x, table)
+        """Map (B, M, D) and the words (V, D), both of one dtype, to float32 logits (B, M, V)."""
+        logits = einsum("bmd,vd->bmv", self.norm(gelu(self.dense(hidden))), table)
         return logits + as_wide(self.decoder_bias[...].astype(jnp.float32), logits)
 
 
