@@ -21,7 +21,7 @@ from jina_jax.nn.attention import blocked_attention
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
-from jina_jax.nn.parameters import from_dict, to_dict
+from jina_jax.nn.parameters import from_dict, merge_task, to_dict
 from jina_jax.nn.pooling import pool_masked
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
@@ -115,10 +115,32 @@ class Engine:
         self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
-        """Return an engine with other weights of the same kind, which shares the programs."""
+        """Return an engine with other weights of the same kind, which shares the programs.
+
+        Raises:
+          ValueError: for weights of other names, shapes or dtypes.
+        """
+        expected, given = (_shapes_of(weights) for weights in (self.state, state))
+        if wrong := sorted(str(path) for path, _ in expected.items() ^ given.items()):
+            raise ValueError(f"state: expected the weights of this model, {wrong[0]} differs")
         other = object.__new__(Engine)
         vars(other).update(vars(self), state=state)
         return other
+
+    def merged(self, task: str) -> Engine:
+        """Return an engine of plain weights, with a task's adapter merged in; see ``merge_task``.
+
+        Raises:
+          ValueError: for an unknown task.
+        """
+        return Engine(
+            self.config.merged(task),
+            merge_task(self.state, task, self.config),
+            mesh=self.mesh,
+            scan_layers=self._scan_layers,
+            attn_implementation=self._implementation,
+            cache=self._cache,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights and settings travel; programs are compiled anew where they arrive."""
@@ -288,6 +310,13 @@ def _check_array(
     wrong = [value for value in np.unique(array).tolist() if value not in values]
     if wrong:
         raise ValueError(f"{name}: expected {values[0]} to {values[-1]}, got {wrong[0]}")
+
+
+def _shapes_of(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape and dtype of each weight by its path; none if it is no state."""
+    if not isinstance(state, nnx.State):
+        return {}
+    return {path: (leaf.shape, leaf.dtype) for path, leaf in to_dict(state).items()}
 
 
 def _put_alone(_: str, array: np.ndarray) -> jax.Array:

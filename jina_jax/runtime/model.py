@@ -123,6 +123,25 @@ class Model:
         other.engine = self.engine.with_state(state)
         return other
 
+    def merged(self, task: str) -> Self:
+        """Return a model for one task, with its adapter merged into the weights.
+
+        Its texts have ``task=None`` and by default the task's prompt. On an accelerator it is
+        faster, as nothing is computed for adapters, and it takes the memory of further weights.
+        Merged weights are rounded to their dtype: in bfloat16 the vectors differ from those of
+        this model by that rounding (cosine 0.9999).
+
+        Args:
+          task: one of ``config.lora_adaptations``.
+
+        Raises:
+          ValueError: for an unknown task.
+        """
+        other = copy.copy(self)
+        other.engine = self.engine.merged(task)
+        other.config = other.engine.config
+        return other
+
     @overload
     def tokenize(self, texts: str) -> list[int]: ...  # type: ignore[overload-overlap]
     @overload
