@@ -372,13 +372,8 @@ def mixed_cells(name: str, result: Reply) -> list[common.Cell]:
 
 def batchings(budgets: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Return kinds of batches, as arguments of ``Batching``."""
-    row = min(PACKED_ROW, max(budgets))
-    padded = {f"padded, {b}": {"token_budget": b} for b in budgets}
-    packed = {
-        f"packed in {row}, {b}": {"token_budget": b, "row_lengths": [row]}
-        for b in budgets
-        if b >= row
-    }
+    padded = {f"padded, {b}": {"token_budget": b, "packing": False} for b in budgets}
+    packed = {f"packed, {b}": {"token_budget": b, "packing": True} for b in budgets}
     return {**padded, **packed}
 
 

@@ -23,8 +23,8 @@ from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.parameters import from_dict, merge_task, to_dict
 from jina_jax.nn.pooling import pool_masked
-from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
+from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
 
 # Steps that may be under way at once: the host packs and fetches while the device computes.

@@ -14,9 +14,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jina_jax.runtime.batching import Batch, CompleteBatching, make_batches
+from jina_jax.runtime.batching import CompleteBatching
 from jina_jax.runtime.distributed import share_preparation, spans_processes
 from jina_jax.runtime.engine import Engine, Step
+from jina_jax.runtime.packing import Batch, make_batches
 from jina_jax.runtime.requests import Item, Preparation, Prepared, Request
 
 _T = TypeVar("_T")
