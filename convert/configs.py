@@ -1,7 +1,7 @@
 """Foreign ``config.json`` dialects to and from ``Config``.
 
-Three dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config)
-and "xlm-roberta" (its XLMRobertaConfig). Fields that a dialect leaves out are filled in here and
+Four dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config),
+"xlm-roberta" (its XLMRobertaConfig) and "bert" (its BertConfig). Fields that a dialect leaves out are filled in here and
 nowhere else, with the defaults of the dialect's own code.
 """
 
@@ -29,6 +29,7 @@ PUBLISHED_INSTRUCTIONS = {
 }
 
 _ABSOLUTE_TYPES = ("xlm-roberta", "camembert", "roberta")
+_CLASSES = {"xlm-roberta": "XLMRobertaModel", "bert": "BertModel"}
 _DIALECT_ONLY = (
     *("architectures", "auto_map", "dtype", "model_type", "rope_parameters", "rope_theta"),
     "torch_dtype",
@@ -117,7 +118,8 @@ def dump_config(
             "rope_parameters": {"rope_theta": base, "rope_type": "default"},
         }
         return {**carried, **named, "dtype": dtype.name, **fields}
-    named = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}
+    named = {"architectures": [_CLASSES[layout]], "model_type": layout}
+    fields["position_embedding_type"] = "absolute"
     return {**carried, **named, "dtype": dtype.name, **fields}
 
 
@@ -128,13 +130,16 @@ def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
-    """Distinguish rotary from absolute positions, as each dialect's own code does."""
+    """Distinguish rotary and absolute positions, as each dialect's own code does."""
     model_type = raw.get("model_type")
+    if layout == "bert":
+        kind = raw.get("position_embedding_type", "absolute")
+        return "absolute_from_zero" if kind == "absolute" else kind
     if layout == "xlm-roberta":
         if model_type not in _ABSOLUTE_TYPES:
             raise ConfigError(
                 f"config: model_type={model_type!r}: weights are named as in XLM-RoBERTa, so one "
-                f"of {', '.join(map(repr, _ABSOLUTE_TYPES))} is expected"
+                f"of {', '.join(map(repr, (*_ABSOLUTE_TYPES, 'bert')))} is expected"
             )
         return raw.get("position_embedding_type", "absolute")
     if "position_embedding_type" in raw:

@@ -86,9 +86,21 @@ XLM_ROBERTA = (
     Row("pooler", "linear", ("pooler.dense",)),
 )
 
-TABLES = {"published": PUBLISHED, "transformers": TRANSFORMERS, "xlm-roberta": XLM_ROBERTA}
+TABLES = {
+    "published": PUBLISHED,
+    "transformers": TRANSFORMERS,
+    "xlm-roberta": XLM_ROBERTA,
+    "bert": XLM_ROBERTA,
+}
+# The kinds of positions that a layout's own code computes.
+POSITIONS = {
+    "published": ("rotary", "absolute"),
+    "transformers": ("rotary",),
+    "xlm-roberta": ("absolute",),
+    "bert": ("absolute_from_zero",),
+}
 
-# Part of a key that only this layout has, to recognise a checkpoint by.
+# Part of a key that only this layout has, to recognise a checkpoint by; BERT has XLM-R's keys.
 MARKS = {
     "published": ".mixer.Wqkv.",
     "transformers": ".self_attn.q_proj.",
@@ -97,7 +109,8 @@ MARKS = {
 
 # Keys that belong to other parts of a model (heads, buffers) and that an encoder does not need.
 IGNORED = (
-    r"(^|\.)(lm_head|classifier|qa_outputs)\.|embeddings\.position_ids$|embeddings\.token_type_ids$"
+    r"(^|\.)(lm_head|classifier|qa_outputs|cls\.predictions|cls\.seq_relationship)\."
+    r"|embeddings\.position_ids$|embeddings\.token_type_ids$"
 )
 
 

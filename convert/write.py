@@ -13,7 +13,7 @@ from jina_jax.checkpoints.names import LAYOUTS
 from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
 from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
-from jina_jax.convert.layouts import Binding, bindings
+from jina_jax.convert.layouts import POSITIONS, Binding, bindings
 from jina_jax.convert.read import Checkpoint
 from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
@@ -36,7 +36,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
     Args:
       checkpoint: from ``open_checkpoint`` or ``merge_checkpoint``.
       directory: to make.
-      layout: "native", "published", "transformers" (adapters in PEFT folders) or "xlm-roberta".
+      layout: "native", "published", "transformers", "xlm-roberta" or "bert"; the last three have
+        adapters in PEFT folders.
 
     Raises:
       ValueError: for an unknown layout.
@@ -100,9 +101,7 @@ def _write_foreign(checkpoint: Checkpoint, directory: Path, layout: str) -> None
             raise CheckpointError(f"tasks {config.lora_adaptations} have the same folder names")
     if layout == "xlm-roberta" and folders:
         raise CheckpointError("layout 'xlm-roberta' has no place for adapters; merge a task first")
-    if (layout == "xlm-roberta") != (config.position_embedding_type == "absolute") and (
-        layout != "published"
-    ):
+    if config.position_embedding_type not in POSITIONS[layout]:
         raise CheckpointError(
             f"layout {layout!r} has no place for {config.position_embedding_type} positions"
         )
