@@ -348,7 +348,11 @@ _CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
         "an even head dimension with rotary positions",
         lambda c: not _is_rotary(c) or (_has_heads(c) and c.head_dim % 2 == 0),
     ),
-    ("max_position_embeddings", "an integer of at least position_offset + 2 (XLM-R: pad_token_id + 3)", _has_positions),
+    (
+        "max_position_embeddings",
+        "an integer of at least pad_token_id + 3 (2 from zero)",
+        _has_positions,
+    ),
     (
         "rotary_emb_base",
         "a positive number with rotary positions, null otherwise",
