@@ -23,6 +23,7 @@ _LOGGER = logging.getLogger("jina_jax")
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
+_POOLER = "pooler.dense"
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<factor>[AB])"
     r"(?P<weight>\.weight)?"
@@ -92,6 +93,8 @@ class PeftAdapter:
         """
         prefix, found = self._by_module(shapes)
         wanted = {name for name in shapes if self._is_target(prefix + name)}
+        if prefix and _POOLER not in found:  # a larger model has none
+            wanted.discard(_POOLER)
         self._check_targets(wanted, set(found))
         return {name: self._factors(prefix + name, *found[name], shapes[name]) for name in found}
 
@@ -104,7 +107,7 @@ class PeftAdapter:
         found, ignored = {}, []
         for name, pair in modules.items():
             own = name.removeprefix(prefix)
-            if re.search(IGNORED, f"{name}.") or (own == "pooler.dense" and own not in shapes):
+            if re.search(IGNORED, f"{name}.") or (own == _POOLER and own not in shapes):
                 ignored.append(name)
             elif not name.startswith(prefix) or own not in shapes:
                 problems.append(f"+ {name}: the base model has no such module")

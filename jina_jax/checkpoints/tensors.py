@@ -109,6 +109,8 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 def _missing_end(path: Path) -> str | None:
     """Describe a file that ends before its header or its data do, as a half download does."""
+    if not path.is_file():
+        return None
     size = path.stat().st_size
     with path.open("rb") as file:
         needed = 8 + int.from_bytes(file.read(8), "little")

@@ -29,7 +29,9 @@ CONFIGS = {
     },
     "some layers": {"target_modules": QUERY_VALUE, "layers_to_transform": [0, 2], "r": 2},
     "a pattern of layers": {
-        **{"target_modules": QUERY_VALUE, "layers_to_transform": 1, "layers_pattern": "layer"},
+        "target_modules": QUERY_VALUE,
+        "layers_to_transform": 1,
+        "layers_pattern": "layer",
     },
     "all but some": {"target_modules": ["key", "dense"], "exclude_modules": ["output.dense"]},
     "negative alpha": {"target_modules": ["query", "dense"], "alpha_pattern": {"dense": -4}},
@@ -169,7 +171,6 @@ def run_torch_hidden(encoder):
         ({"use_dora": True}, "use_dora=True: not supported"),
         ({"modules_to_save": ["pooler"]}, r"modules_to_save=\['pooler'\]: not supported"),
         ({"bias": "lora_only"}, "bias='lora_only': expected 'none'"),
-        ({"lora_bias": True}, "lora_bias=True: not supported"),
         ({"trainable_token_indices": [5]}, r"trainable_token_indices=.*: not supported"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication=.*: not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa': expected"),
