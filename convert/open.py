@@ -166,7 +166,7 @@ def _stacked(checkpoint: Checkpoint, adapters: Sequence[PeftAdapter]) -> Stacked
     # transformers saves the published names, if it has loaded them, but PEFT sees its modules.
     layouts = {"published": ("published", "transformers")}.get(layout, (layout,))
     tables = [adapted_modules(name, checkpoint.config) for name in layouts]
-    modules = next((m for m in tables if all(a.names_any_of(m) for a in adapters)), tables[-1])
+    modules = max(tables, key=lambda table: sum(adapter.count_of(table) for adapter in adapters))
     ours = {path: shapes.get(f"{path}.kernel") or shapes[f"{path}.embedding"] for path in modules}
     theirs = {
         name: (ours[path][0], ours[path][1] // len(names))

@@ -71,11 +71,11 @@ class PeftAdapter:
     weights: Path
     tensors: Mapping[str, LazyTensor]
 
-    def names_any_of(self, modules: Mapping[str, tuple[str, ...]]) -> bool:
-        """Return whether a tensor belongs to one of these modules, given by ours."""
+    def count_of(self, modules: Mapping[str, tuple[str, ...]]) -> int:
+        """Count the tensors that belong to one of these modules, given by ours."""
         known = tuple(f".{name}" for names in modules.values() for name in names)
         found = (match["module"] for key in self.tensors if (match := _KEY.fullmatch(key)))
-        return any(f".{name}".endswith(known) for name in found)
+        return sum(f".{name}".endswith(known) for name in found)
 
     def factors(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Factors]:
         """Resolve the modules that the adapter adapts, as PEFT does.

@@ -46,8 +46,8 @@ def _wrong(config: Mapping[str, Any]) -> Iterator[str]:
     """Describe every field that is missing, of another type, or would be ignored."""
     for name, expected, fits in _RULES:
         if not fits(config.get(name)):
-            given = f"={short(config[name])}: expected {expected}"
-            yield f"{name}{given if name in config else ' is missing'}"
+            given = f"={short(config[name])}: expected {expected}" if name in config else ""
+            yield f"{name}{given or ' is missing'}"
     for name, value in config.items():
         if value and name not in (*_NO_EFFECT, *_APPLIED):
             yield f"{name}={short(value)}: not supported"
