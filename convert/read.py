@@ -74,7 +74,8 @@ def open_base(
       ConfigError, CheckpointError: as ``open_checkpoint``.
     """
     settings = settings or directory
-    if (directory / WEIGHTS_FILE).exists():
+    native = directory / WEIGHTS_FILE
+    if native.exists() or native.is_symlink():
         config, tensors = load_native(directory)
         raw = read_json(directory / "config.json")
         extras = {name: value for name, value in raw.items() if name not in config.to_dict()}
