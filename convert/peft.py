@@ -23,6 +23,7 @@ _LOGGER = logging.getLogger("jina_jax")
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in order of preference
 
+_CHOICES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _POOLER = "pooler.dense"
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<factor>[AB])"
@@ -145,9 +146,13 @@ class PeftAdapter:
         if not wanted and not found:
             problems.append("names no module of the base model")
         if problems:
-            given = self.config["target_modules"]
+            given = [
+                f"{name}={short(value)}"
+                for name in _CHOICES
+                if (value := self.config.get(name)) is not None
+            ]
             raise ConfigError(
-                f"{self.folder / CONFIG_FILE}: target_modules={short(given)} "
+                f"{self.folder / CONFIG_FILE}: {', '.join(given)} "
                 f"{'; '.join(problems)} (in {self.weights.name})"
             )
 

@@ -49,7 +49,7 @@ def tokenizer_fields(content: bytes) -> dict[str, Any]:
         processor.LoadFromSerializedProto(content)
         specs, symbols = dict(_model_specs(content)), _user_defined(content)
     except (RuntimeError, IndexError) as error:
-        raise ValueError(f"not a SentencePiece model ({error})") from error
+        raise ValueError("not a SentencePiece model, or truncated") from error
     if (kind := specs.get("TrainerSpec", {}).get(_MODEL_TYPE, _UNIGRAM)) != _UNIGRAM:
         raise ValueError(f"trainer_spec.model_type: expected {_UNIGRAM} (Unigram), got {kind}")
     ids = range(processor.get_piece_size())
