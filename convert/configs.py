@@ -1,15 +1,15 @@
 """Foreign ``config.json`` dialects to and from ``Config``.
 
-Three dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config)
-and "xlm-roberta" (its XLMRobertaConfig). Fields that a dialect leaves out are filled in here and
-nowhere else, with the defaults of the dialect's own code.
+Four dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config),
+"xlm-roberta" (its XLMRobertaConfig) and "bert" (its BertConfig). Fields that a dialect leaves out
+are filled in here and nowhere else, with the defaults of the dialect's own code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ PUBLISHED_INSTRUCTIONS = {
 }
 
 _ABSOLUTE_TYPES = ("xlm-roberta", "camembert", "roberta")
+_CLASSES = {"xlm-roberta": "XLMRobertaModel", "bert": "BertModel"}
 _DIALECT_ONLY = (
     *("architectures", "auto_map", "dtype", "model_type", "rope_parameters", "rope_theta"),
     "torch_dtype",
@@ -43,22 +44,24 @@ def task_folder(task: str) -> str:
 
 
 def read_config(
+    raw: Mapping[str, Any],
     directory: Path,
     *,
     layout: str,
     has_pooler: bool,
     stacked: bool,
-    adapters: Mapping[str, tuple[int, float]],
+    in_folders: bool,
 ) -> tuple[Config, dict[str, Any]]:
     """Read the config of a foreign checkpoint.
 
     Args:
-      directory: with ``config.json`` and, if the checkpoint has them, ``1_Pooling/config.json``
-        and ``config_sentence_transformers.json``.
+      raw: the fields of ``config.json``.
+      directory: with ``1_Pooling/config.json`` and ``config_sentence_transformers.json``, if the
+        checkpoint has them.
       layout: of the weights, a key of ``layouts.TABLES``.
       has_pooler: whether the weights have a pooler.
       stacked: whether the weights have adapters of their own, as published.
-      adapters: PEFT folder → (rank, alpha).
+      in_folders: whether PEFT's folders have adapters, which ``with_folders`` adds.
 
     Returns:
       The config, and the fields of ``config.json`` that are not in it.
@@ -66,7 +69,6 @@ def read_config(
     Raises:
       ConfigError: naming every field at fault.
     """
-    raw = read_json(directory / "config.json")
     prompts = sentence_transformers_prompts(directory)
     values: dict[str, Any] = dict(raw)
     values["position_embedding_type"] = kind = _position_embedding_type(raw, layout)
@@ -76,10 +78,8 @@ def read_config(
     values["default_prompt"] = raw.get("default_prompt", prompts.get(None, ""))
     values.setdefault("truncate_dim", None)
     values.setdefault("matryoshka_dimensions", [])
-    if adapters:
-        values |= _folder_tasks(raw, prompts, adapters)
-    elif not stacked:
-        values |= _no_tasks(raw)
+    if not stacked:
+        values |= _no_tasks(raw, in_folders)
     config = Config.from_dict(values)
     extras = {name: value for name, value in raw.items() if name not in _FIELDS}
     return config, extras
@@ -101,6 +101,8 @@ def dump_config(
     """
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
     fields = config.to_dict()
+    if layout != "published":  # in PEFT's folders, which need not share them
+        del fields["lora_rank"], fields["lora_alpha"]
     if layout == "published":
         named: dict[str, Any] = {
             "architectures": ["XLMRobertaModel"],
@@ -117,7 +119,8 @@ def dump_config(
             "rope_parameters": {"rope_theta": base, "rope_type": "default"},
         }
         return {**carried, **named, "dtype": dtype.name, **fields}
-    named = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}
+    named = {"architectures": [_CLASSES[layout]], "model_type": layout}
+    fields["position_embedding_type"] = "absolute"
     return {**carried, **named, "dtype": dtype.name, **fields}
 
 
@@ -128,13 +131,16 @@ def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
-    """Distinguish rotary from absolute positions, as each dialect's own code does."""
+    """Distinguish rotary and absolute positions, as each dialect's own code does."""
     model_type = raw.get("model_type")
+    if layout == "bert":
+        kind = raw.get("position_embedding_type", "absolute")
+        return "absolute_from_zero" if kind == "absolute" else kind
     if layout == "xlm-roberta":
         if model_type not in _ABSOLUTE_TYPES:
             raise ConfigError(
                 f"config: model_type={model_type!r}: weights are named as in XLM-RoBERTa, so one "
-                f"of {', '.join(map(repr, _ABSOLUTE_TYPES))} is expected"
+                f"of {', '.join(map(repr, (*_ABSOLUTE_TYPES, 'bert')))} is expected"
             )
         return raw.get("position_embedding_type", "absolute")
     if "position_embedding_type" in raw:
@@ -161,9 +167,9 @@ def _rotary_emb_base(raw: Mapping[str, Any]) -> float:
     return bases[0]
 
 
-def _no_tasks(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of plain weights, for which config.json must name no adapters."""
-    if raw.get("lora_adaptations"):
+def _no_tasks(raw: Mapping[str, Any], in_folders: bool) -> dict[str, Any]:
+    """Return the fields of plain weights; config.json must name no adapters that are nowhere."""
+    if raw.get("lora_adaptations") and not in_folders:
         raise ConfigError(
             f"config: lora_adaptations={raw['lora_adaptations']!r}, but the weights have no "
             "adapters and there are no PEFT folders beside them; add these, or remove "
@@ -173,33 +179,42 @@ def _no_tasks(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**none, "task_instructions": {}}
 
 
-def _folder_tasks(
-    raw: Mapping[str, Any], prompts: Mapping, adapters: Mapping[str, tuple[int, float]]
-) -> dict[str, Any]:
-    """Name the tasks of PEFT folders: as config.json does, or as published, then as the folders."""
-    rank, alpha = next(iter(adapters.values()))
-    if any(pair != (rank, alpha) for pair in adapters.values()):
-        raise ConfigError(f"adapters: expected one rank and alpha for all, got {dict(adapters)}")
+def folder_tasks(
+    raw: Mapping[str, Any], directory: Path, folders: Iterable[str]
+) -> dict[str, tuple[str, str]]:
+    """Name the tasks of PEFT folders: as config.json does, or as published, then as the folders.
+
+    Args:
+      raw: the fields of ``config.json``.
+      directory: with ``config_sentence_transformers.json``, if the checkpoint has it.
+      folders: names of the PEFT folders.
+
+    Returns:
+      Task → its folder and its prompt, in the order of the task axis.
+
+    Raises:
+      ConfigError: if config.json lists other tasks.
+    """
+    own = {task_folder(folder): folder for folder in sorted(folders)}
+    listed = raw.get("lora_adaptations")
+    known = {task_folder(task): task for task in listed or PUBLISHED_INSTRUCTIONS}
+    if listed and own.keys() != known.keys():
+        raise ConfigError(
+            f"config: lora_adaptations={listed!r}: expected PEFT folders {sorted(known)}, "
+            f"got {sorted(own.values())}"
+        )
+    tasks = {task: own[name] for name, task in known.items() if name in own}
+    tasks |= {folder: folder for name, folder in own.items() if name not in known}
+    given = sentence_transformers_prompts(directory)
+    prompts = {**PUBLISHED_INSTRUCTIONS, **given, **(raw.get("task_instructions") or {})}
+    return {task: (folder, prompts.get(task, "")) for task, folder in tasks.items()}
+
+
+def check_lora_fields(raw: Mapping[str, Any], rank: int, alpha: float) -> None:
+    """Check that config.json, if it has the fields of adapters, has those of the PEFT folders."""
     for name, value in (("lora_rank", rank), ("lora_alpha", alpha)):
         if raw.get(name) not in (None, value):
             raise ConfigError(f"config: {name}={raw[name]!r}: the PEFT folders have {value!r}")
-    folders = {task_folder(folder): folder for folder in sorted(adapters)}
-    listed = raw.get("lora_adaptations")
-    known = {task_folder(task): task for task in listed or PUBLISHED_INSTRUCTIONS}
-    if listed and folders.keys() != known.keys():
-        raise ConfigError(
-            f"config: lora_adaptations={listed!r}: expected PEFT folders {sorted(known)}, "
-            f"got {sorted(folders.values())}"
-        )
-    tasks = [task for folder, task in known.items() if folder in folders]
-    tasks += [folder for name, folder in folders.items() if name not in known]
-    known_prompts = {**PUBLISHED_INSTRUCTIONS, **prompts, **(raw.get("task_instructions") or {})}
-    return {
-        "lora_adaptations": tasks,
-        "lora_rank": rank,
-        "lora_alpha": alpha,
-        "task_instructions": {task: known_prompts.get(task, "") for task in tasks},
-    }
 
 
 def sentence_transformers_prompts(directory: Path) -> dict[str | None, str]:

@@ -8,7 +8,8 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-POSITION_EMBEDDING_TYPES = ("rotary", "absolute")
+# "absolute" is XLM-RoBERTa's, from pad_token_id + 1; "absolute_from_zero" is BERT's.
+POSITION_EMBEDDING_TYPES = ("rotary", "absolute", "absolute_from_zero")
 POOLERS = ("mean", "cls")
 ACTIVATIONS = ("gelu",)
 
@@ -47,13 +48,13 @@ class Config:
       intermediate_size: width F of the feed-forward network.
       hidden_act: activation, "gelu" (exact, with the error function).
       layer_norm_eps: epsilon added to the variance in every LayerNorm.
-      max_position_embeddings: number of positions, including the ``pad_token_id + 1`` that XLM-R
+      max_position_embeddings: number of positions, including the ``position_offset`` that XLM-R
         never uses.
       type_vocab_size: number of rows in the token type table; row 0 is added to every token.
-      pad_token_id: id of ``<pad>``; absolute positions start at ``pad_token_id + 1``.
+      pad_token_id: id of ``<pad>``; "absolute" positions start at ``pad_token_id + 1``.
       initializer_range: standard deviation of new weights.
       hidden_dropout_prob, attention_probs_dropout_prob: used in training only.
-      position_embedding_type: "rotary" or "absolute".
+      position_embedding_type: "rotary", "absolute" or "absolute_from_zero".
       rotary_emb_base: base of the rotary angles; None with absolute positions.
       add_pooling_layer: whether the checkpoint has the tanh pooler (not used for embeddings).
       emb_pooler: pooling of token vectors into a text's vector, "mean" or "cls".
@@ -145,7 +146,18 @@ class Config:
     @property
     def max_length(self) -> int:
         """Most tokens of a text, ``<s>`` and ``</s>`` included."""
-        return self.max_position_embeddings - self.pad_token_id - 1
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions are learned vectors, in a table."""
+        return self.position_embedding_type != "rotary"
+
+    @property
+    def position_offset(self) -> int:
+        """Position of a text's first token."""
+        from_zero = self.position_embedding_type == "absolute_from_zero"
+        return 0 if from_zero else self.pad_token_id + 1
 
     @property
     def num_tasks(self) -> int:
@@ -263,7 +275,7 @@ def _is_tuple(value: Any, is_item: Callable[[Any], bool]) -> bool:
 
 
 def _has_positions(c: Config) -> bool:
-    return _is_int(c.pad_token_id, 0) and _is_int(c.max_position_embeddings, c.pad_token_id + 3)
+    return _is_int(c.pad_token_id, 0) and _is_int(c.max_position_embeddings, c.position_offset + 2)
 
 
 def _is_rotary(c: Config) -> bool:
@@ -336,7 +348,11 @@ _CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
         "an even head dimension with rotary positions",
         lambda c: not _is_rotary(c) or (_has_heads(c) and c.head_dim % 2 == 0),
     ),
-    ("max_position_embeddings", "an integer of at least pad_token_id + 3", _has_positions),
+    (
+        "max_position_embeddings",
+        "an integer of at least pad_token_id + 3 (2 from zero)",
+        _has_positions,
+    ),
     (
         "rotary_emb_base",
         "a positive number with rotary positions, null otherwise",

@@ -81,8 +81,8 @@ class JinaEmbeddings(Model):
         """
         if unknown := hub.keys() - HubOptions.__annotations__.keys():
             raise TypeError(f"from_pretrained: unexpected keyword argument {min(unknown)!r}")
-        checkpoint = open_checkpoint(fetch(name_or_path, **hub))
-        tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
+        checkpoint = open_checkpoint(fetch(name_or_path, **hub), **hub)
+        tokenizer = Tokenizer.from_file(checkpoint.tokenizer)
         if mesh is None and len(jax.devices()) > 1:
             mesh = make_mesh()
         if scan_layers is None:

@@ -192,15 +192,14 @@ def test_merged_checkpoint_keeps_the_classes_that_fit(published, tmp_path):
 @pytest.mark.parametrize("layout", TABLES)
 def test_every_row_of_a_table_undoes_itself(tmp_path, layout):
     """split(join(x)) is x for every row, on numbers that are all different."""
-    if layout == "xlm-roberta":
+    if layout in ("xlm-roberta", "bert"):
         tensors = foreign.xlm_roberta_tensors(pooler=True)
-        directory = foreign.write(tmp_path, foreign.xlm_roberta_config(), tensors)
+        directory = foreign.write(tmp_path, foreign.xlm_roberta_config(model_type=layout), tensors)
         config = open_checkpoint(directory).config
     else:
         config = open_checkpoint(write_published(tmp_path)).config
-    folders = {"published": None, "transformers": tuple(FOLDERS), "xlm-roberta": ()}[layout]
     seen, shapes = [], parameter_shapes(config)
-    for binding in bindings(layout, config, folders):
+    for binding in bindings(layout, config, stacked=layout == "published"):
         values = np.random.default_rng(0).permutation(int(np.prod(shapes[binding.path])))
         ours = values.reshape(shapes[binding.path])
         theirs = binding.split(ours)

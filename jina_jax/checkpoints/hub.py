@@ -13,7 +13,10 @@ TINY = "tiny"  # name of the model in the package
 PACKAGED = Path(__file__).parents[1] / TINY
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
-_SMALL_FILES = ["*.json", "*/adapter_config.json", "*/adapter_model.*", "1_Pooling/*"]
+_SMALL_FILES = [
+    *("*.json", "*/adapter_config.json", "adapter_model.*", "*/adapter_model.*", "1_Pooling/*"),
+    "sentencepiece.bpe.model",
+]
 _WEIGHT_FILES = ([WEIGHTS_FILE], ["model*.safetensors"], ["pytorch_model*.bin"])
 
 

@@ -52,7 +52,8 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     native        config.json and flax_model.safetensors, as this library saves
     published     as jinaai/jina-embeddings-v3, adapters stacked in one file
     transformers  as jinaai/jina-embeddings-v3-hf, one PEFT folder per task
-    xlm-roberta   plain XLM-RoBERTa (absolute positions, no adapters)
+    xlm-roberta   XLM-RoBERTa (absolute positions), one PEFT folder per task
+    bert          BERT (positions from zero), as multilingual-e5-small; PEFT folders, too
     """
     from jina_jax.convert import merge_checkpoint, write_checkpoint
     from jina_jax.verify.compare import REFERENCES_FILE

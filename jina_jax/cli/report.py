@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jina_jax.convert import Checkpoint
 
-_FILES = ("*.safetensors", "*.bin", "tokenizer.json", "*/adapter_model.*")
+_FILES = (
+    *("*.safetensors", "*.bin", "tokenizer.json", "sentencepiece.bpe.model"),
+    "*/adapter_model.*",
+)
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -95,6 +98,8 @@ def report_copy(checkpoint: Checkpoint, target: Path, layout: str, task: str | N
       layout: its layout.
       task: adapter that was merged, if any.
     """
+    from jina_jax.convert.files import tokenizer_file
+
     source = f"{checkpoint.directory}: layout {checkpoint.layout}, {checkpoint.dtype.name}"
     files = ", ".join(f"{name} {readable(size)}" for name, size in _file_sizes(target).items())
     lines = [f"read     {source}, {len(checkpoint.tensors)} tensors"]
@@ -104,7 +109,7 @@ def report_copy(checkpoint: Checkpoint, target: Path, layout: str, task: str | N
     lines.append(f"wrote    {target}: layout {layout}, {files}")
     if checkpoint.ignored:
         lines.append(f"ignored  not part of the encoder: {', '.join(checkpoint.ignored)}")
-    if not (target / "tokenizer.json").exists():
+    if not tokenizer_file(target).exists():
         lines.append("note     no tokenizer.json: texts cannot be encoded without one")
     return "\n".join(lines)
 

@@ -80,9 +80,10 @@ class Encoder(nnx.Module):
         self.config = config
         self.word_embeddings = Embed(config.vocab_size, width, **options)
         self.token_type_embeddings = Embed(config.type_vocab_size, width, **options)
-        absolute = config.position_embedding_type == "absolute"
         self.position_embeddings = (
-            Embed(config.max_position_embeddings, width, **options) if absolute else None
+            Embed(config.max_position_embeddings, width, **options)
+            if config.has_position_table
+            else None
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
         layers = [Layer(**options) for _ in range(config.num_hidden_layers)]
@@ -165,9 +166,29 @@ class Encoder(nnx.Module):
         x = self.word_embeddings(input_ids, task_mask)
         x += self.token_type_embeddings(jnp.zeros_like(input_ids), task_mask)
         if self.position_embeddings is not None:
-            ids = position_ids + self.config.pad_token_id + 1
-            x += self.position_embeddings(jnp.broadcast_to(ids, input_ids.shape), task_mask)
+            ids = jnp.broadcast_to(position_ids, input_ids.shape) + self.config.position_offset
+            if self.config.position_offset:
+                ids = _without_pads(ids, input_ids, self.config)
+            x += self.position_embeddings(ids, task_mask)
         return self.embedding_norm(x)
+
+
+def _without_pads(ids: jax.Array, input_ids: jax.Array, config: Config) -> jax.Array:
+    """Skip the ``<pad>`` tokens inside a text, as XLM-R's ``create_position_ids_from_input_ids``.
+
+    They have position ``pad_token_id``, and the tokens behind them are not pushed on.
+
+    Args:
+      ids: (B, T), positions that count every token of a text, from ``position_offset``.
+      input_ids: (B, T).
+      config: has the id of ``<pad>``.
+    """
+    is_pad = input_ids == config.pad_token_id
+    ones = is_pad.astype(jnp.int32)
+    before = jnp.cumsum(ones, axis=1) - ones  # pads before each token, in its row
+    first = jnp.arange(ids.shape[1])[None, :] - (ids - config.position_offset)
+    own = before - jnp.take_along_axis(before, jnp.maximum(first, 0), axis=1)
+    return jnp.where(is_pad, config.pad_token_id, ids - own)
 
 
 def _stack(layers: list[Layer]) -> Layer:
