@@ -81,6 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--all-heights", action="store_true")
     parser.add_argument("--data", type=int, default=1, help="number of chips per batch")
     parser.add_argument("--model", type=int, default=1, help="number of chips per model")
+    parser.add_argument("--whole-only", action="store_true", help="no figures per layer")
     parser.add_argument("--cycles", action="store_true", help="add static schedules")
     parser.add_argument(
         "--rounds", type=int, default=1, help="of a kernel's loops that end by data, for --cycles"
@@ -117,6 +118,7 @@ def compile_all(args: argparse.Namespace, schedules: Path | None) -> list[Report
             *(chip, args.layers, args.dtype, args.route, args.data, args.model),
             schedules=schedules,
             rounds=args.rounds,
+            whole_only=args.whole_only,
         )
         reports.append(compile_one(options, rows, tokens, slots, tasks))
         print(line(reports[-1], first=len(reports) == 1), flush=True)

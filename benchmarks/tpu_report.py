@@ -26,6 +26,7 @@ class Options(NamedTuple):
       dtype, route, data, model: as of ``make_engine``.
       schedules: directory to which libtpu writes schedules; None for none.
       rounds: as of ``tpu_schedule.schedule``.
+      whole_only: whether figures per layer are left out, with their two programs.
     """
 
     chip: str
@@ -36,6 +37,7 @@ class Options(NamedTuple):
     model: int = 1
     schedules: Path | None = None
     rounds: int = 1
+    whole_only: bool = False
 
 
 class Layer(NamedTuple):
@@ -77,7 +79,7 @@ class Report(NamedTuple):
 
     Attributes:
       chip, rows, tokens, slots, tasks, route: the program.
-      layer: figures per layer; None where it does not compile.
+      layer: figures per layer; None where it does not compile, and with ``whole_only``.
       temp_gb, memory_gb: gigabytes per chip, of temporaries and of everything.
       fits: whether the chip has that memory.
       float32_matmuls, collectives: numbers of operations; collectives by name.
@@ -109,11 +111,12 @@ class Report(NamedTuple):
 
 
 def compile_one(options: Options, rows: int, tokens: int, slots: int, tasks: bool) -> Report:
-    """Compile one program in three forms and report on it."""
+    """Compile one program, as it is and with few layers, and report on it."""
     from jina_jax.runtime.engine import Program
 
     program = Program(rows, tokens, slots, None, tasks, "mean")
-    forms = ((options.layers, True), (_SHORT, False), (_LONG, False))
+    forms = [(options.layers, True)]
+    forms += [] if options.whole_only else [(_SHORT, False), (_LONG, False)]
     start = time.perf_counter()
     route = options.route or ""
     try:
@@ -121,14 +124,14 @@ def compile_one(options: Options, rows: int, tokens: int, slots: int, tasks: boo
         route = route_of(engines[0], program)
         lowered = [engine.lower(program) for engine in engines]
         with ThreadPoolExecutor(len(forms)) as pool:
-            whole, short, long = pool.map(lambda own: own.compile(), lowered)
+            whole, *unrolled = pool.map(lambda own: own.compile(), lowered)
     except Exception as error:  # the compiler's refusal is the result
         reason = f"does not compile: {str(error).splitlines()[0][:200]}"
         seconds = time.perf_counter() - start
         place = (options.chip, rows, tokens, slots, tasks, route)
         return Report(*place, None, 0.0, 0.0, False, 0, {}, seconds, reason)
     seconds = time.perf_counter() - start
-    layer = per_layer(options, program, short, long)
+    layer = per_layer(options, program, *unrolled) if unrolled else None
     return report(options, program, route, lowered[0].as_text(), whole, layer, seconds)
 
 
@@ -150,7 +153,7 @@ def report(
     route: str,
     stablehlo: str,
     whole: Any,
-    layer: Layer,
+    layer: Layer | None,
     seconds: float,
 ) -> Report:
     """Return the report of a program, from its compiled forms."""

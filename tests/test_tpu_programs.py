@@ -161,7 +161,7 @@ class TestCompiled:
         assert report["static_tokens_per_s"] > 1e5
 
     def test_mesh_of_both_axes_only_sums(self, tmp_path):
-        asked = ("--programs", "64x512", "--tasks", 1, "--data", 2, "--model", 2)
+        asked = ("--programs", "64x512", "--tasks", 1, "--data", 2, "--model", 2, "--whole-only")
         status, (report,) = run(tmp_path, *asked)
         assert (status, report["problem"]) == (0, "")
         assert report["collectives"] == {"all-reduce": 2}
