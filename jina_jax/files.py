@@ -34,12 +34,23 @@ def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
     _check_free(path, force)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with partial.open("xb") as file:
+        with _named(path), partial.open("xb") as file:
             yield file
         _check_free(path, force)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name a file in errors of the system that name none, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_not_input(output: Path | None, *inputs: Path | None) -> None:
@@ -81,7 +92,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with _named(path):
+            yield partial
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

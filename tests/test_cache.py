@@ -38,14 +38,52 @@ def settings():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "folder"),
-    [("/somewhere", "/somewhere"), ("", "/home/me/.cache/jina_jax")],
+    ("chosen", "general", "folder"),
+    [
+        ("/somewhere", "/general", "/somewhere"),
+        ("", "/general", "/general/jina_jax"),
+        ("", "", "/home/me/.cache/jina_jax"),
+        ("~/mine", "", "/home/me/mine"),
+    ],
 )
-def test_folders(monkeypatch, chosen, folder):
+def test_folders(monkeypatch, chosen, general, folder):
     monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", general)
     monkeypatch.setenv("JINA_JAX_CACHE", chosen)
     assert cache_folder() == Path(folder)
     assert programs_folder() == Path(folder, "programs")
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home, as in many containers."""
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "JINA_JAX_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+def test_without_a_home_there_is_no_folder(homeless, settings, monkeypatch, tmp_path):
+    assert cache_folder() is programs_folder() is None
+    jax.config.update(SETTINGS[0], None)
+    before = settings()
+    with compilation_cache(True):
+        assert settings() == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with compilation_cache(True):
+        assert settings()[0] == str(tmp_path / "jina_jax" / "programs")
+
+
+def test_a_folder_that_cannot_be_made_is_not_used(settings, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JINA_JAX_CACHE", str(tmp_path / "file"))
+    jax.config.update(SETTINGS[0], None)
+    before = settings()
+    with compilation_cache(True):
+        assert settings() == before
 
 
 @pytest.fixture
@@ -73,11 +111,11 @@ def test_options_are_set_within_the_block_only(settings, own, kind):
 
 
 @pytest.mark.parametrize("own", [None, ""])
-def test_true_is_our_folder_unless_the_process_has_one(settings, monkeypatch, own):
-    monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
+def test_true_is_our_folder_unless_the_process_has_one(settings, monkeypatch, tmp_path, own):
+    monkeypatch.setenv("JINA_JAX_CACHE", str(tmp_path))
     jax.config.update(SETTINGS[0], own)
     with compilation_cache(True):
-        assert settings() == ["/ours/programs", 0.0, -1]
+        assert settings() == [str(tmp_path / "programs"), 0.0, -1]
     jax.config.update(SETTINGS[0], "/process's own")
     before = settings()
     with compilation_cache(True):
@@ -91,8 +129,8 @@ def test_false_changes_nothing(settings):
         assert settings() == before
 
 
-def test_blocks_that_overlap_share_the_first_folder(settings, monkeypatch):
-    monkeypatch.setenv("JINA_JAX_CACHE", "/ours")
+def test_blocks_that_overlap_share_the_first_folder(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("JINA_JAX_CACHE", str(tmp_path))
     jax.config.update(SETTINGS[0], None)
     before = settings()
     first, second, third = (compilation_cache(name) for name in ("/first", "/second", True))
@@ -214,6 +252,7 @@ def encode(tmp_path_factory):
         command = [sys.executable, "-c", ENCODE, str(directory), str(setting)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "cpu_aot_loader" not in done.stderr  # XLA's alarms about programs from the cache
         return int(done.stdout)
 
     return run
@@ -232,3 +271,31 @@ def test_true_and_false(encode, tmp_path):
     assert not (tmp_path / "programs").exists()
     assert encode("true", tmp_path) == 0
     assert any((tmp_path / "programs").iterdir())
+
+
+# A process with a cache of its own reads one program from it, before or behind a block of ours.
+OWN = """
+import sys
+import jax
+import jax.numpy as jnp
+from jina_jax.cache import compilation_cache
+
+if sys.argv[2] == "behind":
+    with compilation_cache(True):
+        pass
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.jit(lambda x: x * 2)(jnp.ones(3))
+"""
+
+
+def test_alarms_about_programs_of_others_are_left_alone(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    found = []
+    for when in ("before", "before", "behind"):
+        command = [sys.executable, "-c", OWN, str(tmp_path), when]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(done.stderr.count("cpu_aot_loader"))
+    assert found[1] == found[2]

@@ -1,14 +1,17 @@
-"""From a name to a directory, against a cache made by hand; nothing here asks the network."""
+"""From a name to a directory, against a cache made by hand; nothing here leaves the machine."""
 
+import socket
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from foreign import published_tensors, write
+from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from published import SMALL, published_config
 
+from jina_jax.checkpoints import hub
 from jina_jax.checkpoints.hub import PACKAGED, fetch
 from jina_jax.checkpoints.native import WEIGHTS_FILE
 from jina_jax.convert import open_checkpoint
@@ -55,11 +58,18 @@ def test_a_cached_model_is_found(tmp_path):
     assert fetch("jinaai/model", cache_dir=tmp_path, local_files_only=True) == snapshot
 
 
-def test_a_cached_revision_is_found(tmp_path):
+def test_a_cached_revision_is_found(tmp_path, monkeypatch):
     snapshot = make_cache(tmp_path, "jinaai/model", ["pytorch_model.bin"], revision="v1")
     found = fetch("jinaai/model", revision="v1", cache_dir=tmp_path, local_files_only=True)
     assert found == snapshot
-    with pytest.raises(FileNotFoundError, match="not in the Hub's cache, and no network allowed"):
+    with pytest.raises(FileNotFoundError) as error:
+        fetch("jinaai/model", revision="v2", cache_dir=tmp_path, local_files_only=True)
+    assert str(error.value) == (
+        f"name_or_path='jinaai/model': no such directory, and not in the Hub's cache ({tmp_path}); "
+        "unset HF_HUB_OFFLINE to download it"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(FileNotFoundError, match="; without local_files_only=True it is downloaded"):
         fetch("jinaai/model", revision="v2", cache_dir=tmp_path, local_files_only=True)
 
 
@@ -75,6 +85,8 @@ def test_a_name_of_either_kind_is_neither_a_directory_nor_on_a_hub_out_of_reach(
     def lost(*_, **__):
         raise LocalEntryNotFoundError("Got: ConnectError")
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_failure", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
     message = rf"name_or_path='{name}': no such directory, .*the Hub could not be reached"
     with pytest.raises(FileNotFoundError, match=message):
@@ -138,21 +150,66 @@ REPOSITORIES = {
 @pytest.mark.parametrize("case", REPOSITORIES)
 def test_only_what_is_needed_is_downloaded(monkeypatch, tmp_path, case):
     wanted, others = REPOSITORIES[case]
-    hub = Hub(tmp_path / "snapshot", SMALL_FILES + wanted + others)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    stand_in = Hub(tmp_path / "snapshot", SMALL_FILES + wanted + others)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stand_in)
     found = fetch("jinaai/model", revision="v1", token="secret", cache_dir=tmp_path)
     assert found == tmp_path / "snapshot"
-    assert hub.downloaded() == sorted(SMALL_FILES + wanted)
+    assert stand_in.downloaded() == sorted(SMALL_FILES + wanted)
     options = {"revision": "v1", "token": "secret", "cache_dir": tmp_path}
     assert all(
-        call == ("jinaai/model", {**options, "local_files_only": False}) for call in hub.calls
+        call == ("jinaai/model", {**options, "local_files_only": False}) for call in stand_in.calls
     )
+
+
+@pytest.fixture
+def silent_hub(monkeypatch):
+    """A server as the Hub that accepts connections and never answers; it may be asked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        yield server
+
+
+def connections(server: socket.socket) -> int:
+    """Count the connections that were made to a server."""
+    server.settimeout(0.1)
+    for count in range(100):
+        try:
+            server.accept()[0].close()
+        except TimeoutError:
+            return count
+    raise AssertionError("more than 100")
+
+
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
+def test_a_hub_that_never_answers_is_asked_once(silent_hub, tmp_path, weights):
+    snapshot = make_cache(tmp_path, "jinaai/model", ["config.json", weights])
+    message = r"jinaai/model: the Hub could not be reached \(no answer within 0.3 s\); using the copy"
+    with pytest.warns(UserWarning, match=message):
+        assert fetch("jinaai/model", cache_dir=tmp_path) == snapshot
+    assert connections(silent_hub) == 1
+
+
+def test_a_model_that_is_nowhere(silent_hub, tmp_path):
+    message = rf"jinaai/no.*not in the Hub's cache \({tmp_path}\); the Hub .* \(no answer within"
+    with pytest.raises(FileNotFoundError, match=message):
+        fetch("jinaai/no", cache_dir=tmp_path)
+    assert connections(silent_hub) == 1
+
+
+def test_a_hub_that_refuses_connections(silent_hub, tmp_path):
+    silent_hub.close()
+    snapshot = make_cache(tmp_path, "jinaai/model", ["config.json"])
+    with pytest.warns(UserWarning, match=r"could not be reached \(.*refused.*\); using the copy"):
+        assert fetch("jinaai/model", cache_dir=tmp_path) == snapshot
 
 
 def test_a_repository_without_weights_comes_back_as_it_is(monkeypatch, tmp_path):
     """``open_checkpoint`` then says which files it expected."""
-    hub = Hub(tmp_path / "snapshot", SMALL_FILES)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    stand_in = Hub(tmp_path / "snapshot", SMALL_FILES)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stand_in)
     assert fetch("jinaai/model") == tmp_path / "snapshot"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from jina_jax.checkpoints.native import WEIGHTS_FILE
 
@@ -18,6 +19,7 @@ _SMALL_FILES = [
     "sentencepiece.bpe.model",
 ]
 _WEIGHT_FILES = ([WEIGHTS_FILE], ["model*.safetensors"], ["pytorch_model*.bin"])
+_NETWORK_LIBRARIES = ("httpx2", "httpx", "requests")  # of huggingface_hub 2, 1 and 0
 
 
 class HubOptions(TypedDict, total=False):
@@ -50,7 +52,8 @@ def fetch(
     Raises:
       ValueError: for a name of another type, or a revision of a directory, which has none.
       FileNotFoundError: if it is neither a directory nor of the form of a Hub id, or the Hub cannot
-        be reached and it is not in the cache.
+        be reached and it is not in the cache. The Hub has 10 seconds to answer, or
+        ``$HF_HUB_ETAG_TIMEOUT``; a cached copy is then used with a warning.
       huggingface_hub.errors.HfHubHTTPError: as that library raises it.
     """
     if not isinstance(name_or_path, str | os.PathLike) or name_or_path == "":
@@ -67,24 +70,67 @@ def fetch(
         raise FileNotFoundError(
             f"name_or_path={name!r}: no such directory, and not a Hub id (owner/name)"
         )
+    failure = None if local_files_only else _failure(name, revision, token)
+    directory = _snapshot(
+        name,
+        f"the Hub could not be reached ({failure})" if failure else None,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only or failure is not None,
+    )
+    if failure:
+        warnings.warn(
+            f"{name}: the Hub could not be reached ({failure}); using the copy in its cache",
+            stacklevel=3,
+        )
+    return directory
+
+
+def _failure(name: str, revision: str | None, token: str | bool | None) -> str | None:
+    """Ask the Hub about a model once, with a limit of time; return why it cannot be reached."""
     import huggingface_hub.errors
+    from huggingface_hub import constants
+
+    seconds = constants.HF_HUB_ETAG_TIMEOUT
+    try:
+        huggingface_hub.HfApi(token=token).repo_info(name, revision=revision, timeout=seconds)
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.OfflineModeIsEnabled):
+        return None  # an answer, or nobody was asked: ``snapshot_download`` knows what to do
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _NETWORK_LIBRARIES:
+            raise
+        reason = f"no answer within {seconds} s" if "Timeout" in type(error).__name__ else error
+        return str(reason) or type(error).__name__
+    return None
+
+
+def _snapshot(name: str, failure: str | None, **options: Any) -> Path:
+    """Return the directory of a model's files, with weights of the first kind that it has.
+
+    Args:
+      name: Hub id.
+      failure: why the Hub cannot be asked, if it was tried.
+      options: of ``huggingface_hub.snapshot_download``.
+    """
+    import huggingface_hub.errors
+    from huggingface_hub import constants
 
     for weights in _WEIGHT_FILES:
         try:
             found = huggingface_hub.snapshot_download(
-                name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=_SMALL_FILES + weights,
+                name, allow_patterns=_SMALL_FILES + weights, **options
             )
         except huggingface_hub.errors.LocalEntryNotFoundError as error:
+            cache = options["cache_dir"] or constants.HF_HUB_CACHE
+            if failure is None and constants.HF_HUB_OFFLINE:
+                failure = "unset HF_HUB_OFFLINE to download it"
+            elif failure is None and options["local_files_only"]:
+                failure = "without local_files_only=True it is downloaded"
             raise FileNotFoundError(
-                f"name_or_path={name!r}: no such directory, not in the Hub's cache, and "
-                f"{'no network allowed' if local_files_only else 'the Hub could not be reached'}"
+                f"name_or_path={name!r}: no such directory, and not in the Hub's cache ({cache}); "
+                f"{failure or 'the Hub could not be reached'}"
             ) from error
-        directory = Path(found)
-        if any(match for pattern in weights for match in directory.glob(pattern)):
+        if any(match for pattern in weights for match in Path(found).glob(pattern)):
             break
-    return directory
+    return Path(found)

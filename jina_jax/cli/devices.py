@@ -17,6 +17,7 @@ _HEAD_DIM = 64  # of the published model
 _LENGTHS = (128, 512, 2048, 8192)
 _ROWS = {"one text per row": 1, "packed rows": 8}  # kind → texts per row
 _DTYPES = ("bfloat16", "float32")
+_NO_FOLDER = "none (no home; set JINA_JAX_CACHE)"
 
 
 def describe() -> dict[str, Any]:
@@ -42,8 +43,8 @@ def describe() -> dict[str, Any]:
         "attention": kernels,
         "chosen": chosen,
         "batching": DEFAULTS[platform]._asdict(),
-        "cache": str(cache_folder()),
-        "compilation_cache": programs_in_use() or str(programs_folder()),
+        "cache": str(cache_folder() or _NO_FOLDER),
+        "compilation_cache": programs_in_use() or str(programs_folder() or _NO_FOLDER),
     }
 
 

@@ -20,6 +20,7 @@ import click
 # huggingface_hub and its network libraries: some of their errors are no OSError.
 _NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
 _TRAIN_LIBRARIES = ("orbax", "pydantic")
+_CLOSED_PIPE = 128 + 13  # as a shell reports the end by SIGPIPE
 # Arguments in Python → of commands, where these are called otherwise.
 _RENAMED = {"name_or_path": "model", "truncate_dim": "dims"}
 
@@ -28,7 +29,8 @@ class ErrorGroup(click.Group):
     """A group of commands with one-line errors for mistakes of users, and tracebacks for bugs."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
-        """Run a command and exit: 0, 1 for a failed ``verify``, 2 for an error, 130 for Ctrl-C.
+        """Run a command and exit: 0, 1 for a failed ``verify``, 2 for an error, 130 for Ctrl-C,
+        141 for a closed pipe.
 
         A process of its own (``args`` is None) ends at once on Ctrl-C: with work still on the
         device, the orderly end of the interpreter crashes in jaxlib (0.10.1 on CPU).
@@ -48,6 +50,15 @@ class ErrorGroup(click.Group):
                 _print_line("error", _message(error, self._command(args)))
                 code = 2
         sys.exit(code or 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; end as other tools do, with 141, if nobody reads its output any more."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            with contextlib.suppress(OSError, ValueError):  # of a stand-in for stdout
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(_CLOSED_PIPE) from None
 
     def _command(self, args: Sequence[str] | None) -> click.Command | None:
         return self.commands.get(next(iter(sys.argv[1:] if args is None else args), ""))
@@ -72,7 +83,9 @@ def _no_platform() -> Exception | None:
     except Exception as error:
         chosen = jax.config.jax_platforms
         named = f"platform {chosen!r} (JAX_PLATFORMS)" if chosen else "devices of this machine"
-        reason = f": {error}" if str(error) else ""
+        reason = f": {error}" if str(error) else ""  # of which JAX's advice is a part
+        if chosen and not reason:
+            reason = '; unset it, or add ",cpu"'
         return click.ClickException(f"JAX cannot use the {named}{reason}")
     return None
 
@@ -92,9 +105,12 @@ def _message(error: Exception, command: click.Command | None) -> str:
 
 
 def _with_options(text: str, command: click.Command | None) -> str:
-    """Name an argument as the command line does: "top_k=0: …" is "--top-k 0: …"."""
+    """Name arguments as the command line does: "top_k=0: …" is "--top-k 0: …"."""
+    parameters = command.params if command else ()
+    for parameter in parameters:
+        text = text.replace(f"{parameter.name}=True", parameter.opts[0])
     name, equals, rest = text.partition("=")
-    for parameter in command.params if command and equals else ():
+    for parameter in parameters if equals else ():
         if parameter.name in (name, _RENAMED.get(name)):
             is_option = isinstance(parameter, click.Option)
             shown = parameter.opts[0] if is_option else parameter.human_readable_name

@@ -58,12 +58,15 @@ def write_rows(file: BinaryIO, kind: str, rows: Rows, vectors: np.ndarray) -> No
       file: the file to write to.
       kind: one of ``FORMATS``.
       rows: the n texts.
-      vectors: float32 (n, d), finite.
+      vectors: float32 (n, d), finite, C-contiguous.
     """
     import numpy as np
 
     if kind == "npy":
-        np.save(file, vectors)
+        # Not np.save, whose error on a full disk is "576000 requested and 992 written".
+        header = np.lib.format.header_data_from_array_1_0(vectors)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(vectors.data)
     elif kind == "table":
         file.write(similarity_table(rows.texts, vectors).encode())
     else:

@@ -90,9 +90,10 @@ def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
       ValueError: if the file is malformed or unsupported; the message names the file and the
         field.
     """
-    entry = cache_folder() / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
+    folder = cache_folder()
+    entry = folder and folder / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
     try:
-        cached = _load_entry(entry)
+        cached = entry and _load_entry(entry)
         if cached is not None:
             return _spec(cached[0]), cached[1]
         if path.suffix == ".model":
@@ -103,7 +104,8 @@ def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
         vocabulary = _vocabulary(fields, spec)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
         raise ValueError(f"{path}: {error}") from error
-    _save_entry(entry, fields, vocabulary)
+    if entry is not None:
+        _save_entry(entry, fields, vocabulary)
     return spec, vocabulary
 
 
