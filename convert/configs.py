@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jina_jax.config import Config, ConfigError
+from jina_jax.convert.st_modules import Modules
 from jina_jax.files import read_json
 
 # Order, names and prompts of the published adapters (``lora_adaptations`` and
@@ -33,8 +34,21 @@ _DIALECT_ONLY = (
     *("architectures", "auto_map", "dtype", "model_type", "rope_parameters", "rope_theta"),
     "torch_dtype",
 )
+# Of config.json of jinaai/jina-embeddings-v3; transformers loads them with trust_remote_code.
+_CODE = "jinaai/xlm-roberta-flash-implementation--"
+_WITH_ADAPTERS = "modeling_lora.XLMRobertaLoRA"
+_WITHOUT_ADAPTERS = "modeling_xlm_roberta.XLMRobertaModel"
+_PUBLISHED_CLASSES = {
+    "AutoConfig": f"{_CODE}configuration_xlm_roberta.XLMRobertaFlashConfig",
+    "AutoModel": f"{_CODE}{_WITH_ADAPTERS}",
+}
 _PLAIN_ROPE = {"rope_theta": 0, "rope_type": "default", "partial_rotary_factor": 1.0}
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+# Fields of our own, which sentence-transformers has in its module files (``st_modules``).
+_MODULE_FIELDS = (
+    *("default_prompt", "prompts", "include_prompt", "max_seq_length", "dense", "normalize"),
+    "similarity_fn_name",
+)
 
 
 def task_folder(task: str) -> str:
@@ -44,6 +58,7 @@ def task_folder(task: str) -> str:
 
 def read_config(
     directory: Path,
+    modules: Modules,
     *,
     layout: str,
     has_pooler: bool,
@@ -53,8 +68,8 @@ def read_config(
     """Read the config of a foreign checkpoint.
 
     Args:
-      directory: with ``config.json`` and, if the checkpoint has them, ``1_Pooling/config.json``
-        and ``config_sentence_transformers.json``.
+      directory: with ``config.json``.
+      modules: its module files, from ``read_modules``.
       layout: of the weights, a key of ``layouts.TABLES``.
       has_pooler: whether the weights have a pooler.
       stacked: whether the weights have adapters of their own, as published.
@@ -67,22 +82,67 @@ def read_config(
       ConfigError: naming every field at fault.
     """
     raw = read_json(directory / "config.json")
-    prompts = sentence_transformers_prompts(directory)
-    values: dict[str, Any] = dict(raw)
+    values = {name: value for name, value in raw.items() if name not in _MODULE_FIELDS}
     values["position_embedding_type"] = kind = _position_embedding_type(raw, layout)
     values["rotary_emb_base"] = _rotary_emb_base(raw) if kind == "rotary" else None
     values["add_pooling_layer"] = has_pooler
-    values["emb_pooler"] = raw.get("emb_pooler") or _sentence_transformers_pooler(directory)
-    values["default_prompt"] = raw.get("default_prompt", prompts.get(None, ""))
-    values.setdefault("truncate_dim", None)
+    values["emb_pooler"] = _agreed("emb_pooler", raw.get("emb_pooler"), modules.pooler) or "mean"
+    values["truncate_dim"] = _agreed("truncate_dim", raw.get("truncate_dim"), modules.truncate_dim)
     values.setdefault("matryoshka_dimensions", [])
     if adapters:
-        values |= _folder_tasks(raw, prompts, adapters)
+        values |= _folder_tasks(raw, modules.prompts, adapters)
     elif not stacked:
         values |= _no_tasks(raw)
+    values |= _module_values(modules, layout, values.get("task_instructions"))
     config = Config.from_dict(values)
+    _check_sizes(config, modules)
+    limit = modules.max_seq_length
+    if limit is not None and limit < config.max_length:
+        config = dataclasses.replace(config, max_seq_length=int(limit))
     extras = {name: value for name, value in raw.items() if name not in _FIELDS}
     return config, extras
+
+
+def _module_values(modules: Modules, layout: str, instructions: Any) -> dict[str, Any]:
+    """Return the fields of our own; prompts that have a name already are not named again."""
+    tasks = instructions if isinstance(instructions, Mapping) else {}
+    own = {"default": modules.default_prompt, **tasks}
+    prompts = {name: text for name, text in modules.prompts.items() if own.get(name) != text}
+    # Without module files the published code normalises, and sentence-transformers does not.
+    normalize = layout != "xlm-roberta" if modules.normalize is None else modules.normalize
+    return {
+        "default_prompt": modules.default_prompt,
+        "prompts": prompts,
+        "include_prompt": modules.include_prompt,
+        "dense": tuple(module.spec for module in modules.dense),
+        "normalize": normalize,
+        "similarity_fn_name": modules.similarity_fn_name,
+    }
+
+
+def _agreed(name: str, ours: Any, theirs: Any) -> Any:
+    """Return the value of config.json or of the module files, which must not differ."""
+    if theirs is not None and ours is not None and ours != theirs:
+        raise ConfigError(
+            f"config: {name}={ours!r}: the files of sentence-transformers: {theirs!r}"
+        )
+    return ours if theirs is None else theirs
+
+
+def _check_sizes(config: Config, modules: Modules) -> None:
+    """Check the lengths of vectors that the module files name."""
+    problems = [
+        f"Pooling: {name}={size}: expected hidden_size={config.hidden_size}"
+        for name, size in modules.pooling_dimensions.items()
+        if size != config.hidden_size
+    ]
+    size = config.hidden_size
+    for module in modules.dense:
+        if module.in_features != size:
+            problems.append(f"{module.folder}: in_features={module.in_features}: expected {size}")
+        size = module.spec.out_features
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
 
 
 def dump_config(
@@ -100,31 +160,40 @@ def dump_config(
       The fields of ``config.json``; ``read_config`` returns the same config from them.
     """
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
-    fields = config.to_dict()
+    fields = {k: v for k, v in config.to_dict().items() if k not in _MODULE_FIELDS}
+    native = {
+        "model_type": "jina_embeddings_v3",
+        "rope_parameters": {"rope_theta": config.rotary_emb_base, "rope_type": "default"},
+    }
     if layout == "published":
         named: dict[str, Any] = {
             "architectures": ["XLMRobertaModel"],
             "torch_dtype": dtype.name,
+            "auto_map": _auto_map(config, extras),
         }
-        if auto_map := _auto_map(config, extras):
-            named["auto_map"] = auto_map
+        if not config.num_tasks and config.position_embedding_type == "rotary":
+            named |= native  # transformers' own class reads these weights, too
         return {**carried, **named, **fields}
+    del fields["emb_pooler"], fields["truncate_dim"]  # for these libraries, in the module files
     if layout == "transformers":
-        base = fields.pop("rotary_emb_base")
-        named = {
-            "architectures": ["JinaEmbeddingsV3Model"],
-            "model_type": "jina_embeddings_v3",
-            "rope_parameters": {"rope_theta": base, "rope_type": "default"},
-        }
+        del fields["rotary_emb_base"]
+        named = {"architectures": ["JinaEmbeddingsV3Model"], **native}
         return {**carried, **named, "dtype": dtype.name, **fields}
     named = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}
     return {**carried, **named, "dtype": dtype.name, **fields}
 
 
 def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
-    """Keep the classes of the published code that fit: those of modeling_lora need adapters."""
-    classes = (extras.get("auto_map") or {}).items()
-    return {k: v for k, v in classes if config.num_tasks or "modeling_lora." not in v}
+    """Name the classes of the published code: a checkpoint's own, else those on the Hub.
+
+    Those of ``modeling_lora`` need adapters.
+    """
+    known = extras.get("auto_map")
+    classes = {**_PUBLISHED_CLASSES, **(known if isinstance(known, dict) else {})}
+    if config.num_tasks:
+        return classes
+    plain = {k: v.replace(_WITH_ADAPTERS, _WITHOUT_ADAPTERS) for k, v in classes.items()}
+    return {k: v for k, v in plain.items() if "modeling_lora." not in v}
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
@@ -200,31 +269,3 @@ def _folder_tasks(
         "lora_alpha": alpha,
         "task_instructions": {task: known_prompts.get(task, "") for task in tasks},
     }
-
-
-def sentence_transformers_prompts(directory: Path) -> dict[str | None, str]:
-    """Map prompt names to prompts; None is the name of the default prompt."""
-    path = directory / "config_sentence_transformers.json"
-    raw = read_json(path) if path.exists() else {}
-    prompts: dict[str | None, str] = dict(raw.get("prompts") or {})
-    name = raw.get("default_prompt_name")
-    if name is not None:
-        if name not in prompts:
-            raise ConfigError(f"{path}: default_prompt_name={name!r} is not among its prompts")
-        prompts[None] = prompts[name]
-    return prompts
-
-
-def _sentence_transformers_pooler(directory: Path) -> str:
-    """Read 1_Pooling/config.json; without it sentence-transformers uses the mean."""
-    path = directory / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "mean"
-    raw = read_json(path)
-    if "pooling_mode" in raw:
-        return raw["pooling_mode"]
-    prefix = "pooling_mode_"
-    modes = [k.removeprefix(prefix) for k, on in raw.items() if k.startswith(prefix) and on]
-    if len(modes) != 1:
-        raise ConfigError(f"{path}: expected one pooling mode, got {modes}")
-    return {"mean_tokens": "mean", "cls_token": "cls"}.get(modes[0], modes[0])

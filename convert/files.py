@@ -73,6 +73,18 @@ def open_adapter(folder: Path) -> tuple[int, float, dict[str, LazyTensor]]:
     raise CheckpointError(f"{folder}: expected adapter_model.safetensors or adapter_model.bin")
 
 
+def open_dense(folder: Path) -> dict[str, LazyTensor]:
+    """Open the weights of a module Dense of sentence-transformers.
+
+    Raises:
+      CheckpointError: if they are missing or not valid.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return open_file(folder / name)
+    raise CheckpointError(f"{folder}: expected model.safetensors or pytorch_model.bin of Dense")
+
+
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else []

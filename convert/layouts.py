@@ -99,6 +99,8 @@ MARKS = {
 IGNORED = (
     r"(^|\.)(lm_head|classifier|qa_outputs)\.|embeddings\.position_ids$|embeddings\.token_type_ids$"
 )
+# Those of them that tell a model trained for something else.
+HEADS = r"(^|\.)(classifier|qa_outputs)\."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,12 @@ class Binding:
     split: Callable[[np.ndarray], Arrays]
 
 
-def bindings(layout: str, config: Config, folders: tuple[str, ...] | None = None) -> list[Binding]:
+def bindings(
+    layout: str,
+    config: Config,
+    folders: tuple[str, ...] | None = None,
+    dense: tuple[str, ...] | None = None,
+) -> list[Binding]:
     """Bind every tensor of an encoder to those of a foreign layout.
 
     Args:
@@ -128,6 +135,7 @@ def bindings(layout: str, config: Config, folders: tuple[str, ...] | None = None
       config: of the encoder.
       folders: the PEFT folder of each task; their tensors' keys start with "folder/". None if
         adapters, if any, are stacked in the base model's file, as published.
+      dense: the folder of each of ``config.dense``; None for those of ``dense_folder``.
 
     Raises:
       CheckpointError: if the layout cannot represent a part of this encoder.
@@ -143,10 +151,26 @@ def bindings(layout: str, config: Config, folders: tuple[str, ...] | None = None
             bound += _stacked_adapters(path, kind, modules[0], shapes)
         elif not stacked:
             bound += _adapter_folders(path, kind, modules, shapes, folders or ())
+    for i in range(len(config.dense)):
+        bound += _dense(f"dense.{i}", dense_folder(i) if dense is None else dense[i], shapes)
     left = shapes.keys() - {binding.path for binding in bound}
     if left:
         raise CheckpointError(f"layout {layout!r} has no place for {', '.join(sorted(left))}")
     return bound
+
+
+def dense_folder(number: int) -> str:
+    """Name the folder of a module Dense, behind those of Transformer and Pooling."""
+    return f"{number + 2}_Dense"
+
+
+def _dense(path: str, folder: str, shapes: Shapes) -> Iterator[Binding]:
+    """Bind a module Dense, in a file of its own: weight (out, in)."""
+    shape = shapes[f"{path}.kernel"]
+    key = f"{folder}/linear.weight"
+    yield Binding(f"{path}.kernel", (key,), (shape[::-1],), _join_rows, _split_rows(1))
+    if f"{path}.bias" in shapes:
+        yield Binding(f"{path}.bias", (f"{folder}/linear.bias",), (shape[1:],), _only, _as_list)
 
 
 def _modules(table: tuple[Row, ...], config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:

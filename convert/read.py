@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import read_config, task_folder
-from jina_jax.convert.files import Pairs, open_adapter, open_weights
-from jina_jax.convert.layouts import IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.files import Pairs, open_adapter, open_dense, open_weights
+from jina_jax.convert.layouts import HEADS, IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.st_modules import POOLING_FILE, Modules, read_modules
 from jina_jax.files import read_json
 from jina_jax.nn.parameters import parameter_shapes
 
@@ -32,12 +33,13 @@ class Checkpoint:
     """An open checkpoint; its tensors are read on demand.
 
     Attributes:
-      directory: where it is.
+      directory: where its config, weights and tokenizer are.
       layout: "native", "published", "transformers" or "xlm-roberta".
       config: its config.
       tensors: path in our encoder → tensor.
       extras: the fields of its ``config.json`` that are not in ``config``.
       ignored: keys of its weights that are not part of an encoder (heads, buffers).
+      notes: what a user of its vectors should know: what was assumed, or is not used.
     """
 
     directory: Path
@@ -46,6 +48,7 @@ class Checkpoint:
     tensors: Mapping[str, LazyTensor]
     extras: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> np.dtype:
@@ -65,17 +68,18 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         field or key at fault.
     """
     directory = Path(directory)
-    if not (directory / "config.json").exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory with a config.json")
-    if (directory / WEIGHTS_FILE).exists():
+    if (directory / "config.json").exists() and (directory / WEIGHTS_FILE).exists():
         config, tensors = load_native(directory)
         raw = read_json(directory / "config.json")
         extras = {name: value for name, value in raw.items() if name not in config.to_dict()}
         return Checkpoint(directory, "native", config, tensors, extras)
-    return _open_foreign(directory)
+    modules = read_modules(directory)
+    if not (modules.encoder / "config.json").exists():
+        raise CheckpointError(f"{directory}: expected a checkpoint directory with a config.json")
+    return _open_foreign(modules.encoder, modules, directory)
 
 
-def _open_foreign(directory: Path) -> Checkpoint:
+def _open_foreign(directory: Path, modules: Modules, root: Path) -> Checkpoint:
     file, pairs = open_weights(directory)
     prefix, layout = _recognise(file, pairs)
     ignored = tuple(key for key, _ in pairs if re.search(IGNORED, key))
@@ -88,6 +92,7 @@ def _open_foreign(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{file}: has adapters, and PEFT folders beside it: {[*adapters]}")
     config, extras = read_config(
         directory,
+        modules,
         layout=layout,
         has_pooler=any(key.startswith(f"{prefix}pooler.") for key, _ in pairs),
         stacked=stacked,
@@ -97,13 +102,37 @@ def _open_foreign(directory: Path) -> Checkpoint:
     folders = tuple(by_task[task_folder(task)] for task in config.lora_adaptations if adapters)
     for folder, (_, _, tensors) in adapters.items():
         pairs += [(f"{folder}/{key}", tensor) for key, tensor in tensors.items()]
-    bound = [_prefixed(b, prefix) for b in bindings(layout, config, None if stacked else folders)]
+    dense = tuple(module.folder for module in modules.dense)
+    for folder in dense:
+        pairs += [(f"{folder}/{key}", tensor) for key, tensor in open_dense(root / folder).items()]
+    folders_of = (None if stacked else folders, dense)
+    bound = [_prefixed(b, prefix) for b in bindings(layout, config, *folders_of)]
     expected = {k: s for b in bound for k, s in zip(b.keys, b.shapes, strict=True)}
     check_keys(expected, pairs, str(file))
     found, shapes = dict(pairs), parameter_shapes(config)
     _check_dtypes(bound, found, str(file))
     tensors = {b.path: _bind(b, found, shapes[b.path]) for b in bound}
-    return Checkpoint(directory, layout, config, tensors, extras, ignored)
+    notes = tuple(_notes(root, layout, modules, ignored))
+    return Checkpoint(directory, layout, config, tensors, extras, ignored, notes)
+
+
+def _notes(root: Path, layout: str, modules: Modules, ignored: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a user of a checkpoint's vectors should know."""
+    if any(re.search(HEADS, key) for key in ignored):
+        yield (
+            f"{root}: classifier.* ignored: this is a classifier or reranker; its vectors were "
+            "not trained to be compared"
+        )
+    if layout == "xlm-roberta" and modules.pooler is None:
+        yield (
+            f"{root}: no {POOLING_FILE}: the mean over tokens is assumed, as in "
+            "sentence-transformers"
+        )
+    if modules.similarity_fn_name != "cosine" and modules.normalize is False:
+        yield (
+            f"{root}: similarity_fn_name={modules.similarity_fn_name!r} compares vectors that are "
+            "not of unit length: encode with normalize_embeddings=False"
+        )
 
 
 def _open_adapters(directory: Path) -> dict[str, tuple[int, float, dict[str, LazyTensor]]]:

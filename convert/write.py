@@ -12,9 +12,10 @@ import numpy as np
 from jina_jax.checkpoints.names import LAYOUTS
 from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
-from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
+from jina_jax.convert.configs import dump_config, task_folder
 from jina_jax.convert.layouts import Binding, bindings
 from jina_jax.convert.read import Checkpoint
+from jina_jax.convert.st_write import write_modules
 from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
 from jina_jax.nn.parameters import adapters_of, is_adapter
@@ -22,10 +23,6 @@ from jina_jax.nn.parameters import adapters_of, is_adapter
 _BLOCK_ROWS = 1024
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-PROMPTS_FILE = "config_sentence_transformers.json"
-# Files that sentence-transformers reads; modules.json is right for its own layout only.
-_COMMON_FILES = (*TOKENIZER_FILES, "1_Pooling/config.json", PROMPTS_FILE)
-_SAME_LAYOUT_FILES = ("modules.json", "sentence_bert_config.json", "README.md")
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str) -> None:
@@ -50,6 +47,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
             write_native(partial, checkpoint.config, checkpoint.tensors, checkpoint.extras)
         else:
             _write_foreign(checkpoint, partial, layout)
+            write_modules(partial, checkpoint.config, layout)
         _carry_files(checkpoint, partial, layout)
 
 
@@ -110,15 +108,19 @@ def _write_foreign(checkpoint: Checkpoint, directory: Path, layout: str) -> None
     for binding in bindings(layout, config, folders):
         for key, tensor in _split(binding, checkpoint.tensors[binding.path]).items():
             folder, _, name = key.rpartition("/")
-            prefix = "roberta." if layout == "published" else ""
-            groups[folder][prefix + name] = tensor
+            prefix = "roberta." if layout == "published" and not folder else ""
+            groups.setdefault(folder, {})[prefix + name] = tensor
     raw = dump_config(layout, config, checkpoint.extras, checkpoint.dtype)
     write_json(directory / "config.json", raw)
     write_safetensors(directory / "model.safetensors", groups.pop(""), "pt")
     for folder, tensors in groups.items():
         (directory / folder).mkdir()
-        write_json(directory / folder / "adapter_config.json", _adapter_config(checkpoint, tensors))
-        write_safetensors(directory / folder / "adapter_model.safetensors", tensors, "pt")
+        name = "model.safetensors"
+        if folder in (folders or ()):
+            name = "adapter_model.safetensors"
+            adapter = _adapter_config(checkpoint, tensors)
+            write_json(directory / folder / "adapter_config.json", adapter)
+        write_safetensors(directory / folder / name, tensors, "pt")
 
 
 def _split(binding: Binding, tensor: LazyTensor) -> dict[str, LazyTensor]:
@@ -148,14 +150,9 @@ def _adapter_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -
 
 
 def _carry_files(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
-    """Copy the tokenizer's files and sentence-transformers' settings, kept consistent."""
-    prompt = checkpoint.config.default_prompt
-    if prompt != sentence_transformers_prompts(checkpoint.directory).get(None, ""):
-        prompts = {"prompts": {"default": prompt}, "default_prompt_name": "default"}
-        write_json(directory / PROMPTS_FILE, prompts)
-    names = _COMMON_FILES + (_SAME_LAYOUT_FILES if layout == checkpoint.layout else ())
-    for name in names:
-        source, target = checkpoint.directory / name, directory / name
-        if source.exists() and not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+    """Copy the tokenizer's files, and the text about a model whose layout stays."""
+    same = layout == checkpoint.layout
+    for name in (*TOKENIZER_FILES, *(["README.md"] if same else [])):
+        source = checkpoint.directory / name
+        if source.exists():
+            shutil.copyfile(source, directory / name)
