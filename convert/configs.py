@@ -86,8 +86,9 @@ def read_config(
     values["position_embedding_type"] = kind = _position_embedding_type(raw, layout)
     values["rotary_emb_base"] = _rotary_emb_base(raw) if kind == "rotary" else None
     values["add_pooling_layer"] = has_pooler
-    values["emb_pooler"] = _agreed("emb_pooler", raw.get("emb_pooler"), modules.pooler) or "mean"
-    values["truncate_dim"] = _agreed("truncate_dim", raw.get("truncate_dim"), modules.truncate_dim)
+    own = raw if layout == "published" else {}  # only the published code reads them here
+    values["emb_pooler"] = _agreed("emb_pooler", own, modules.pooler) or "mean"
+    values["truncate_dim"] = _agreed("truncate_dim", own, modules.truncate_dim)
     values.setdefault("matryoshka_dimensions", [])
     if adapters:
         values |= _folder_tasks(raw, modules.prompts, adapters)
@@ -120,8 +121,9 @@ def _module_values(modules: Modules, layout: str, instructions: Any) -> dict[str
     }
 
 
-def _agreed(name: str, ours: Any, theirs: Any) -> Any:
+def _agreed(name: str, raw: Mapping[str, Any], theirs: Any) -> Any:
     """Return the value of config.json or of the module files, which must not differ."""
+    ours = raw.get(name)
     if theirs is not None and ours is not None and ours != theirs:
         raise ConfigError(
             f"config: {name}={ours!r}: the files of sentence-transformers: {theirs!r}"
