@@ -75,7 +75,11 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         return Checkpoint(directory, "native", config, tensors, extras)
     modules = read_modules(directory)
     if not (modules.encoder / "config.json").exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory with a config.json")
+        found = [path.parent.name for path in sorted(directory.glob("*_Transformer/config.json"))]
+        hint = f"; {found[0]} has one, and would be found by a modules.json" if found else ""
+        raise CheckpointError(
+            f"{directory}: expected a checkpoint directory with a config.json{hint}"
+        )
     return _open_foreign(modules.encoder, modules, directory)
 
 
@@ -118,10 +122,10 @@ def _open_foreign(directory: Path, modules: Modules, root: Path) -> Checkpoint:
 
 def _notes(root: Path, layout: str, modules: Modules, ignored: tuple[str, ...]) -> Iterator[str]:
     """Yield what a user of a checkpoint's vectors should know."""
-    if any(re.search(HEADS, key) for key in ignored):
+    if heads := [key for key in ignored if re.search(HEADS, key)]:
         yield (
-            f"{root}: classifier.* ignored: this is a classifier or reranker; its vectors were "
-            "not trained to be compared"
+            f"{root}: {', '.join(heads)} ignored: this is a classifier or reranker; its vectors "
+            "were not trained to be compared"
         )
     if layout == "xlm-roberta" and modules.pooler is None:
         yield (
