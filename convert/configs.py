@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jina_jax.config import Config, ConfigError
-from jina_jax.files import read_json
+from jina_jax.convert.st_modules import Modules
 
 # Order, names and prompts of the published adapters (``lora_adaptations`` and
 # ``task_instructions`` of jinaai/jina-embeddings-v3), which the transformers dialect leaves out.
@@ -34,8 +33,21 @@ _DIALECT_ONLY = (
     *("architectures", "auto_map", "dtype", "model_type", "rope_parameters", "rope_theta"),
     "torch_dtype",
 )
+# Of config.json of jinaai/jina-embeddings-v3; transformers loads them with trust_remote_code.
+_CODE = "jinaai/xlm-roberta-flash-implementation--"
+_WITH_ADAPTERS = "modeling_lora.XLMRobertaLoRA"
+_WITHOUT_ADAPTERS = "modeling_xlm_roberta.XLMRobertaModel"
+_PUBLISHED_CLASSES = {
+    "AutoConfig": f"{_CODE}configuration_xlm_roberta.XLMRobertaFlashConfig",
+    "AutoModel": f"{_CODE}{_WITH_ADAPTERS}",
+}
 _PLAIN_ROPE = {"rope_theta": 0, "rope_type": "default", "partial_rotary_factor": 1.0}
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+# Fields of our own, which sentence-transformers has in its module files (``st_modules``).
+_MODULE_FIELDS = (
+    *("default_prompt", "prompts", "include_prompt", "max_seq_length", "dense", "normalize"),
+    "similarity_fn_name",
+)
 
 
 def task_folder(task: str) -> str:
@@ -45,7 +57,7 @@ def task_folder(task: str) -> str:
 
 def read_config(
     raw: Mapping[str, Any],
-    directory: Path,
+    modules: Modules,
     *,
     layout: str,
     has_pooler: bool,
@@ -56,8 +68,7 @@ def read_config(
 
     Args:
       raw: the fields of ``config.json``.
-      directory: with ``1_Pooling/config.json`` and ``config_sentence_transformers.json``, if the
-        checkpoint has them.
+      modules: the module files of sentence-transformers, from ``read_modules``.
       layout: of the weights, a key of ``layouts.TABLES``.
       has_pooler: whether the weights have a pooler.
       stacked: whether the weights have adapters of their own, as published.
@@ -69,20 +80,67 @@ def read_config(
     Raises:
       ConfigError: naming every field at fault.
     """
-    prompts = sentence_transformers_prompts(directory)
-    values: dict[str, Any] = dict(raw)
+    values = {name: value for name, value in raw.items() if name not in _MODULE_FIELDS}
     values["position_embedding_type"] = kind = _position_embedding_type(raw, layout)
     values["rotary_emb_base"] = _rotary_emb_base(raw) if kind == "rotary" else None
     values["add_pooling_layer"] = has_pooler
-    values["emb_pooler"] = raw.get("emb_pooler") or _sentence_transformers_pooler(directory)
-    values["default_prompt"] = raw.get("default_prompt", prompts.get(None, ""))
-    values.setdefault("truncate_dim", None)
+    own = raw if layout == "published" else {}  # only the published code reads them here
+    values["emb_pooler"] = _agreed("emb_pooler", own, modules.pooler) or "mean"
+    values["truncate_dim"] = _agreed("truncate_dim", own, modules.truncate_dim)
     values.setdefault("matryoshka_dimensions", [])
     if not stacked:
         values |= _no_tasks(raw, in_folders)
+    values |= _module_values(modules, layout, values.get("task_instructions"))
     config = Config.from_dict(values)
+    _check_sizes(config, modules)
+    limit = modules.max_seq_length
+    if limit is not None and limit < config.max_length:
+        config = dataclasses.replace(config, max_seq_length=int(limit))
     extras = {name: value for name, value in raw.items() if name not in _FIELDS}
     return config, extras
+
+
+def _module_values(modules: Modules, layout: str, instructions: Any) -> dict[str, Any]:
+    """Return the fields of our own; prompts that have a name already are not named again."""
+    tasks = instructions if isinstance(instructions, Mapping) else {}
+    own = {"default": modules.default_prompt, **tasks}
+    prompts = {name: text for name, text in modules.prompts.items() if own.get(name) != text}
+    # Without module files the published code normalises, and sentence-transformers does not.
+    normalize = layout not in _CLASSES if modules.normalize is None else modules.normalize
+    return {
+        "default_prompt": modules.default_prompt,
+        "prompts": prompts,
+        "include_prompt": modules.include_prompt,
+        "dense": tuple(module.spec for module in modules.dense),
+        "normalize": normalize,
+        "similarity_fn_name": modules.similarity_fn_name,
+    }
+
+
+def _agreed(name: str, raw: Mapping[str, Any], theirs: Any) -> Any:
+    """Return the value of config.json or of the module files, which must not differ."""
+    ours = raw.get(name)
+    if theirs is not None and ours is not None and ours != theirs:
+        raise ConfigError(
+            f"config: {name}={ours!r}: the files of sentence-transformers: {theirs!r}"
+        )
+    return ours if theirs is None else theirs
+
+
+def _check_sizes(config: Config, modules: Modules) -> None:
+    """Check the lengths of vectors that the module files name."""
+    problems = [
+        f"Pooling: {name}={size}: expected hidden_size={config.hidden_size}"
+        for name, size in modules.pooling_dimensions.items()
+        if size != config.hidden_size
+    ]
+    size = config.hidden_size
+    for module in modules.dense:
+        if module.in_features != size:
+            problems.append(f"{module.folder}: in_features={module.in_features}: expected {size}")
+        size = module.spec.out_features
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
 
 
 def dump_config(
@@ -100,24 +158,25 @@ def dump_config(
       The fields of ``config.json``; ``read_config`` returns the same config from them.
     """
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
-    fields = config.to_dict()
-    if layout != "published":  # in PEFT's folders, which need not share them
-        del fields["lora_rank"], fields["lora_alpha"]
+    fields = {k: v for k, v in config.to_dict().items() if k not in _MODULE_FIELDS}
+    native = {
+        "model_type": "jina_embeddings_v3",
+        "rope_parameters": {"rope_theta": config.rotary_emb_base, "rope_type": "default"},
+    }
     if layout == "published":
         named: dict[str, Any] = {
             "architectures": ["XLMRobertaModel"],
             "torch_dtype": dtype.name,
+            "auto_map": _auto_map(config, extras),
         }
-        if auto_map := _auto_map(config, extras):
-            named["auto_map"] = auto_map
+        if not config.num_tasks and config.position_embedding_type == "rotary":
+            named |= native  # transformers' own class reads these weights, too
         return {**carried, **named, **fields}
+    del fields["lora_rank"], fields["lora_alpha"]  # in PEFT's folders, which need not share them
+    del fields["emb_pooler"], fields["truncate_dim"]  # for these libraries, in the module files
     if layout == "transformers":
-        base = fields.pop("rotary_emb_base")
-        named = {
-            "architectures": ["JinaEmbeddingsV3Model"],
-            "model_type": "jina_embeddings_v3",
-            "rope_parameters": {"rope_theta": base, "rope_type": "default"},
-        }
+        del fields["rotary_emb_base"]
+        named = {"architectures": ["JinaEmbeddingsV3Model"], **native}
         return {**carried, **named, "dtype": dtype.name, **fields}
     named = {"architectures": [_CLASSES[layout]], "model_type": layout}
     fields["position_embedding_type"] = "absolute"
@@ -125,9 +184,16 @@ def dump_config(
 
 
 def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
-    """Keep the classes of the published code that fit: those of modeling_lora need adapters."""
-    classes = (extras.get("auto_map") or {}).items()
-    return {k: v for k, v in classes if config.num_tasks or "modeling_lora." not in v}
+    """Name the classes of the published code: a checkpoint's own, else those on the Hub.
+
+    Those of ``modeling_lora`` need adapters.
+    """
+    known = extras.get("auto_map")
+    classes = {**_PUBLISHED_CLASSES, **(known if isinstance(known, dict) else {})}
+    if config.num_tasks:
+        return classes
+    plain = {k: v.replace(_WITH_ADAPTERS, _WITHOUT_ADAPTERS) for k, v in classes.items()}
+    return {k: v for k, v in plain.items() if "modeling_lora." not in v}
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
@@ -180,13 +246,13 @@ def _no_tasks(raw: Mapping[str, Any], in_folders: bool) -> dict[str, Any]:
 
 
 def folder_tasks(
-    raw: Mapping[str, Any], directory: Path, folders: Iterable[str]
+    raw: Mapping[str, Any], prompts: Mapping[str, str], folders: Iterable[str]
 ) -> dict[str, tuple[str, str]]:
     """Name the tasks of PEFT folders: as config.json does, or as published, then as the folders.
 
     Args:
       raw: the fields of ``config.json``.
-      directory: with ``config_sentence_transformers.json``, if the checkpoint has it.
+      prompts: of the checkpoint's config, by name.
       folders: names of the PEFT folders.
 
     Returns:
@@ -205,9 +271,8 @@ def folder_tasks(
         )
     tasks = {task: own[name] for name, task in known.items() if name in own}
     tasks |= {folder: folder for name, folder in own.items() if name not in known}
-    given = sentence_transformers_prompts(directory)
-    prompts = {**PUBLISHED_INSTRUCTIONS, **given, **(raw.get("task_instructions") or {})}
-    return {task: (folder, prompts.get(task, "")) for task, folder in tasks.items()}
+    known = {**PUBLISHED_INSTRUCTIONS, **prompts, **(raw.get("task_instructions") or {})}
+    return {task: (folder, known.get(task, "")) for task, folder in tasks.items()}
 
 
 def check_lora_fields(raw: Mapping[str, Any], rank: int, alpha: float) -> None:
@@ -215,31 +280,3 @@ def check_lora_fields(raw: Mapping[str, Any], rank: int, alpha: float) -> None:
     for name, value in (("lora_rank", rank), ("lora_alpha", alpha)):
         if raw.get(name) not in (None, value):
             raise ConfigError(f"config: {name}={raw[name]!r}: the PEFT folders have {value!r}")
-
-
-def sentence_transformers_prompts(directory: Path) -> dict[str | None, str]:
-    """Map prompt names to prompts; None is the name of the default prompt."""
-    path = directory / "config_sentence_transformers.json"
-    raw = read_json(path) if path.exists() else {}
-    prompts: dict[str | None, str] = dict(raw.get("prompts") or {})
-    name = raw.get("default_prompt_name")
-    if name is not None:
-        if name not in prompts:
-            raise ConfigError(f"{path}: default_prompt_name={name!r} is not among its prompts")
-        prompts[None] = prompts[name]
-    return prompts
-
-
-def _sentence_transformers_pooler(directory: Path) -> str:
-    """Read 1_Pooling/config.json; without it sentence-transformers uses the mean."""
-    path = directory / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "mean"
-    raw = read_json(path)
-    if "pooling_mode" in raw:
-        return raw["pooling_mode"]
-    prefix = "pooling_mode_"
-    modes = [k.removeprefix(prefix) for k, on in raw.items() if k.startswith(prefix) and on]
-    if len(modes) != 1:
-        raise ConfigError(f"{path}: expected one pooling mode, got {modes}")
-    return {"mean_tokens": "mean", "cls_token": "cls"}.get(modes[0], modes[0])

@@ -36,7 +36,7 @@ def open_weights(directory: Path) -> tuple[Path, Pairs]:
     """
     for name in WEIGHT_FILES:
         path = directory / name
-        if path.exists() or path.is_symlink():
+        if is_file(path):
             shards = _shards(path) if name.endswith(".index.json") else [path]
             return path, [pair for shard in shards for pair in open_file(shard).items()]
     begun = sorted(path.name for path in directory.glob("*") if path.suffix in _UNFINISHED)
@@ -53,10 +53,27 @@ def open_file(path: Path) -> dict[str, LazyTensor]:
     return open_torch(path) if path.suffix == ".bin" else open_safetensors(path)
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; True for a link to nothing, which its reader then names."""
+    return path.exists() or path.is_symlink()
+
+
 def tokenizer_file(directory: Path) -> Path:
     """Return the file of a directory's tokenizer; tokenizer.json if it has none."""
     paths = [directory / name for name in TOKENIZERS]
-    return next((path for path in paths if path.exists() or path.is_symlink()), paths[0])
+    return next((path for path in paths if is_file(path)), paths[0])
+
+
+def open_dense(folder: Path) -> dict[str, LazyTensor]:
+    """Open the weights of a module Dense of sentence-transformers.
+
+    Raises:
+      CheckpointError: if they are missing or not valid.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return open_file(folder / name)
+    raise CheckpointError(f"{folder}: expected model.safetensors or pytorch_model.bin of Dense")
 
 
 def _shards(index: Path) -> list[Path]:

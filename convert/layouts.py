@@ -112,6 +112,8 @@ IGNORED = (
     r"(^|\.)(lm_head|classifier|qa_outputs|cls\.predictions|cls\.seq_relationship)\."
     r"|embeddings\.position_ids$|embeddings\.token_type_ids$"
 )
+# Those of them that tell a model trained for something else.
+HEADS = r"(^|\.)(classifier|qa_outputs)\."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +135,18 @@ class Binding:
     split: Callable[[np.ndarray], Arrays]
 
 
-def bindings(layout: str, config: Config, *, stacked: bool) -> list[Binding]:
-    """Bind the tensors of an encoder to those of a foreign layout's file.
+def bindings(
+    layout: str, config: Config, *, stacked: bool, dense: tuple[str, ...] | None = None
+) -> list[Binding]:
+    """Bind the tensors of an encoder to those of a foreign layout's files.
 
     Args:
       layout: a key of ``TABLES``.
       config: of the encoder.
       stacked: whether the file has the adapters, too, as published. Without, they are in PEFT's
         folders (``stacking``).
+      dense: the folder of each of ``config.dense``, of which their tensors' keys start with
+        "folder/"; None for those of ``dense_folder``.
 
     Raises:
       CheckpointError: if the layout cannot represent a part of this encoder.
@@ -154,6 +160,8 @@ def bindings(layout: str, config: Config, *, stacked: bool) -> list[Binding]:
         bound += _base(path, kind, modules, shapes, weight)
         if stacked and layout == "published":
             bound += _stacked_adapters(path, kind, modules[0], shapes)
+    for i in range(len(config.dense)):
+        bound += _dense(f"dense.{i}", dense_folder(i) if dense is None else dense[i], shapes)
     left = shapes.keys() - {binding.path for binding in bound}
     if left:
         raise CheckpointError(f"layout {layout!r} has no place for {', '.join(sorted(left))}")
@@ -176,6 +184,20 @@ def adapted_modules(layout: str, config: Config) -> dict[str, tuple[str, ...]]:
         for path, kind, modules in _modules(TABLES[layout], config)
         if kind != "norm" and (f"{path}.kernel" in shapes or f"{path}.embedding" in shapes)
     }
+
+
+def dense_folder(number: int) -> str:
+    """Name the folder of a module Dense, behind those of Transformer and Pooling."""
+    return f"{number + 2}_Dense"
+
+
+def _dense(path: str, folder: str, shapes: Shapes) -> Iterator[Binding]:
+    """Bind a module Dense, in a file of its own: weight (out, in)."""
+    shape = shapes[f"{path}.kernel"]
+    key = f"{folder}/linear.weight"
+    yield Binding(f"{path}.kernel", (key,), (shape[::-1],), _join_rows, _split_rows(1))
+    if f"{path}.bias" in shapes:
+        yield Binding(f"{path}.bias", (f"{folder}/linear.bias",), (shape[1:],), _only, _as_list)
 
 
 def _modules(table: tuple[Row, ...], config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -14,7 +14,7 @@ from jina_jax.checkpoints.native import WEIGHTS_FILE
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import ConfigError
 from jina_jax.convert.configs import check_lora_fields, folder_tasks
-from jina_jax.convert.files import WEIGHT_FILES, tokenizer_file
+from jina_jax.convert.files import WEIGHT_FILES, is_file, tokenizer_file
 from jina_jax.convert.layouts import adapted_modules
 from jina_jax.convert.peft import CONFIG_FILE, PeftAdapter, open_peft
 from jina_jax.convert.read import Checkpoint, open_base
@@ -52,10 +52,6 @@ def open_checkpoint(directory: str | Path, **hub: Unpack[HubOptions]) -> Checkpo
     directory = Path(directory)
     folders = _peft_folders(directory)
     if not folders:
-        if not _is_file(directory / "config.json"):
-            raise CheckpointError(
-                f"{directory}: expected a checkpoint directory with a config.json"
-            )
         return open_base(directory)
     if directory in folders and len(folders) > 1:
         names = sorted(folder.name for folder in folders if folder != directory)
@@ -75,17 +71,12 @@ def _peft_folders(directory: Path) -> list[Path]:
         for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))
         if not _TRAINER_FOLDER.fullmatch(path.parent.name)
     ]
-    return [directory, *inner] if _is_file(directory / CONFIG_FILE) else inner
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether there is a file; True for a link to nothing, which its reader then names."""
-    return path.exists() or path.is_symlink()
+    return [directory, *inner] if is_file(directory / CONFIG_FILE) else inner
 
 
 def _has_weights(directory: Path) -> bool:
     names = (WEIGHTS_FILE, *WEIGHT_FILES)
-    return _is_file(directory / "config.json") and any(_is_file(directory / n) for n in names)
+    return is_file(directory / "config.json") and any(is_file(directory / n) for n in names)
 
 
 def _named_base(directory: Path, adapters: Mapping[str, PeftAdapter], hub: HubOptions) -> Path:
@@ -127,8 +118,6 @@ def _adapted(
     checkpoint = open_base(base, settings=own, in_folders=True)
     if tokenizer_file(directory).exists():
         checkpoint = dataclasses.replace(checkpoint, tokenizer_directory=directory)
-    elif own != base:
-        checkpoint = dataclasses.replace(checkpoint, tokenizer_directory=base)
     if checkpoint.config.num_tasks or checkpoint.layout == "native":
         has = "has adapters" if checkpoint.config.num_tasks else "is native"
         raise CheckpointError(f"{base}: {has}, and PEFT folders beside it: {[*adapters]}")
@@ -137,7 +126,8 @@ def _adapted(
         _LOGGER.info("%s: merged into %s", directory / CONFIG_FILE, base)
         return merge_checkpoint(_with_tasks(checkpoint, adapters, tasks, {}), _TOP)
     raw = read_json(base / "config.json") if base == directory else {}
-    return _with_tasks(checkpoint, adapters, folder_tasks(raw, own, adapters), raw)
+    tasks = folder_tasks(raw, dict(checkpoint.config.prompts), adapters)
+    return _with_tasks(checkpoint, adapters, tasks, raw)
 
 
 def _with_tasks(
@@ -149,12 +139,14 @@ def _with_tasks(
     """Add adapters as tasks, of which each is given with its folder and prompt."""
     stacked = _stacked(checkpoint, [adapters[folder] for folder, _ in tasks.values()])
     check_lora_fields(raw, stacked.rank, stacked.alpha)
+    instructions = tuple((task, prompt) for task, (_, prompt) in tasks.items())
     config = dataclasses.replace(
         checkpoint.config,
         lora_adaptations=tuple(tasks),
         lora_rank=stacked.rank,
         lora_alpha=stacked.alpha,
-        task_instructions=tuple((task, prompt) for task, (_, prompt) in tasks.items()),
+        task_instructions=instructions,
+        prompts=tuple(pair for pair in checkpoint.config.prompts if pair not in instructions),
     )
     return dataclasses.replace(
         checkpoint, config=config, tensors={**checkpoint.tensors, **stacked.tensors}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import read_config
-from jina_jax.convert.files import Pairs, open_weights, tokenizer_file
-from jina_jax.convert.layouts import IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.files import Pairs, is_file, open_dense, open_weights, tokenizer_file
+from jina_jax.convert.layouts import HEADS, IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.st_modules import POOLING_FILE, Modules, read_modules
 from jina_jax.files import read_json
 from jina_jax.nn.parameters import parameter_shapes
 
@@ -32,13 +33,14 @@ class Checkpoint:
     """An open checkpoint; its tensors are read on demand.
 
     Attributes:
-      directory: where it is, or for an adapter alone, where its settings are.
+      directory: where its config and weights are, or for an adapter alone, its settings.
       layout: "native", "published", "transformers", "xlm-roberta" or "bert".
       config: its config.
       tensors: path in our encoder → tensor.
       extras: the fields of its ``config.json`` that are not in ``config``.
       ignored: keys of its weights that are not part of an encoder (heads, buffers).
       tokenizer_directory: where its tokenizer is; None for ``directory``.
+      notes: what a user of its vectors should know: what was assumed, or is not used.
     """
 
     directory: Path
@@ -48,6 +50,7 @@ class Checkpoint:
     extras: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
     tokenizer_directory: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def tokenizer(self) -> Path:
@@ -73,13 +76,28 @@ def open_base(
     Raises:
       ConfigError, CheckpointError: as ``open_checkpoint``.
     """
-    settings = settings or directory
-    native = directory / WEIGHTS_FILE
-    if native.exists() or native.is_symlink():
+    if is_file(directory / "config.json") and is_file(directory / WEIGHTS_FILE):
         config, tensors = load_native(directory)
         raw = read_json(directory / "config.json")
         extras = {name: value for name, value in raw.items() if name not in config.to_dict()}
         return Checkpoint(directory, "native", config, tensors, extras)
+    modules = read_modules(directory)
+    encoder = modules.encoder
+    if not is_file(encoder / "config.json"):
+        found = [path.parent.name for path in sorted(directory.glob("*_Transformer/config.json"))]
+        hint = f"; {found[0]} has one, and would be found by a modules.json" if found else ""
+        raise CheckpointError(
+            f"{directory}: expected a checkpoint directory with a config.json{hint}"
+        )
+    if settings not in (None, directory):
+        modules = read_modules(settings)
+    opened = _open_foreign(encoder, modules, settings or directory, in_folders=in_folders)
+    if settings in (None, directory):
+        return opened
+    return dataclasses.replace(opened, directory=settings, tokenizer_directory=encoder)
+
+
+def _open_foreign(directory: Path, modules: Modules, root: Path, *, in_folders: bool) -> Checkpoint:
     file, pairs = open_weights(directory)
     raw = read_json(directory / "config.json")
     prefix, layout = _recognise(file, pairs, raw)
@@ -90,19 +108,42 @@ def open_base(
     stacked = any(".parametrizations." in key for key, _ in pairs)
     config, extras = read_config(
         raw,
-        settings,
+        modules,
         layout=layout,
         has_pooler=any(key.startswith(f"{prefix}pooler.") for key, _ in pairs),
         stacked=stacked,
         in_folders=in_folders,
     )
-    bound = [_prefixed(b, prefix) for b in bindings(layout, config, stacked=stacked)]
+    dense = tuple(module.folder for module in modules.dense)
+    for folder in dense:
+        pairs += [(f"{folder}/{key}", tensor) for key, tensor in open_dense(root / folder).items()]
+    bound = [_prefixed(b, prefix) for b in bindings(layout, config, stacked=stacked, dense=dense)]
     expected = {k: s for b in bound for k, s in zip(b.keys, b.shapes, strict=True)}
     check_keys(expected, pairs, str(file))
     found, shapes = dict(pairs), parameter_shapes(config)
     _check_dtypes(bound, found, str(file))
     tensors = {b.path: _bind(b, found, shapes[b.path]) for b in bound}
-    return Checkpoint(settings, layout, config, tensors, extras, ignored)
+    notes = tuple(_notes(root, layout, modules, ignored))
+    return Checkpoint(directory, layout, config, tensors, extras, ignored, notes=notes)
+
+
+def _notes(root: Path, layout: str, modules: Modules, ignored: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a user of a checkpoint's vectors should know."""
+    if heads := [key for key in ignored if re.search(HEADS, key)]:
+        yield (
+            f"{root}: {', '.join(heads)} ignored: this is a classifier or reranker; its vectors "
+            "were not trained to be compared"
+        )
+    if layout in ("xlm-roberta", "bert") and modules.pooler is None:
+        yield (
+            f"{root}: no {POOLING_FILE}: the mean over tokens is assumed, as in "
+            "sentence-transformers"
+        )
+    if modules.similarity_fn_name != "cosine" and modules.normalize is False:
+        yield (
+            f"{root}: similarity_fn_name={modules.similarity_fn_name!r} compares vectors that are "
+            "not of unit length: encode with normalize_embeddings=False"
+        )
 
 
 def _recognise(file: Path, pairs: Pairs, raw: Mapping[str, Any]) -> tuple[str, str]:
@@ -122,8 +163,9 @@ def _recognise(file: Path, pairs: Pairs, raw: Mapping[str, Any]) -> tuple[str, s
 
 
 def _prefixed(binding: Binding, prefix: str) -> Binding:
-    """Prepend the file's prefix to a binding's keys."""
-    return dataclasses.replace(binding, keys=tuple(prefix + key for key in binding.keys))
+    """Prepend the file's prefix to a binding's keys, except those of modules in folders."""
+    keys = tuple(key if "/" in key else prefix + key for key in binding.keys)
+    return dataclasses.replace(binding, keys=keys)
 
 
 def _check_dtypes(bound: list[Binding], found: Mapping[str, LazyTensor], source: str) -> None:

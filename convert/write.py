@@ -11,11 +11,12 @@ import numpy as np
 from jina_jax.checkpoints.names import LAYOUTS
 from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
-from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
+from jina_jax.convert.configs import dump_config, task_folder
 from jina_jax.convert.files import TOKENIZERS
 from jina_jax.convert.layouts import POSITIONS, Binding, adapted_modules, bindings
 from jina_jax.convert.peft import CONFIG_FILE, WEIGHT_FILES
 from jina_jax.convert.read import Checkpoint
+from jina_jax.convert.st_write import write_modules
 from jina_jax.convert.unstacking import peft_config, peft_keys, unstack
 from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
@@ -24,10 +25,6 @@ from jina_jax.nn.parameters import adapters_of, is_adapter
 _BLOCK_ROWS = 1024
 
 TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json")
-PROMPTS_FILE = "config_sentence_transformers.json"
-# Files that sentence-transformers reads; modules.json is right for its own layout only.
-_COMMON_FILES = (*TOKENIZER_FILES, "1_Pooling/config.json", PROMPTS_FILE)
-_SAME_LAYOUT_FILES = ("modules.json", "sentence_bert_config.json", "README.md")
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str) -> None:
@@ -53,6 +50,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
             write_native(partial, checkpoint.config, checkpoint.tensors, checkpoint.extras)
         else:
             _write_foreign(checkpoint, partial, layout)
+            write_modules(partial, checkpoint.config, layout)
         _carry_files(checkpoint, partial, layout)
 
 
@@ -102,13 +100,16 @@ def _write_foreign(checkpoint: Checkpoint, directory: Path, layout: str) -> None
             f"layout {layout!r} has no place for {config.position_embedding_type} positions"
         )
     prefix = "roberta." if stacked else ""
-    tensors: dict[str, LazyTensor] = {}
+    groups: dict[str, dict[str, LazyTensor]] = {"": {}}  # by folder
     for binding in bindings(layout, config, stacked=stacked and config.num_tasks > 0):
         for key, tensor in _split(binding, checkpoint.tensors[binding.path]).items():
-            tensors[prefix + key] = tensor
+            folder, _, name = key.rpartition("/")
+            groups.setdefault(folder, {})[name if folder else prefix + name] = tensor
     raw = dump_config(layout, config, checkpoint.extras, checkpoint.dtype)
     write_json(directory / "config.json", raw)
-    write_safetensors(directory / "model.safetensors", tensors, "pt")
+    for folder, tensors in groups.items():
+        (directory / folder).mkdir(exist_ok=True)
+        write_safetensors(directory / folder / "model.safetensors", tensors, "pt")
     if not stacked:
         _write_folders(checkpoint, directory, layout)
 
@@ -143,15 +144,9 @@ def _split(binding: Binding, tensor: LazyTensor) -> dict[str, LazyTensor]:
 
 
 def _carry_files(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
-    """Copy the tokenizer's files and sentence-transformers' settings, kept consistent."""
-    prompt = checkpoint.config.default_prompt
-    if prompt != sentence_transformers_prompts(checkpoint.directory).get(None, ""):
-        prompts = {"prompts": {"default": prompt}, "default_prompt_name": "default"}
-        write_json(directory / PROMPTS_FILE, prompts)
-    names = _COMMON_FILES + (_SAME_LAYOUT_FILES if layout == checkpoint.layout else ())
-    for name in names:
+    """Copy the tokenizer's files, and the text about a model whose layout stays."""
+    same = layout == checkpoint.layout
+    for name in (*TOKENIZER_FILES, *(["README.md"] if same else [])):
         own = checkpoint.tokenizer.parent if name in TOKENIZER_FILES else checkpoint.directory
-        source, target = own / name, directory / name
-        if source.exists() and not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+        if (own / name).exists():
+            shutil.copyfile(own / name, directory / name)

@@ -22,6 +22,8 @@ def directory(tmp_path_factory):
     train(path)
     tensors = xlm_roberta_tensors(SIZE, pooler=False)
     config = xlm_roberta_config(SIZE, **BERT, position_embedding_type="absolute")
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     return write(path, config, tensors, prefix="bert.")
 
 

@@ -208,9 +208,10 @@ def test_other_pooling_is_refused(tmp_path):
     write_xlm_roberta(tmp_path, cls=True)
     path = tmp_path / "1_Pooling" / "config.json"
     for raw, message in (
-        ({"pooling_mode_max_tokens": True}, "emb_pooler='max_tokens'"),
+        ({"pooling_mode_min_tokens": True}, "pooling_mode_min_tokens=True: unknown"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "one pooling mode"),
-        ({"pooling_mode": "lasttoken"}, "emb_pooler='lasttoken'"),
+        ({"pooling_mode": "first"}, "pooling_mode='first': expected one of 'mean', 'cls'"),
+        ({"pooling_mode": ["mean", "max"]}, r"pooling_mode=\['mean', 'max'\]: expected one of"),
     ):
         path.write_text(json.dumps(raw))
         refused(tmp_path, message, error=ConfigError)
@@ -219,8 +220,8 @@ def test_other_pooling_is_refused(tmp_path):
 def test_unknown_default_prompt_is_refused(tmp_path):
     write_xlm_roberta(tmp_path)
     path = tmp_path / "config_sentence_transformers.json"
-    path.write_text('{"prompts": {}, "default_prompt_name": "query"}')
-    refused(tmp_path, "default_prompt_name='query' is not among", error=ConfigError)
+    path.write_text('{"prompts": {}, "default_prompt_name": "search"}')
+    refused(tmp_path, "default_prompt_name='search' is not among", error=ConfigError)
 
 
 # --- Refusals: PEFT folders

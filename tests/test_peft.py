@@ -190,7 +190,7 @@ def test_adapters_alone_are_those_of_the_base_that_they_name(tmp_path, caplog):
     assert "adapter_config.json: merged into" in caplog.text
     # Settings and a tokenizer of its own come first.
     (tmp_path / "alone" / "tokenizer.json").write_text("{}")
-    (tmp_path / "alone" / "modules.json").write_text("[]")
+    (tmp_path / "alone" / "config_sentence_transformers.json").write_text("{}")
     checkpoint = open_checkpoint(tmp_path / "alone")
     assert checkpoint.config.emb_pooler == "mean"
     assert checkpoint.tokenizer == tmp_path / "alone" / "tokenizer.json"

@@ -33,13 +33,14 @@ from jina_jax.tasks import AUTO, LONG_TEXT
     callback=absent,
     help="auto for the task's own prompt, none for no prompt, or a string to prepend.",
 )
+@click.option("--prompt-name", help="Use the prompt of this name (see info) for every text.")
 @click.option(
     "--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions (see info)."
 )
 @click.option(
     "--max-length",
     type=click.IntRange(min=2),
-    help="Maximum tokens encoded at once.  [default: the model's limit]",
+    help="Maximum tokens encoded at once.  [default: the model's own]",
 )
 @click.option(
     "--batch-size",

@@ -7,6 +7,7 @@ feed-forward width, L layers, K tasks, R adapter rank, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,9 @@ from flax import nnx
 
 from jina_jax.config import Config
 from jina_jax.nn.attention import Kernel, attention
+from jina_jax.nn.dense import DenseLayer
 from jina_jax.nn.dropout import Dropout, drop
-from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, gelu
+from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, draw, gelu
 from jina_jax.nn.lora import task_mask
 from jina_jax.nn.rope import apply_rotary, rotary_angles
 
@@ -89,6 +91,18 @@ class Encoder(nnx.Module):
         layers = [Layer(**options) for _ in range(config.num_hidden_layers)]
         self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
+        widths = (width, *(spec.out_features for spec in config.dense))
+        maps = [
+            DenseLayer(size, spec, config, dtype=dtype, draw=functools.partial(draw, rngs))
+            for size, spec in zip(widths, config.dense, strict=False)
+        ]
+        self.dense = nnx.List(maps) if maps else None
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """Map pooled vectors, float32 (..., D), by ``config.dense``, if it has any."""
+        for layer in self.dense or ():
+            pooled = layer(pooled)
+        return pooled
 
     def __call__(
         self,

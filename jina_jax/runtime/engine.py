@@ -38,7 +38,7 @@ class Program(NamedTuple):
       rows, tokens, slots: B, T, S of the batch.
       pool_spans: P, ranges of tokens per row that are pooled; None for the texts themselves.
       with_adapters: whether texts have tasks.
-      pooling: "mean" or "cls"; None gives every token's vector.
+      pooling: as for ``jina_jax.nn.pooling.pool``; None gives every token's vector.
     """
 
     rows: int
@@ -193,7 +193,8 @@ class Engine:
                 raise ValueError(f"parameters: expected those of the model, got others: {wrong}")
             encoder = nnx.merge(graph, from_dict(abstract, parameters))
             output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
-            return pool_masked(output.last_hidden_state, attention_mask, pooling)
+            pooled = pool_masked(output.last_hidden_state, attention_mask, pooling)
+            return encoder.project(pooled)
 
         return apply, to_dict(self.state)
 
@@ -222,7 +223,8 @@ class Engine:
         Args:
           steps: batches of any shapes. At a None the results of those before it are not kept
             waiting for further ones.
-          pooling: "mean" or "cls" gives float32 (B, P or S, D); None gives float32 (B, T, D).
+          pooling: as for ``jina_jax.nn.pooling.pool``, for float32 (B, P or S, D) before the maps
+            of ``config.dense``; None gives float32 (B, T, D).
 
         Yields:
           Each step with its result, in order.
@@ -253,7 +255,7 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        static = ("graph", "pooling", "kernel", "output_sharding")
+        static = ("graph", "pooling", "kernel", "project", "output_sharding")
         output_sharding = None
         if self.mesh is not None and jax.process_count() > 1:
             output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
@@ -263,6 +265,7 @@ class Engine:
             program.inputs(self._rows),
             pooling=program.pooling,
             kernel=self.choose_kernel(program).kernel,
+            project=False,
             output_sharding=output_sharding,
         )
 

@@ -16,11 +16,14 @@ from tqdm import tqdm
 
 from jina_jax.checks import check_flags, check_integer
 from jina_jax.config import Config
+from jina_jax.nn.dense import project_on_host
+from jina_jax.nn.parameters import to_dict
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
 from jina_jax.runtime.requests import Preparation, Request
-from jina_jax.runtime.results import EncodeInfo, unit_pair
+from jina_jax.runtime.results import EncodeInfo
+from jina_jax.runtime.similarity import pair_similarities, similarities
 from jina_jax.runtime.tokenizing import TokenizerProcesses, usual_processes
 from jina_jax.text.tokenizer import Tokenizer
 
@@ -82,7 +85,7 @@ class Model:
         if tokenizer_processes is not None:
             count = check_integer("tokenizer_processes", tokenizer_processes, 0)
         self._processes = TokenizerProcesses(tokenizer, count) if count else None
-        self._max_seq_length = config.max_length
+        self._max_seq_length = config.max_seq_length or config.max_length
 
     def __repr__(self) -> str:
         config = self.config
@@ -157,27 +160,23 @@ class Model:
         return self.tokenizer.encode(texts, split_special_tokens=self.split_special_tokens)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Return the cosines of all pairs, float32 (n, m), of vectors (n, d) and (m, d).
+        """Return the similarity of all pairs, float32 (n, m), of vectors (n, d) and (m, d).
+
+        It is the cosine, unless ``config.similarity_fn_name`` names another function, which sees
+        the vectors as they are; distances are negative, as in sentence-transformers.
 
         Raises:
           ValueError: for other shapes, infinities or NaN.
         """
-        first, second = unit_pair(embeddings1, embeddings2)
-        return first @ second.T
+        return similarities(self.config.similarity_fn_name, embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Return the cosine of each pair, float32 (n,), of vectors (n, d) and (n, d).
+        """Return the similarity of each pair, float32 (n,), of vectors (n, d) and (n, d).
 
         Raises:
           ValueError: for other shapes, infinities or NaN.
         """
-        first, second = unit_pair(embeddings1, embeddings2)
-        if len(first) != len(second):
-            raise ValueError(
-                f"embeddings2: expected as many vectors as embeddings1, {len(first)}, "
-                f"got {len(second)}"
-            )
-        return np.sum(first * second, axis=-1)
+        return pair_similarities(self.config.similarity_fn_name, embeddings1, embeddings2)
 
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return the network as a pure function, and its parameters, for ``jit`` and ``grad``.
@@ -185,7 +184,7 @@ class Model:
         Returns:
           ``apply`` and the parameters by path. ``apply(parameters, input_ids, attention_mask=None,
           task_ids=None)`` takes int (B, T), bool (B, T) and int (B,) (-1 for no adapter), and
-          returns float32 (B, D): pooled, not normalised.
+          returns float32 (B, D): pooled, mapped by ``config.dense``, not normalised.
         """
         return self.engine.functional()
 
@@ -222,6 +221,12 @@ class Model:
         )
         return self.engine.compiled
 
+    def _project(self, vectors: np.ndarray) -> np.ndarray:
+        """Map complete vectors, float32 (n, D), by ``config.dense``, if it has any."""
+        if not self.config.dense:
+            return vectors
+        return project_on_host(vectors, self.config, to_dict(self.state))
+
     def _max_length(self, max_length: int | None) -> int:
         if max_length is None:
             return self.max_seq_length
@@ -246,7 +251,12 @@ class Model:
         """Encode requests, and pass the position and result of each to ``store``."""
         batching = self._batching(batch_size)
         preparation = Preparation(
-            self.tokenizer, self.split_special_tokens, max_length, overlap, self._processes
+            self.tokenizer,
+            self.split_special_tokens,
+            max_length,
+            overlap,
+            self._processes,
+            include_prompt=self.config.include_prompt or pooling is None,
         )
         pipeline = Pipeline(self.engine, batching, preparation, pooling)
         order: Sequence[int] = range(len(requests))

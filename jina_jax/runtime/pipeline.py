@@ -76,7 +76,7 @@ class Pipeline:
       engine: the encoder.
       batching: how items are put into batches (``Batching.on``).
       preparation: how requests become items.
-      pooling: "mean" or "cls"; None for the vectors of all tokens.
+      pooling: as for ``jina_jax.nn.pooling.pool``; None for the vectors of all tokens.
 
     Attributes:
       used, computed: tokens so far, and positions that were computed for them.
