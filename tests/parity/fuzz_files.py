@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np  # noqa: E402
 
@@ -215,16 +214,19 @@ def _refusal(mutation: Mutation, message: str) -> Outcome:
 
 def main(count: int, seed: int) -> int:
     """Run mutations, print what they led to; return 1 if one led to what must not be."""
-    logging.disable(logging.CRITICAL)
     rng, counts, bad = random.Random(seed), collections.Counter(), 0
-    with tempfile.TemporaryDirectory() as root:
-        fuzz = Fuzz(Path(root))
-        for _ in range(count):
-            mutation, outcome = fuzz.run(rng)
-            counts[outcome.kind] += 1
-            if outcome.kind in BAD:
-                bad += 1
-                print(f"{outcome.kind}: {mutation}\n  {outcome.detail}", flush=True)
+    logging.disable(logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            fuzz = Fuzz(Path(root))
+            for _ in range(count):
+                mutation, outcome = fuzz.run(rng)
+                counts[outcome.kind] += 1
+                if outcome.kind in BAD:
+                    bad += 1
+                    print(f"{outcome.kind}: {mutation}\n  {outcome.detail}", flush=True)
+    finally:
+        logging.disable(logging.NOTSET)
     print(f"{count} mutations, seed {seed}: {dict(counts.most_common())}")
     return 1 if bad else 0
 
