@@ -72,7 +72,7 @@ def read_config(
       layout: of the weights, a key of ``layouts.TABLES``.
       has_pooler: whether the weights have a pooler.
       stacked: whether the weights have adapters of their own, as published.
-      in_folders: whether PEFT's folders have adapters, which ``with_folders`` adds.
+      in_folders: whether PEFT's folders have adapters, which ``open_checkpoint`` adds.
 
     Returns:
       The config, and the fields of ``config.json`` that are not in it.
