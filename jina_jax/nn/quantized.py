@@ -24,6 +24,7 @@ _CODES: dict[str, tuple[Any, float]] = {
     "int8": (np.dtype(np.int8), 127.0),
     "fp8": (np.dtype(ml_dtypes.float8_e4m3fn), 448.0),
 }
+_LEAST = np.float32(1e-30)  # taken for the largest value of zeros, whose codes are zero
 
 
 class Quantized(NamedTuple):
@@ -72,8 +73,7 @@ def quantize_kernel(kernel: np.ndarray, quantization: str) -> Quantized:
     """
     dtype, most = _CODES[quantization]
     weight = np.moveaxis(np.asarray(kernel, np.float32), 0, -1)
-    scale = np.abs(weight).max(axis=-1) / np.float32(most)
-    scale = np.where(scale > 0, scale, np.float32(1))
+    scale = np.maximum(np.abs(weight).max(axis=-1), _LEAST) / np.float32(most)
     scaled = weight / scale[..., None]
     codes = np.rint(scaled) if quantization == "int8" else scaled
     return Quantized(np.ascontiguousarray(codes.astype(dtype)), scale)
@@ -100,11 +100,11 @@ def quantize_tokens(x: jax.Array, dtype: Any) -> Quantized:
     """
     (most,) = (most for own, most in _CODES.values() if own == dtype)
     x = x.astype(jnp.float32)
-    scale = jnp.abs(x).max(axis=-1) / np.float32(most)
-    scale = jnp.where(scale > 0, scale, np.float32(1))
-    scaled = x / scale[..., None]
+    largest = jnp.abs(x).max(axis=-1, keepdims=True)
+    scale = jnp.maximum(largest, _LEAST) / np.float32(most)
+    scaled = x / scale
     codes = jnp.rint(scaled) if dtype == jnp.int8 else scaled
-    return Quantized(codes.astype(dtype), scale)
+    return Quantized(codes.astype(dtype), scale[..., 0])
 
 
 @jax.custom_jvp
