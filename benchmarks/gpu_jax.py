@@ -41,6 +41,7 @@ class Jax:
 
         self._scan = getattr(settings, "scan", False)
         self._layers = settings.layers
+        self._quantization = getattr(settings, "quantization", None)
         self._threads = settings.threads
         self._platform = jax.default_backend()
         self._compiled: set[Any] = set()  # kinds of batches
@@ -69,6 +70,7 @@ class Jax:
         from jina_jax.runtime.engine import Engine
 
         options = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0), "scan_layers": self._scan}
+        options["quantization"] = self._quantization
         state = nnx.split(Encoder(self.config, **options))[1]
         return Engine(self.config, state, scan_layers=self._scan)
 

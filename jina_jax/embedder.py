@@ -15,7 +15,7 @@ from jina_jax.checkpoints.hub import HubOptions, fetch
 from jina_jax.checkpoints.load import to_state
 from jina_jax.checks import check_flags
 from jina_jax.convert import open_checkpoint
-from jina_jax.runtime import arguments
+from jina_jax.runtime import arguments, quantizing
 from jina_jax.runtime.batching import Batching
 from jina_jax.runtime.model import Model
 from jina_jax.runtime.pipeline import Result
@@ -48,6 +48,7 @@ class JinaEmbeddings(Model):
         name_or_path: str | os.PathLike[str],
         *,
         dtype: str | None = None,
+        quantization: str | None = None,
         split_special_tokens: bool = False,
         mesh: Mesh | None = None,
         batching: Batching | None = None,
@@ -62,6 +63,7 @@ class JinaEmbeddings(Model):
         Args:
           name_or_path: a directory, a Hugging Face Hub id, or "tiny", the model in the package.
           dtype: "float32", "bfloat16" or "float16", of weights and activations; None: the file's.
+          quantization: None, or "int8" or "fp8" (Ada, Hopper and later) for products in 8 bits.
           split_special_tokens: read "<s>", "<mask>", … inside a text as plain text, not as the
             special tokens of that name; set it for texts from strangers.
           mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
@@ -88,9 +90,11 @@ class JinaEmbeddings(Model):
             mesh = make_mesh()
         if scan_layers is None:
             scan_layers = jax.default_backend() == "tpu"
+        options: Any = {"scan_layers": scan_layers, "quantization": quantization}
         if mesh is not None:
             check_mesh(mesh, checkpoint.config)
-        options: Any = {"scan_layers": scan_layers, "place": None if mesh is None else placer(mesh)}
+            options["place"] = placer(mesh)
+        quantizing.check_quantization(quantization, mesh)
         with cache.compilation_cache(compilation_cache):
             state = to_state(checkpoint.config, checkpoint.tensors, dtype, **options)
         return cls(

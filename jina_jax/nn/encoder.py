@@ -8,7 +8,7 @@ feed-forward width, L layers, K tasks, R adapter rank, V vocabulary.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,8 @@ class Encoder(nnx.Module):
       scan_layers: run one layer's program L times over parameters with an axis of layers in front,
         instead of L programs one after another: compiles L times as fast, and on CPU runs slower,
         as each turn copies a layer's weights.
+      quantization: the linear layers of attention and feed-forward networks multiply in 8 bits, see
+        ``jina_jax.nn.quantized``; one of ``QUANTIZATIONS``, or None.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Encoder(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs | None,
         scan_layers: bool = False,
+        quantization: str | None = None,
     ):
         width = config.hidden_size
         options = {"config": config, "dtype": dtype, "rngs": rngs}
@@ -88,7 +91,9 @@ class Encoder(nnx.Module):
             else None
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
-        layers = [Layer(**options) for _ in range(config.num_hidden_layers)]
+        layers = [
+            Layer(**options, quantization=quantization) for _ in range(config.num_hidden_layers)
+        ]
         self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
         widths = (width, *(spec.out_features for spec in config.dense))
@@ -220,8 +225,10 @@ def _stack(layers: list[Layer]) -> Layer:
 class Layer(nnx.Module):
     """One transformer layer: attention and feed-forward network, each added and then normalised."""
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
-        options = {"config": config, "dtype": dtype, "rngs": rngs}
+    def __init__(
+        self, config: Config, *, dtype, rngs: nnx.Rngs | None, quantization: str | None = None
+    ):
+        options = {"config": config, "dtype": dtype, "rngs": rngs, "quantization": quantization}
         self.attention = Attention(**options)
         self.norm1 = LayerNorm(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(**options)
@@ -256,11 +263,11 @@ class Attention(nnx.Module):
     along the last axis, a device has all three of its heads.
     """
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+    def __init__(self, config: Config, **options: Any):
         width = config.hidden_size
         self.heads = (config.num_attention_heads, config.head_dim)
-        self.qkv_proj = Linear(width, width, config, dtype=dtype, rngs=rngs, parts=3)
-        self.out_proj = Linear(width, width, config, dtype=dtype, rngs=rngs)
+        self.qkv_proj = Linear(width, width, config, parts=3, **options)
+        self.out_proj = Linear(width, width, config, **options)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Map (B, T, D) to float32 (B, T, D)."""
@@ -277,10 +284,10 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Feed-forward network, D → F → D, with the exact GELU between."""
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+    def __init__(self, config: Config, **options: Any):
         width, inner = config.hidden_size, config.intermediate_size
-        self.fc1 = Linear(width, inner, config, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(inner, width, config, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, inner, config, **options)
+        self.fc2 = Linear(inner, width, config, **options)
 
     def __call__(self, x: jax.Array, task_mask: jax.Array | None) -> jax.Array:
         """Map (B, T, D) to float32 (B, T, D)."""

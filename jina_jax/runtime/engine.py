@@ -23,6 +23,8 @@ from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.parameters import from_dict, merge_task, to_dict
 from jina_jax.nn.pooling import pool_masked
+from jina_jax.nn.quantized import quantization_of, refuse_quantized
+from jina_jax.runtime import quantizing
 from jina_jax.runtime.compiling import jit, platform_of
 from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
@@ -85,6 +87,7 @@ class Engine:
       mesh: where it lies; None for one device.
       platform: "cpu", "gpu" or "tpu".
       dtype: of the weights.
+      quantization: of the state's linear layers, "int8" or "fp8"; None if they are in ``dtype``.
       row_multiple: devices that share the rows of a batch.
       graph: the encoder's ``nnx.GraphDef``.
     """
@@ -105,9 +108,12 @@ class Engine:
         leaf = jax.tree.leaves(state)[0]
         self.dtype = leaf.dtype.name
         self.platform = platform_of(leaf)
+        self.quantization = quantization_of(to_dict(state))
+        quantizing.check_device(self.quantization, next(iter(leaf.sharding.device_set)))
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
-        self.graph, _ = abstract_encoder(config, scan_layers=scan_layers)
-        self._implementation, self._scan_layers = attn_implementation, scan_layers
+        self._implementation = attn_implementation
+        self._kind: dict[str, Any] = {"scan_layers": scan_layers, "quantization": self.quantization}
+        self.graph, _ = abstract_encoder(config, **self._kind)
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
@@ -118,8 +124,11 @@ class Engine:
         """Return an engine with other weights of the same kind, which shares the programs.
 
         Raises:
-          ValueError: for weights of other names, shapes or dtypes.
+          ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
         """
+        for own in (self.state, state):
+            if isinstance(own, nnx.State):
+                refuse_quantized(to_dict(own), "with_state")
         expected, given = (_shapes_of(weights) for weights in (self.state, state))
         if wrong := sorted(str(path) for path, _ in expected.items() ^ given.items()):
             raise ValueError(f"state: expected the weights of this model, {wrong[0]} differs")
@@ -137,7 +146,7 @@ class Engine:
             self.config.merged(task),
             merge_task(self.state, task, self.config),
             mesh=self.mesh,
-            scan_layers=self._scan_layers,
+            scan_layers=self._kind["scan_layers"],
             attn_implementation=self._implementation,
             cache=self._cache,
         )
@@ -149,7 +158,7 @@ class Engine:
             "config": self.config,
             "weights": {path: np.asarray(array) for path, array in to_dict(self.state).items()},
             "mesh": mesh and ([device.id for device in mesh.devices.flat], mesh.shape["model"]),
-            "scan_layers": self._scan_layers,
+            "scan_layers": self._kind["scan_layers"],
             "attn_implementation": self._implementation,
             "cache": self._cache,
         }
@@ -163,7 +172,8 @@ class Engine:
             devices = [known[i] for i in ids] if known.keys() >= set(ids) else None
             mesh = make_mesh(model=parts, devices=devices)
         place = _put_alone if mesh is None else placer(mesh)
-        _, abstract = abstract_encoder(config, scan_layers=values["scan_layers"])
+        options = {"scan_layers": values["scan_layers"], "quantization": quantization_of(weights)}
+        _, abstract = abstract_encoder(config, **options)
         arrays = {path: place(path, array) for path, array in weights.items()}
         self.__init__(config, from_dict(abstract, arrays), mesh=mesh, **values)  # type: ignore[misc]
 
@@ -176,7 +186,7 @@ class Engine:
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return a pure function and its parameters, see ``Model.functional``."""
         graph, pooling = self.graph, self.config.emb_pooler
-        _, abstract = abstract_encoder(self.config, scan_layers=self._scan_layers)
+        _, abstract = abstract_encoder(self.config, **self._kind)
 
         def apply(parameters, input_ids, attention_mask=None, task_ids=None):
             shape = np.shape(input_ids)
@@ -259,7 +269,8 @@ class Engine:
         output_sharding = None
         if self.mesh is not None and jax.process_count() > 1:
             output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
-        return jit(encode_batch, self.platform, static_argnames=static).lower(
+        options = quantizing.compiler_options(self.quantization, self.platform)
+        return jit(encode_batch, self.platform, options, static_argnames=static).lower(
             self.graph,
             self.state,
             program.inputs(self._rows),

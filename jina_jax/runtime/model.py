@@ -89,10 +89,12 @@ class Model:
 
     def __repr__(self) -> str:
         config = self.config
+        quantized = f" with {self.engine.quantization}" if self.engine.quantization else ""
         return (
             f"{type(self).__name__}({config.num_hidden_layers} layers, dimension "
             f"{config.embedding_dim(None)}, tasks {list(config.lora_adaptations)}, "
-            f"{self.engine.dtype} on {self.engine.platform}, max_seq_length={self.max_seq_length})"
+            f"{self.engine.dtype}{quantized} on {self.engine.platform}, "
+            f"max_seq_length={self.max_seq_length})"
         )
 
     @property
@@ -121,7 +123,11 @@ class Model:
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def with_state(self, state: nnx.State) -> Self:
-        """Return the same with other weights of the same shapes; compiled programs are shared."""
+        """Return the same with other weights of the same shapes; compiled programs are shared.
+
+        Raises:
+          ValueError: if either is quantised.
+        """
         other = copy.copy(self)
         other.engine = self.engine.with_state(state)
         return other
