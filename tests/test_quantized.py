@@ -293,7 +293,7 @@ def test_the_command_line(directory, model):
     assert cosines(found, model.encode("one")) > 0.99999
     refused = CliRunner().invoke(main, [*args, "fp8", "one"])
     assert refused.exit_code != 0
-    assert "quantization='fp8': expected an NVIDIA GPU" in refused.output
+    assert "--quantization 'fp8': expected an NVIDIA GPU" in refused.output
 
 
 # ---------------------------------------------------------------- tiny
