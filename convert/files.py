@@ -39,7 +39,9 @@ def open_weights(directory: Path) -> tuple[Path, Pairs]:
         if is_file(path):
             shards = _shards(path) if name.endswith(".index.json") else [path]
             return path, [pair for shard in shards for pair in open_file(shard).items()]
-    begun = sorted(path.name for path in directory.glob("*") if path.suffix in _UNFINISHED)
+    # The second is where huggingface_hub downloads to a directory.
+    paths = [*directory.glob("*"), *directory.glob(".cache/huggingface/download/*")]
+    begun = sorted(path.name for path in paths if path.suffix in _UNFINISHED)
     raise CheckpointError(
         f"{directory}: expected one of {', '.join(WEIGHT_FILES)}; found "
         + (f"downloads that did not finish: {', '.join(begun)}" if begun else "none")

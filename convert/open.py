@@ -25,7 +25,8 @@ from jina_jax.nn.parameters import parameter_shapes
 
 _LOGGER = logging.getLogger("jina_jax")
 
-_TRAINER_FOLDER = re.compile(r"checkpoint-\d+")  # of transformers' Trainer: not our business
+# Of transformers' Trainer, and of sentence-transformers: neither is a task.
+_OTHER_FOLDERS = re.compile(r"checkpoint-\d+|\d+_Transformer")
 # Of sentence-transformers: a folder with one of these has settings of its own.
 _SETTINGS = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json")
 _TOP = "adapter"  # what the adapter at the top is called until it is merged
@@ -69,7 +70,7 @@ def _peft_folders(directory: Path) -> list[Path]:
     inner = [
         path.parent
         for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))
-        if not _TRAINER_FOLDER.fullmatch(path.parent.name)
+        if not _OTHER_FOLDERS.fullmatch(path.parent.name)
     ]
     return [directory, *inner] if is_file(directory / CONFIG_FILE) else inner
 

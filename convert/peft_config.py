@@ -1,6 +1,6 @@
 """The fields of PEFT's ``adapter_config.json`` (its ``LoraConfig``).
 
-Each is applied, known to change no vector, or refused by name if it is set.
+Each is applied, known to change no vector, or refused by name unless it is null or false.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _wrong(config: Mapping[str, Any]) -> Iterator[str]:
             given = f"={short(config[name])}: expected {expected}" if name in config else ""
             yield f"{name}{given or ' is missing'}"
     for name, value in config.items():
-        if value and name not in (*_NO_EFFECT, *_APPLIED):
+        # An empty object can be a switch, too: PEFT fills in its defaults.
+        if value not in (None, False) and name not in (*_NO_EFFECT, *_APPLIED):
             yield f"{name}={short(value)}: not supported"
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
     if isinstance(config.get("target_modules"), str) and (layers, patterns) != (None, None):

@@ -110,9 +110,9 @@ def _stacked_b(
     scale: float,
 ) -> LazyTensor:
     parts = [f for blocks in tasks for block in blocks for _, f in block.parts]
-    exact = all(_is_power_of_two(_fold(f, scale)) for f in parts)
-    dtype = _common(f.b.dtype for f in parts) if parts else usual
-    dtype = dtype if exact else _FLOAT32
+    # Folded into B, a scale must not be rounded to 16 bits.
+    folded = any(_fold(f, scale) != 1 for f in parts)
+    dtype = _FLOAT32 if folded else _common(f.b.dtype for f in parts) if parts else usual
 
     def read() -> np.ndarray:
         stacked = np.zeros(shape, dtype)
@@ -138,11 +138,6 @@ def _fold(factors: Factors, scale: float) -> float:
     """Return the factor by which B differs, so that the common scale is right for it."""
     fold = factors.scale / scale
     return 1.0 if math.isclose(fold, 1.0, rel_tol=1e-12) else fold
-
-
-def _is_power_of_two(value: float) -> bool:
-    """Return whether products with a value are not rounded (zero included)."""
-    return abs(math.frexp(value)[0]) in (0.0, 0.5)
 
 
 def rounded(alpha: float) -> float:

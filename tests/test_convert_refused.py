@@ -240,6 +240,7 @@ def set_adapter(directory: Path, folder: str, **changes) -> None:
 
 ADAPTER_CONFIGS = {
     "dora": ({"use_dora": True}, "use_dora=True: not supported"),
+    "kasa": ({"kasa_config": {}}, r"kasa_config=\{\}: not supported"),
     "modules to save": ({"modules_to_save": ["pooler"]}, "modules_to_save=.*: not supported"),
     "a field of later": ({"use_magic": {"a": 1}}, r"use_magic=\{'a': 1\}: not supported"),
     "bias of B": ({"lora_bias": True}, "lora_bias=True: not supported"),

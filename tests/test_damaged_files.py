@@ -92,8 +92,11 @@ def test_half_a_download_is_named(directory, size, message):
         open_checkpoint(directory)
 
 
-def test_downloads_that_did_not_finish_are_named(directory):
-    (directory / "model.safetensors").rename(directory / "model.safetensors.ab12.incomplete")
+@pytest.mark.parametrize("folder", ["", ".cache/huggingface/download"])
+def test_downloads_that_did_not_finish_are_named(directory, folder):
+    path = directory / folder / "model.safetensors.ab12.incomplete"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (directory / "model.safetensors").rename(path)
     message = r"found downloads that did not finish: model\.safetensors\.ab12\.incomplete"
     with pytest.raises(ValueError, match=message):
         open_checkpoint(directory)

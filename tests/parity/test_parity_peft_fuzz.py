@@ -1,4 +1,4 @@
-"""Mutations of the ``adapter_config.json`` that PEFT wrote: equal weights, or the field is named."""
+"""Mutations of ``adapter_config.json``: weights equal PEFT's, or the error names the field."""
 
 import json
 import random
