@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import ConfigError, Dense
 from jina_jax.convert import st_fields
+from jina_jax.convert.files import WEIGHT_FILES
 from jina_jax.convert.st_fields import Fields, check_fields
 from jina_jax.files import read_json
 
@@ -139,9 +140,12 @@ def _listed(directory: Path) -> list[tuple[str, str]]:
 
 
 def _check_encoder(directory: Path, path: str) -> None:
-    if path and not (directory / path / "config.json").is_file():
+    """Check that the folder of a module Transformer is that of an encoder."""
+    needed = [("config.json",), (*WEIGHT_FILES, "adapter_config.json")]
+    if path and not all(any((directory / path / n).is_file() for n in names) for names in needed):
         raise CheckpointError(
-            f"{directory / MODULES_FILE}: path={path!r}: expected a folder with a config.json"
+            f"{directory / MODULES_FILE}: path={path!r}: expected a folder with config.json and "
+            "weights"
         )
 
 
