@@ -134,10 +134,11 @@ def _notes(root: Path, layout: str, modules: Modules, ignored: tuple[str, ...]) 
             f"{root}: {', '.join(heads)} ignored: this is a classifier or reranker; its vectors "
             "were not trained to be compared"
         )
-    if layout in ("xlm-roberta", "bert") and modules.pooler is None:
+    plain = layout in ("xlm-roberta", "bert")
+    if modules.pooler is None and (plain or modules.normalize is not None):
         yield (
-            f"{root}: no {POOLING_FILE}: the mean over tokens is assumed, as in "
-            "sentence-transformers"
+            f"{root}: no {POOLING_FILE} or no Pooling in modules.json: the mean over tokens is "
+            "assumed, as sentence-transformers does without module files"
         )
     if modules.similarity_fn_name != "cosine" and modules.normalize is False:
         yield (

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import ConfigError, Dense
 from jina_jax.convert import st_fields
+from jina_jax.convert.files import WEIGHT_FILES
 from jina_jax.convert.st_fields import Fields, check_fields
 from jina_jax.files import read_json
 
@@ -31,7 +32,7 @@ _TRANSFORMER_FILES = (
 # model does unless a task is named.
 _OWN_CLASS = re.compile(r"sentence_transformers\.(?:\w+\.)*(\w+)")
 _PUBLISHED_CLASS = re.compile(r"(?:.+--)?custom_st\.(Transformer)")
-_ORDER = "Transformer, Pooling, any number of Dense, any number of Normalize"
+_ORDER = "Transformer, Pooling, any number of Dense, any number of Normalize"  # see _listed
 
 
 class DenseFiles(NamedTuple):
@@ -81,18 +82,20 @@ def read_modules(directory: Path) -> Modules:
         paths.setdefault(kind, []).append(path)
     for path in paths.get("Normalize", ()):
         _read(directory / path / "config.json", st_fields.NORMALIZE, strict=False)
-    pooling = _read(directory / paths["Pooling"][0] / "config.json", st_fields.POOLING)
-    if listed and not pooling:
-        raise ConfigError(
-            f"{directory / MODULES_FILE}: path={paths['Pooling'][0]!r}: expected a folder with the "
-            "config.json of the module Pooling"
-        )
+    pooling: dict[str, Any] = {}
+    for path in paths.get("Pooling", ()):
+        pooling = _read(directory / path / "config.json", st_fields.POOLING)
+        if listed and not pooling:
+            raise ConfigError(
+                f"{directory / MODULES_FILE}: path={path!r}: expected a folder with the "
+                "config.json of the module Pooling"
+            )
     settings = _read(directory / SETTINGS_FILE, st_fields.SENTENCE_TRANSFORMERS, strict=False)
     prompts = {name: prompt or "" for name, prompt in settings.get("prompts", {}).items()}
     encoder = directory / paths["Transformer"][0]
     return Modules(
         encoder=encoder,
-        pooler=_pooler(directory / paths["Pooling"][0], pooling) if pooling else None,
+        pooler=_pooler(directory, pooling) if pooling else None,
         pooling_dimensions={k: v for k, v in pooling.items() if k.endswith("embedding_dimension")},
         include_prompt=pooling.get("include_prompt", True),
         dense=tuple(_dense(directory, path) for path in paths.get("Dense", ())),
@@ -128,7 +131,7 @@ def _listed(directory: Path) -> list[tuple[str, str]]:
         raise ConfigError(f"{file}: name: expected a name of its own for every module")
     kinds = [pair for pair in kinds if pair[0] != "Dropout"]  # without effect, except in training
     order = "".join(kind[0] for kind, _ in kinds)
-    if not re.fullmatch("TPD*N*", order):
+    if not re.fullmatch("T(PD*)?N*", order):
         raise ConfigError(
             f"{file}: type: expected {_ORDER}, in this order; got {[kind for kind, _ in kinds]}"
         )
@@ -137,9 +140,12 @@ def _listed(directory: Path) -> list[tuple[str, str]]:
 
 
 def _check_encoder(directory: Path, path: str) -> None:
-    if path and not (directory / path / "config.json").is_file():
+    """Check that the folder of a module Transformer is that of an encoder."""
+    needed = [("config.json",), (*WEIGHT_FILES, "adapter_config.json")]
+    if path and not all(any((directory / path / n).is_file() for n in names) for names in needed):
         raise CheckpointError(
-            f"{directory / MODULES_FILE}: path={path!r}: expected a folder with a config.json"
+            f"{directory / MODULES_FILE}: path={path!r}: expected a folder with config.json and "
+            "weights"
         )
 
 
@@ -160,14 +166,14 @@ def _read(path: Path, fields: Fields, *, strict: bool = True) -> dict[str, Any]:
     return raw
 
 
-def _pooler(folder: Path, raw: Mapping[str, Any]) -> str:
+def _pooler(directory: Path, raw: Mapping[str, Any]) -> str:
     """Return the pooling mode; without one sentence-transformers takes the mean."""
     if "pooling_mode" in raw:
         mode = raw["pooling_mode"]
         return mode[0] if isinstance(mode, list) else mode
     on = [name for name in st_fields.FLAGS if raw.get(name)]
     if len(on) > 1:
-        raise ConfigError(f"{folder / 'config.json'}: expected one pooling mode, got {on}")
+        raise ConfigError(f"{directory}: Pooling: expected one pooling mode, got {on}")
     return st_fields.FLAGS[on[0]] if on else "mean"
 
 

@@ -52,7 +52,31 @@ VALUES: list[Any] = [
     *("", "mean", "cls", "max", "lasttoken", "weightedmean", "query", "document", "relu", "gelu"),
     *("gelu_new", "dot", "euclidean", "cosine", "torch.nn.modules.activation.Tanh"),
     *("torch.nn.modules.linear.Identity", "torch.nn.modules.activation.ReLU", "1_Pooling"),
-    *("2_Dense", "..", "sentence_transformers.models.Dropout", "sentence_transformers.models.CNN"),
+    *(
+        "text_query",
+        "",
+        "2_Dense",
+        "..",
+        "<s>",
+        "<mask>",
+        12,
+        40,
+        64,
+        66,
+        1e-5,
+        0.1,
+        20000.0,
+        10000.0,
+    ),
+    *(
+        "last_hidden_state",
+        "forward",
+        "sentence_embedding",
+        "token_embeddings",
+        "more",
+        "manhattan",
+    ),
+    *("sentence_transformers.models.Dropout", "sentence_transformers.models.CNN"),
     *("sentence_transformers.models.Normalize", "SparseEncoder", "left", "<pad>", "</s>"),
     *([], [1], ["mean"], ["mean", "cls"], {}, {"a": 1}, {"query": "q "}, {"query": None}),
 ]
@@ -88,8 +112,10 @@ def write_bases(root: Path) -> dict[str, Path]:
     encoder = encoder_files(root / "encoder")
     prompts = {"prompts": {"query": "query: ", "more": "m: "}, "default_prompt_name": "query"}
     dense = {"dense": [(8, "Tanh", True)], "pooling": {"include_prompt": False}}
+    rotary = encoder_files(root / "jina", "JinaEmbeddingsV3")
     return {
         "transformers": encoder,
+        "rotary": write_sbert(root / "rotary", rotary, **prompts),
         "plain": write_sbert(root / "plain", encoder, **prompts, max_seq_length=40),
         "dense": write_sbert(root / "dense", encoder, **dense, **prompts, truncate_dim=6),
         "cls": write_sbert(root / "cls", encoder, pooling={"pooling_mode": "cls"}),
@@ -192,7 +218,7 @@ class Fuzz:
 
         config = open_checkpoint(directory).config
         model = JinaEmbeddings.from_pretrained(directory)
-        key = (base == "dense", config)
+        key = (base if base in ("dense", "rotary") else "", config)
         if key not in self._vectors:
             self._vectors[key] = model.encode(_texts())
         return self._vectors[key]

@@ -21,12 +21,12 @@ TEXTS = [
 
 
 @functools.cache
-def encoder_files(directory: Path, seed: int = 0, **config: Any) -> Path:
-    """Let transformers write a random XLM-R and its tokenizer, whose tokens are characters."""
+def encoder_files(directory: Path, kind: str = "XLMRoberta") -> Path:
+    """Let transformers write a random encoder and its tokenizer, whose tokens are characters."""
     import torch
-    from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
+    import transformers
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [(token, 0.0) for token in special]
     pieces += [("▁", -2.0), *((c, -5.0) for c in string.printable if c.isprintable() and c != " ")]
@@ -42,10 +42,11 @@ def encoder_files(directory: Path, seed: int = 0, **config: Any) -> Path:
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "initializer_range": 0.5,
-        **config,
     }
-    XLMRobertaModel(XLMRobertaConfig(**fields)).save_pretrained(directory)
-    XLMRobertaTokenizer(vocab=pieces, model_max_length=64).save_pretrained(directory)
+    config = getattr(transformers, f"{kind}Config")(**fields)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(directory)
+    tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces, model_max_length=64)
+    tokenizer.save_pretrained(directory)
     return directory
 
 
