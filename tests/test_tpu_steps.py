@@ -65,6 +65,8 @@ def test_routes_run_as_on_a_tpu_or_give_a_reason(routes):
     assert routes.engine(DEFAULT).platform == "tpu"
     with pytest.raises(Missing, match="needs an NVIDIA GPU"):
         routes.engine("cudnn")
+    with pytest.raises(Missing, match="blocked runs: splash is for rows of 512 tokens"):
+        routes.taken("splash", step)
     exact = routes.token_vectors("reference", "float32", step)
     usual = routes.token_vectors(DEFAULT, "bfloat16", step)
     assert 0 < largest_difference(usual, exact, step) < 0.1
