@@ -87,9 +87,9 @@ class Routes:
           Missing: if it is not the one of this name.
         """
         route = route_of(self.engine(name), program_of(step, "mean"))
-        if name not in (DEFAULT, route):
-            raise Missing(f"{route}: this one does not suit such rows")
-        return route
+        if name not in (DEFAULT, route.name):
+            raise Missing(f"{route.name} runs: {name} {route.refusals[name]}")
+        return route.name
 
     def exact(self, tokens: int) -> str:
         """Return the route without a kernel that rows of this length fit in."""
