@@ -100,11 +100,11 @@ def quantize_tokens(x: jax.Array, dtype: Any) -> Quantized:
     """
     (most,) = (most for own, most in _CODES.values() if own == dtype)
     x = x.astype(jnp.float32)
-    largest = jnp.abs(x).max(axis=-1, keepdims=True)
-    scale = jnp.maximum(largest, _LEAST) / np.float32(most)
-    scaled = x / scale
+    largest = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), _LEAST)
+    # One division per token, and none per value.
+    scaled = x * (np.float32(most) / largest)
     codes = jnp.rint(scaled) if dtype == jnp.int8 else scaled
-    return Quantized(codes.astype(dtype), scale[..., 0])
+    return Quantized(codes.astype(dtype), largest[..., 0] / np.float32(most))
 
 
 @jax.custom_jvp
