@@ -80,8 +80,8 @@ def load(names: list[str], directory: Path) -> dict[str, peers.Peer]:
 def ours(name: str, directory: Path) -> peers.Peer:
     """Load jina_jax as a route: ``forward`` pads, ``encode`` packs by default."""
     from jina_jax import JinaEmbeddings
-    from jina_jax.runtime.batching import Batch
     from jina_jax.runtime.engine import Step
+    from jina_jax.runtime.packing import Batch
 
     model = JinaEmbeddings.from_pretrained(directory / "published", dtype=name.split("-")[1])
 

@@ -1,9 +1,11 @@
-r"""Throughput on an NVIDIA GPU: dense rows, mixed lengths, kernels by time, training, XLA's flags.
+r"""Throughput on an NVIDIA GPU: dense rows, 8 bits, mixed lengths, kernels, training, XLA's flags.
 
 With 15 minutes on a GPU, in order of value:
 
     python benchmarks/gpu.py --sections dense profile --lengths 512 8192 32 --rounds 2 \
         --peers torch "torch compiled" --json dense.json                     # about 5 minutes
+    python benchmarks/gpu.py --sections quantized --lengths 512 8192 32 --memory-fraction 0.3 \
+        --rounds 2 --json quantized.json                                     # about 2 minutes
     python benchmarks/gpu.py --sections mixed --rounds 2 --json mixed.json   # 2 minutes
     python benchmarks/gpu.py --sections training attention --lengths 512 8192 32 --rounds 2 \
         --json rest.json                                                     # about 3 minutes
@@ -42,7 +44,7 @@ from common import Peer, Reply, alternate
 from gpu_jax import MIXED_COLUMNS, PACKED_ROW, TASK, TASKS, Jax
 from gpu_peers import PEERS, TORCH
 
-SECTIONS = ("dense", "profile", "mixed", "training", "attention", "flags")
+SECTIONS = ("dense", "quantized", "profile", "mixed", "training", "attention", "flags")
 SIZES: dict[str, tuple[Any, Any]] = {  # real, dry run
     "layers": (common.FULL["layers"], 1),
     "tokens": (32768, 256),
@@ -66,6 +68,7 @@ TARGETS = {512: 850_000, 8192: 380_000}  # tokens per second on an H200
 RATIO_TARGET, MIXED_TARGET = 1.3, 0.85
 OTHERS = tuple(PEERS)
 WORKERS: dict[str, Callable[[SimpleNamespace], Any]] = {"jina_jax": Jax, **PEERS}
+BFLOAT16, QUANTIZATIONS = "bfloat16", ("int8", "fp8")
 KERNELS = ("cudnn", "cudnn_packed", "blocked")
 XLA_FLAGS = (
     "xla_gpu_enable_cublaslt=true",
@@ -220,6 +223,33 @@ def dense(args: argparse.Namespace, found: dict[str, Any]) -> None:
     print_dense_targets(measured, args)
 
 
+def quantized(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Compare linear layers in 8 bits with bfloat16, at every length."""
+    names = [BFLOAT16, *(["int8"] if args.dry_run else QUANTIZATIONS)]
+    print("\n## 8 bits\n\nTokens per second of jina_jax, without tasks.\n", flush=True)
+    routes = {
+        name: open_peer("jina_jax", args, quantization=None if name == BFLOAT16 else name)
+        for name in names
+    }
+    heads = ["T", *(f"{name}, tok/s" for name in names), *(f"{own}, ratio" for own in names[1:])]
+    rows = Rows(args, found, found.setdefault("quantized", []), heads)
+    try:
+        for length in args.lengths:
+            for route in routes.values():
+                route.ask("warmup", length=length, tokens=args.tokens)
+            sizes = {"length": length, "tokens": args.tokens, "seconds": args.seconds}
+            calls = {
+                name: lambda r=route, s=sizes: r.ask("rate", **s) for name, route in routes.items()
+            }
+            rates = alternate(calls, args.rounds)
+            base = rates[BFLOAT16]
+            ratios = [percent(rates[own], base) for own in names[1:]]
+            rows.add({"T": length, **rates}, [length, *rates.values(), *ratios])
+    finally:
+        for route in routes.values():
+            route.close()
+
+
 def warm_up(routes: dict[str, Peer], length: int, args: argparse.Namespace) -> dict[str, Reply]:
     """Let every route compile for a length, one after the other; return the seconds of each."""
     sizes = {"length": length, "tokens": args.tokens}
@@ -372,13 +402,8 @@ def mixed_cells(name: str, result: Reply) -> list[common.Cell]:
 
 def batchings(budgets: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Return kinds of batches, as arguments of ``Batching``."""
-    row = min(PACKED_ROW, max(budgets))
-    padded = {f"padded, {b}": {"token_budget": b} for b in budgets}
-    packed = {
-        f"packed in {row}, {b}": {"token_budget": b, "row_lengths": [row]}
-        for b in budgets
-        if b >= row
-    }
+    padded = {f"padded, {b}": {"token_budget": b, "packing": False} for b in budgets}
+    packed = {f"packed, {b}": {"token_budget": b, "packing": True} for b in budgets}
     return {**padded, **packed}
 
 

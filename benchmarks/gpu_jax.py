@@ -41,6 +41,7 @@ class Jax:
 
         self._scan = getattr(settings, "scan", False)
         self._layers = settings.layers
+        self._quantization = getattr(settings, "quantization", None)
         self._threads = settings.threads
         self._platform = jax.default_backend()
         self._compiled: set[Any] = set()  # kinds of batches
@@ -69,6 +70,7 @@ class Jax:
         from jina_jax.runtime.engine import Engine
 
         options = {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0), "scan_layers": self._scan}
+        options["quantization"] = self._quantization
         state = nnx.split(Encoder(self.config, **options))[1]
         return Engine(self.config, state, scan_layers=self._scan)
 
@@ -123,8 +125,9 @@ class Jax:
 
     def _step(self, length: int, tokens: int, tasks: str, packed: bool = False):
         """Return a step without padding: texts of one length, each in its row or packed."""
-        from jina_jax.runtime.batching import Batch, packed_slots
+        from jina_jax.runtime.batching import packed_slots
         from jina_jax.runtime.engine import Step
+        from jina_jax.runtime.packing import Batch
 
         row = max(length, min(PACKED_ROW, tokens)) if packed else length
         rows, texts = max(1, tokens // row), row // length
@@ -153,8 +156,7 @@ class Jax:
         """Encode texts of mixed lengths, and time each part of that alone."""
         from jina_jax.runtime.batching import Batching
 
-        lengths = tuple(batching.get("row_lengths", ()))
-        made = Batching(**{**batching, "row_lengths": lengths}).on(self.engine.platform)
+        made = Batching(**batching).on(self.engine.platform)
         texts, ids = self._texts(count, longest)
         first = made not in self._compiled
         computing = self._compute(made, texts, ids)
@@ -195,8 +197,8 @@ class Jax:
 
     def _compute(self, batching, texts: list[str], ids: list[list[int]]) -> Flights:
         """Compile the programs of the batches, several at once; time ids to vectors."""
-        from jina_jax.runtime.batching import make_batches
         from jina_jax.runtime.engine import Program
+        from jina_jax.runtime.packing import make_batches
         from jina_jax.runtime.pipeline import Pipeline
         from jina_jax.runtime.requests import Item, Prepared, Request
 
@@ -233,11 +235,10 @@ class Jax:
 
     def _kernel(self, batching) -> str:
         """Return the name of the attention kernel of the most frequent rows."""
-        from jina_jax.runtime.batching import slots
         from jina_jax.runtime.engine import Program
 
         length = max(batching.row_lengths, default=128)
-        program = Program(1, length, slots(length, batching), None, True, "mean")
+        program = Program(1, length, batching.slots(length), None, True, "mean")
         return self.engine.choose_kernel(program).name
 
     def attention(self, name: str, length: int, tokens: int, seconds: float) -> dict[str, float]:
@@ -273,10 +274,10 @@ class Jax:
     def _attention_kernel(self, name: str, tokens: int, packed: int):
         """Return a kernel as the library would call it for such rows."""
         from jina_jax.nn.kernels import choose
-        from jina_jax.runtime.batching import CompleteBatching, slots
+        from jina_jax.runtime.batching import CompleteBatching
 
         batching = CompleteBatching(max(8, tokens), row_lengths=(max(8, tokens),))
-        segments = slots(tokens, batching) if packed > 1 else 1
+        segments = batching.slots(tokens) if packed > 1 else 1
         platform = "gpu" if self._platform == "gpu" else "cpu"
         head_dim = self.config.head_dim
         try:

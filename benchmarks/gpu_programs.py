@@ -3,6 +3,7 @@
     pip install "jina-jax[cuda]"
     python benchmarks/gpu_programs.py              # padded and packed, with and without tasks
     python benchmarks/gpu_programs.py --list 40    # the kernels of each program, too
+    python benchmarks/gpu_programs.py --quantization fp8
 
 XLA compiles ahead of time from a description of the GPU. Layouts, fusions and kernels are those of
 a profile on a GPU; nothing is autotuned, so which library multiplies matrices is arbitrary. A
@@ -26,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
-# NVIDIA H100 80GB HBM3, in the form of XLA's GpuTargetConfigProto.
+# NVIDIA H100 80GB HBM3, in the form of XLA's GpuTargetConfigProto. Without a runtime version XLA
+# takes cuBLAS for one that does not multiply float8.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -47,6 +49,7 @@ gpu_device_info {
   clock_rate_ghz: 1.98
   device_memory_size: 84978434048
   cuda_compute_capability { major: 9 }
+  runtime_version: "12.9.0"
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("--attention", nargs="+", default=["cudnn", "cudnn_packed"])
     parser.add_argument("--tasks", type=int, nargs="+", default=[0, 1], choices=[0, 1])
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", choices=("int8", "fp8"))
     parser.add_argument("--list", type=int, default=0, help="number of kernels to list")
     parser.add_argument("--json", type=Path, help="write results to this file")
     args = parser.parse_args()
@@ -108,7 +112,8 @@ def main() -> None:
     reports = []
     for attention in args.attention:
         for tasks in map(bool, args.tasks):
-            own, kernels = report(args.rows, args.tokens, tasks, attention, args.dtype)
+            kind = (args.dtype, args.quantization)
+            own, kernels = report(args.rows, args.tokens, tasks, attention, *kind)
             reports.append(own)
             print(
                 f"| {own.rows} x {own.tokens} | {attention} | {tasks} | {own.gb_per_layer:.2f} "
@@ -123,7 +128,12 @@ def main() -> None:
 
 
 def report(
-    rows: int, tokens: int, tasks: bool, attention: str, dtype: str = "bfloat16"
+    rows: int,
+    tokens: int,
+    tasks: bool,
+    attention: str,
+    dtype: str = "bfloat16",
+    quantization: str | None = None,
 ) -> tuple[Report, list[Kernel]]:
     """Compile programs of one layer and of three, and compare their kernels.
 
@@ -131,7 +141,8 @@ def report(
       The report, and the kernels of the longer program in their order.
     """
     one, three = (
-        kernels(compile_step(layers, rows, tokens, tasks, attention, dtype)) for layers in (1, 3)
+        kernels(compile_step(layers, rows, tokens, tasks, attention, dtype, quantization))
+        for layers in (1, 3)
     )
 
     def per_layer(measure) -> float:
@@ -147,7 +158,13 @@ def report(
 
 
 def compile_step(
-    layers: int, rows: int, tokens: int, tasks: bool, attention: str, dtype: str
+    layers: int,
+    rows: int,
+    tokens: int,
+    tasks: bool,
+    attention: str,
+    dtype: str,
+    quantization: str | None = None,
 ) -> str:
     """Return the optimised HLO of a step at full width."""
     from jax.experimental import topologies
@@ -162,7 +179,7 @@ def compile_step(
     config = Config.from_dict({**published_config({**FULL, "layers": layers}), **more})
     topology = topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1")
     mesh = make_mesh(1, topology.devices[:1])
-    state = abstract_state(config, dtype, mesh, scan_layers=False)
+    state = abstract_state(config, dtype, mesh, scan_layers=False, quantization=quantization)
     engine = Engine(config, state, mesh=mesh, attn_implementation=attention)
     places = 16 if attention == "cudnn_packed" else 1
     lowered = engine.lower(Program(rows, tokens, places, None, tasks, "mean"))

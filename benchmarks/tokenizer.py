@@ -41,7 +41,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import tokenizers
 
-from jina_jax.runtime.batching import Batching, make_batches
+from jina_jax.runtime.batching import Batching
+from jina_jax.runtime.packing import make_batches
 from jina_jax.runtime.requests import Preparation, Request
 from jina_jax.runtime.tokenizing import TokenizerProcesses
 from jina_jax.text.tokenizer import Tokenizer

@@ -1,22 +1,21 @@
 """Foreign ``config.json`` dialects to and from ``Config``.
 
-Three dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config)
-and "xlm-roberta" (its XLMRobertaConfig). Fields that a dialect leaves out are filled in here and
-nowhere else, with the defaults of the dialect's own code.
+Four dialects: "published" (jinaai/jina-embeddings-v3), "transformers" (its JinaEmbeddingsV3Config),
+"xlm-roberta" (its XLMRobertaConfig) and "bert" (its BertConfig). Fields that a dialect leaves out
+are filled in here and nowhere else, with the defaults of the dialect's own code.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jina_jax.config import Config, ConfigError
-from jina_jax.files import read_json
+from jina_jax.convert.st_modules import Modules
 
 # Order, names and prompts of the published adapters (``lora_adaptations`` and
 # ``task_instructions`` of jinaai/jina-embeddings-v3), which the transformers dialect leaves out.
@@ -29,12 +28,26 @@ PUBLISHED_INSTRUCTIONS = {
 }
 
 _ABSOLUTE_TYPES = ("xlm-roberta", "camembert", "roberta")
+_CLASSES = {"xlm-roberta": "XLMRobertaModel", "bert": "BertModel"}
 _DIALECT_ONLY = (
     *("architectures", "auto_map", "dtype", "model_type", "rope_parameters", "rope_theta"),
     "torch_dtype",
 )
+# Of config.json of jinaai/jina-embeddings-v3; transformers loads them with trust_remote_code.
+_CODE = "jinaai/xlm-roberta-flash-implementation--"
+_WITH_ADAPTERS = "modeling_lora.XLMRobertaLoRA"
+_WITHOUT_ADAPTERS = "modeling_xlm_roberta.XLMRobertaModel"
+_PUBLISHED_CLASSES = {
+    "AutoConfig": f"{_CODE}configuration_xlm_roberta.XLMRobertaFlashConfig",
+    "AutoModel": f"{_CODE}{_WITH_ADAPTERS}",
+}
 _PLAIN_ROPE = {"rope_theta": 0, "rope_type": "default", "partial_rotary_factor": 1.0}
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+# Fields of our own, which sentence-transformers has in its module files (``st_modules``).
+_MODULE_FIELDS = (
+    *("default_prompt", "prompts", "include_prompt", "max_seq_length", "dense", "normalize"),
+    "similarity_fn_name",
+)
 
 
 def task_folder(task: str) -> str:
@@ -43,22 +56,23 @@ def task_folder(task: str) -> str:
 
 
 def read_config(
-    directory: Path,
+    raw: Mapping[str, Any],
+    modules: Modules,
     *,
     layout: str,
     has_pooler: bool,
     stacked: bool,
-    adapters: Mapping[str, tuple[int, float]],
+    in_folders: bool,
 ) -> tuple[Config, dict[str, Any]]:
     """Read the config of a foreign checkpoint.
 
     Args:
-      directory: with ``config.json`` and, if the checkpoint has them, ``1_Pooling/config.json``
-        and ``config_sentence_transformers.json``.
+      raw: the fields of ``config.json``.
+      modules: the module files of sentence-transformers, from ``read_modules``.
       layout: of the weights, a key of ``layouts.TABLES``.
       has_pooler: whether the weights have a pooler.
       stacked: whether the weights have adapters of their own, as published.
-      adapters: PEFT folder → (rank, alpha).
+      in_folders: whether PEFT's folders have adapters, which ``open_checkpoint`` adds.
 
     Returns:
       The config, and the fields of ``config.json`` that are not in it.
@@ -66,23 +80,67 @@ def read_config(
     Raises:
       ConfigError: naming every field at fault.
     """
-    raw = read_json(directory / "config.json")
-    prompts = sentence_transformers_prompts(directory)
-    values: dict[str, Any] = dict(raw)
+    values = {name: value for name, value in raw.items() if name not in _MODULE_FIELDS}
     values["position_embedding_type"] = kind = _position_embedding_type(raw, layout)
     values["rotary_emb_base"] = _rotary_emb_base(raw) if kind == "rotary" else None
     values["add_pooling_layer"] = has_pooler
-    values["emb_pooler"] = raw.get("emb_pooler") or _sentence_transformers_pooler(directory)
-    values["default_prompt"] = raw.get("default_prompt", prompts.get(None, ""))
-    values.setdefault("truncate_dim", None)
+    own = raw if layout == "published" else {}  # only the published code reads them here
+    values["emb_pooler"] = _agreed("emb_pooler", own, modules.pooler) or "mean"
+    values["truncate_dim"] = _agreed("truncate_dim", own, modules.truncate_dim)
     values.setdefault("matryoshka_dimensions", [])
-    if adapters:
-        values |= _folder_tasks(raw, prompts, adapters)
-    elif not stacked:
-        values |= _no_tasks(raw)
+    if not stacked:
+        values |= _no_tasks(raw, in_folders)
+    values |= _module_values(modules, layout, values.get("task_instructions"))
     config = Config.from_dict(values)
+    _check_sizes(config, modules)
+    limit = modules.max_seq_length
+    if limit is not None and limit < config.max_length:
+        config = dataclasses.replace(config, max_seq_length=int(limit))
     extras = {name: value for name, value in raw.items() if name not in _FIELDS}
     return config, extras
+
+
+def _module_values(modules: Modules, layout: str, instructions: Any) -> dict[str, Any]:
+    """Return the fields of our own; prompts that have a name already are not named again."""
+    tasks = instructions if isinstance(instructions, Mapping) else {}
+    own = {"default": modules.default_prompt, **tasks}
+    prompts = {name: text for name, text in modules.prompts.items() if own.get(name) != text}
+    # Without module files the published code normalises, and sentence-transformers does not.
+    normalize = layout not in _CLASSES if modules.normalize is None else modules.normalize
+    return {
+        "default_prompt": modules.default_prompt,
+        "prompts": prompts,
+        "include_prompt": modules.include_prompt,
+        "dense": tuple(module.spec for module in modules.dense),
+        "normalize": normalize,
+        "similarity_fn_name": modules.similarity_fn_name,
+    }
+
+
+def _agreed(name: str, raw: Mapping[str, Any], theirs: Any) -> Any:
+    """Return the value of config.json or of the module files, which must not differ."""
+    ours = raw.get(name)
+    if theirs is not None and ours is not None and ours != theirs:
+        raise ConfigError(
+            f"config: {name}={ours!r}: the files of sentence-transformers: {theirs!r}"
+        )
+    return ours if theirs is None else theirs
+
+
+def _check_sizes(config: Config, modules: Modules) -> None:
+    """Check the lengths of vectors that the module files name."""
+    problems = [
+        f"Pooling: {name}={size}: expected hidden_size={config.hidden_size}"
+        for name, size in modules.pooling_dimensions.items()
+        if size != config.hidden_size
+    ]
+    size = config.hidden_size
+    for module in modules.dense:
+        if module.in_features != size:
+            problems.append(f"{module.folder}: in_features={module.in_features}: expected {size}")
+        size = module.spec.out_features
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
 
 
 def dump_config(
@@ -100,41 +158,55 @@ def dump_config(
       The fields of ``config.json``; ``read_config`` returns the same config from them.
     """
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
-    fields = config.to_dict()
+    fields = {k: v for k, v in config.to_dict().items() if k not in _MODULE_FIELDS}
+    native = {
+        "model_type": "jina_embeddings_v3",
+        "rope_parameters": {"rope_theta": config.rotary_emb_base, "rope_type": "default"},
+    }
     if layout == "published":
         named: dict[str, Any] = {
             "architectures": ["XLMRobertaModel"],
             "torch_dtype": dtype.name,
+            "auto_map": _auto_map(config, extras),
         }
-        if auto_map := _auto_map(config, extras):
-            named["auto_map"] = auto_map
+        if not config.num_tasks and config.position_embedding_type == "rotary":
+            named |= native  # transformers' own class reads these weights, too
         return {**carried, **named, **fields}
+    del fields["lora_rank"], fields["lora_alpha"]  # in PEFT's folders, which need not share them
+    del fields["emb_pooler"], fields["truncate_dim"]  # for these libraries, in the module files
     if layout == "transformers":
-        base = fields.pop("rotary_emb_base")
-        named = {
-            "architectures": ["JinaEmbeddingsV3Model"],
-            "model_type": "jina_embeddings_v3",
-            "rope_parameters": {"rope_theta": base, "rope_type": "default"},
-        }
+        del fields["rotary_emb_base"]
+        named = {"architectures": ["JinaEmbeddingsV3Model"], **native}
         return {**carried, **named, "dtype": dtype.name, **fields}
-    named = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta"}
+    named = {"architectures": [_CLASSES[layout]], "model_type": layout}
+    fields["position_embedding_type"] = "absolute"
     return {**carried, **named, "dtype": dtype.name, **fields}
 
 
 def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
-    """Keep the classes of the published code that fit: those of modeling_lora need adapters."""
-    classes = (extras.get("auto_map") or {}).items()
-    return {k: v for k, v in classes if config.num_tasks or "modeling_lora." not in v}
+    """Name the classes of the published code: a checkpoint's own, else those on the Hub.
+
+    Those of ``modeling_lora`` need adapters.
+    """
+    known = extras.get("auto_map")
+    classes = {**_PUBLISHED_CLASSES, **(known if isinstance(known, dict) else {})}
+    if config.num_tasks:
+        return classes
+    plain = {k: v.replace(_WITH_ADAPTERS, _WITHOUT_ADAPTERS) for k, v in classes.items()}
+    return {k: v for k, v in plain.items() if "modeling_lora." not in v}
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
-    """Distinguish rotary from absolute positions, as each dialect's own code does."""
+    """Distinguish rotary and absolute positions, as each dialect's own code does."""
     model_type = raw.get("model_type")
+    if layout == "bert":
+        kind = raw.get("position_embedding_type", "absolute")
+        return "absolute_from_zero" if kind == "absolute" else kind
     if layout == "xlm-roberta":
         if model_type not in _ABSOLUTE_TYPES:
             raise ConfigError(
                 f"config: model_type={model_type!r}: weights are named as in XLM-RoBERTa, so one "
-                f"of {', '.join(map(repr, _ABSOLUTE_TYPES))} is expected"
+                f"of {', '.join(map(repr, (*_ABSOLUTE_TYPES, 'bert')))} is expected"
             )
         return raw.get("position_embedding_type", "absolute")
     if "position_embedding_type" in raw:
@@ -161,9 +233,9 @@ def _rotary_emb_base(raw: Mapping[str, Any]) -> float:
     return bases[0]
 
 
-def _no_tasks(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of plain weights, for which config.json must name no adapters."""
-    if raw.get("lora_adaptations"):
+def _no_tasks(raw: Mapping[str, Any], in_folders: bool) -> dict[str, Any]:
+    """Return the fields of plain weights; config.json must name no adapters that are nowhere."""
+    if raw.get("lora_adaptations") and not in_folders:
         raise ConfigError(
             f"config: lora_adaptations={raw['lora_adaptations']!r}, but the weights have no "
             "adapters and there are no PEFT folders beside them; add these, or remove "
@@ -173,58 +245,38 @@ def _no_tasks(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**none, "task_instructions": {}}
 
 
-def _folder_tasks(
-    raw: Mapping[str, Any], prompts: Mapping, adapters: Mapping[str, tuple[int, float]]
-) -> dict[str, Any]:
-    """Name the tasks of PEFT folders: as config.json does, or as published, then as the folders."""
-    rank, alpha = next(iter(adapters.values()))
-    if any(pair != (rank, alpha) for pair in adapters.values()):
-        raise ConfigError(f"adapters: expected one rank and alpha for all, got {dict(adapters)}")
+def folder_tasks(
+    raw: Mapping[str, Any], prompts: Mapping[str, str], folders: Iterable[str]
+) -> dict[str, tuple[str, str]]:
+    """Name the tasks of PEFT folders: as config.json does, or as published, then as the folders.
+
+    Args:
+      raw: the fields of ``config.json``.
+      prompts: of the checkpoint's config, by name.
+      folders: names of the PEFT folders.
+
+    Returns:
+      Task → its folder and its prompt, in the order of the task axis.
+
+    Raises:
+      ConfigError: if config.json lists other tasks.
+    """
+    own = {task_folder(folder): folder for folder in sorted(folders)}
+    listed = raw.get("lora_adaptations")
+    known = {task_folder(task): task for task in listed or PUBLISHED_INSTRUCTIONS}
+    if listed and own.keys() != known.keys():
+        raise ConfigError(
+            f"config: lora_adaptations={listed!r}: expected PEFT folders {sorted(known)}, "
+            f"got {sorted(own.values())}"
+        )
+    tasks = {task: own[name] for name, task in known.items() if name in own}
+    tasks |= {folder: folder for name, folder in own.items() if name not in known}
+    known = {**PUBLISHED_INSTRUCTIONS, **prompts, **(raw.get("task_instructions") or {})}
+    return {task: (folder, known.get(task, "")) for task, folder in tasks.items()}
+
+
+def check_lora_fields(raw: Mapping[str, Any], rank: int, alpha: float) -> None:
+    """Check that config.json, if it has the fields of adapters, has those of the PEFT folders."""
     for name, value in (("lora_rank", rank), ("lora_alpha", alpha)):
         if raw.get(name) not in (None, value):
             raise ConfigError(f"config: {name}={raw[name]!r}: the PEFT folders have {value!r}")
-    folders = {task_folder(folder): folder for folder in sorted(adapters)}
-    listed = raw.get("lora_adaptations")
-    known = {task_folder(task): task for task in listed or PUBLISHED_INSTRUCTIONS}
-    if listed and folders.keys() != known.keys():
-        raise ConfigError(
-            f"config: lora_adaptations={listed!r}: expected PEFT folders {sorted(known)}, "
-            f"got {sorted(folders.values())}"
-        )
-    tasks = [task for folder, task in known.items() if folder in folders]
-    tasks += [folder for name, folder in folders.items() if name not in known]
-    known_prompts = {**PUBLISHED_INSTRUCTIONS, **prompts, **(raw.get("task_instructions") or {})}
-    return {
-        "lora_adaptations": tasks,
-        "lora_rank": rank,
-        "lora_alpha": alpha,
-        "task_instructions": {task: known_prompts.get(task, "") for task in tasks},
-    }
-
-
-def sentence_transformers_prompts(directory: Path) -> dict[str | None, str]:
-    """Map prompt names to prompts; None is the name of the default prompt."""
-    path = directory / "config_sentence_transformers.json"
-    raw = read_json(path) if path.exists() else {}
-    prompts: dict[str | None, str] = dict(raw.get("prompts") or {})
-    name = raw.get("default_prompt_name")
-    if name is not None:
-        if name not in prompts:
-            raise ConfigError(f"{path}: default_prompt_name={name!r} is not among its prompts")
-        prompts[None] = prompts[name]
-    return prompts
-
-
-def _sentence_transformers_pooler(directory: Path) -> str:
-    """Read 1_Pooling/config.json; without it sentence-transformers uses the mean."""
-    path = directory / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "mean"
-    raw = read_json(path)
-    if "pooling_mode" in raw:
-        return raw["pooling_mode"]
-    prefix = "pooling_mode_"
-    modes = [k.removeprefix(prefix) for k, on in raw.items() if k.startswith(prefix) and on]
-    if len(modes) != 1:
-        raise ConfigError(f"{path}: expected one pooling mode, got {modes}")
-    return {"mean_tokens": "mean", "cls_token": "cls"}.get(modes[0], modes[0])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, open_safetensors
-from jina_jax.config import ConfigError
 from jina_jax.convert.torch_pickle import open_torch
-from jina_jax.files import read_json
+from jina_jax.files import damage, read_json
 
 # In order of preference, as in transformers. An index lists the shards of one checkpoint.
 WEIGHT_FILES = (
@@ -17,12 +16,10 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-# Switches of PEFT's LoraConfig that change what an adapter computes.
-_UNSUPPORTED = (
-    *("use_dora", "use_rslora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern"),
-    *("modules_to_save", "layer_replication", "alora_invocation_tokens", "arrow_config"),
-    *("kasa_config", "monteclora_config", "target_parameters", "trainable_token_indices"),
-)
+# In order of preference, too; ``jina_jax.text`` builds a tokenizer from either.
+TOKENIZERS = ("tokenizer.json", "sentencepiece.bpe.model")
+
+_UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download")
 
 Pairs = list[tuple[str, LazyTensor]]
 
@@ -39,38 +36,46 @@ def open_weights(directory: Path) -> tuple[Path, Pairs]:
     """
     for name in WEIGHT_FILES:
         path = directory / name
-        if path.exists():
+        if is_file(path):
             shards = _shards(path) if name.endswith(".index.json") else [path]
             return path, [pair for shard in shards for pair in open_file(shard).items()]
-    raise CheckpointError(f"{directory}: expected one of {', '.join(WEIGHT_FILES)}; found none")
+    # The second is where huggingface_hub downloads to a directory.
+    paths = [*directory.glob("*"), *directory.glob(".cache/huggingface/download/*")]
+    begun = sorted(path.name for path in paths if path.suffix in _UNFINISHED)
+    raise CheckpointError(
+        f"{directory}: expected one of {', '.join(WEIGHT_FILES)}; found "
+        + (f"downloads that did not finish: {', '.join(begun)}" if begun else "none")
+    )
 
 
 def open_file(path: Path) -> dict[str, LazyTensor]:
     """Open one safetensors or PyTorch file, distinguished by its suffix."""
+    if found := damage(path):
+        raise CheckpointError(f"{path}: {found}")
     return open_torch(path) if path.suffix == ".bin" else open_safetensors(path)
 
 
-def open_adapter(folder: Path) -> tuple[int, float, dict[str, LazyTensor]]:
-    """Open a PEFT LoRA folder.
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; True for a link to nothing, which its reader then names."""
+    return path.exists() or path.is_symlink()
 
-    Returns:
-      rank, alpha, and the tensors under PEFT's keys.
+
+def tokenizer_file(directory: Path) -> Path:
+    """Return the file of a directory's tokenizer; tokenizer.json if it has none."""
+    paths = [directory / name for name in TOKENIZERS]
+    return next((path for path in paths if is_file(path)), paths[0])
+
+
+def open_dense(folder: Path) -> dict[str, LazyTensor]:
+    """Open the weights of a module Dense of sentence-transformers.
 
     Raises:
-      ConfigError: if the adapter is not plain LoRA with one rank and alpha for all modules.
-      CheckpointError: if its weights are missing or not valid.
+      CheckpointError: if they are missing or not valid.
     """
-    raw = read_json(folder / "adapter_config.json")
-    plain = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False}
-    wrong = [f"{k}={raw.get(k)!r}: expected {v!r}" for k, v in plain.items() if raw.get(k, v) != v]
-    wrong += [f"{k}={raw[k]!r}: not supported" for k in _UNSUPPORTED if raw.get(k)]
-    wrong += [f"{k} is missing" for k in ("r", "lora_alpha") if k not in raw]
-    if wrong:
-        raise ConfigError(f"{folder / 'adapter_config.json'}: " + "; ".join(wrong))
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+    for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
-            return raw["r"], raw["lora_alpha"], open_file(folder / name)
-    raise CheckpointError(f"{folder}: expected adapter_model.safetensors or adapter_model.bin")
+            return open_file(folder / name)
+    raise CheckpointError(f"{folder}: expected model.safetensors or pytorch_model.bin of Dense")
 
 
 def _shards(index: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import Config
-from jina_jax.nn.parameters import parameter_shapes
+from jina_jax.nn.parameters import is_adapter, parameter_shapes
 
 Arrays = list[np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,9 +86,21 @@ XLM_ROBERTA = (
     Row("pooler", "linear", ("pooler.dense",)),
 )
 
-TABLES = {"published": PUBLISHED, "transformers": TRANSFORMERS, "xlm-roberta": XLM_ROBERTA}
+TABLES = {
+    "published": PUBLISHED,
+    "transformers": TRANSFORMERS,
+    "xlm-roberta": XLM_ROBERTA,
+    "bert": XLM_ROBERTA,
+}
+# The kinds of positions that a layout's own code computes.
+POSITIONS = {
+    "published": ("rotary", "absolute"),
+    "transformers": ("rotary",),
+    "xlm-roberta": ("absolute",),
+    "bert": ("absolute_from_zero",),
+}
 
-# Part of a key that only this layout has, to recognise a checkpoint by.
+# Part of a key that only this layout has, to recognise a checkpoint by; BERT has XLM-R's keys.
 MARKS = {
     "published": ".mixer.Wqkv.",
     "transformers": ".self_attn.q_proj.",
@@ -97,8 +109,11 @@ MARKS = {
 
 # Keys that belong to other parts of a model (heads, buffers) and that an encoder does not need.
 IGNORED = (
-    r"(^|\.)(lm_head|classifier|qa_outputs)\.|embeddings\.position_ids$|embeddings\.token_type_ids$"
+    r"(^|\.)(lm_head|classifier|qa_outputs|cls\.predictions|cls\.seq_relationship)\."
+    r"|embeddings\.position_ids$|embeddings\.token_type_ids$"
 )
+# Those of them that tell a model trained for something else.
+HEADS = r"(^|\.)(classifier|qa_outputs)\."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,33 +135,69 @@ class Binding:
     split: Callable[[np.ndarray], Arrays]
 
 
-def bindings(layout: str, config: Config, folders: tuple[str, ...] | None = None) -> list[Binding]:
-    """Bind every tensor of an encoder to those of a foreign layout.
+def bindings(
+    layout: str, config: Config, *, stacked: bool, dense: tuple[str, ...] | None = None
+) -> list[Binding]:
+    """Bind the tensors of an encoder to those of a foreign layout's files.
 
     Args:
       layout: a key of ``TABLES``.
       config: of the encoder.
-      folders: the PEFT folder of each task; their tensors' keys start with "folder/". None if
-        adapters, if any, are stacked in the base model's file, as published.
+      stacked: whether the file has the adapters, too, as published. Without, they are in PEFT's
+        folders (``stacking``).
+      dense: the folder of each of ``config.dense``, of which their tensors' keys start with
+        "folder/"; None for those of ``dense_folder``.
 
     Raises:
       CheckpointError: if the layout cannot represent a part of this encoder.
     """
     shapes = parameter_shapes(config)
-    stacked = config.num_tasks > 0 and folders is None
+    if not stacked:
+        shapes = {path: shape for path, shape in shapes.items() if not is_adapter(path)}
     weight = ".parametrizations.weight.original" if stacked else ".weight"
     bound: list[Binding] = []
     for path, kind, modules in _modules(TABLES[layout], config):
         bound += _base(path, kind, modules, shapes, weight)
-    for path, kind, modules in _modules(PUBLISHED if stacked else TRANSFORMERS, config):
         if stacked and layout == "published":
             bound += _stacked_adapters(path, kind, modules[0], shapes)
-        elif not stacked:
-            bound += _adapter_folders(path, kind, modules, shapes, folders or ())
+    for i in range(len(config.dense)):
+        bound += _dense(f"dense.{i}", dense_folder(i) if dense is None else dense[i], shapes)
     left = shapes.keys() - {binding.path for binding in bound}
     if left:
         raise CheckpointError(f"layout {layout!r} has no place for {', '.join(sorted(left))}")
     return bound
+
+
+def adapted_modules(layout: str, config: Config) -> dict[str, tuple[str, ...]]:
+    """List the modules that can have an adapter.
+
+    Args:
+      layout: a key of ``TABLES``.
+      config: of the encoder.
+
+    Returns:
+      Our module's path → the foreign modules that it is, side by side.
+    """
+    shapes = parameter_shapes(config)
+    return {
+        path: modules
+        for path, kind, modules in _modules(TABLES[layout], config)
+        if kind != "norm" and (f"{path}.kernel" in shapes or f"{path}.embedding" in shapes)
+    }
+
+
+def dense_folder(number: int) -> str:
+    """Name the folder of a module Dense, behind those of Transformer and Pooling."""
+    return f"{number + 2}_Dense"
+
+
+def _dense(path: str, folder: str, shapes: Shapes) -> Iterator[Binding]:
+    """Bind a module Dense, in a file of its own: weight (out, in)."""
+    shape = shapes[f"{path}.kernel"]
+    key = f"{folder}/linear.weight"
+    yield Binding(f"{path}.kernel", (key,), (shape[::-1],), _join_rows, _split_rows(1))
+    if f"{path}.bias" in shapes:
+        yield Binding(f"{path}.bias", (f"{folder}/linear.bias",), (shape[1:],), _only, _as_list)
 
 
 def _modules(table: tuple[Row, ...], config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -193,34 +244,6 @@ def _stacked_adapters(path: str, kind: str, module: str, shapes: Shapes) -> Iter
             yield Binding(f"{path}.{leaf}", (key,), (shape,), _only, _as_list)
 
 
-def _adapter_folders(
-    path: str, kind: str, modules: tuple[str, ...], shapes: Shapes, folders: tuple[str, ...]
-) -> Iterator[Binding]:
-    """Bind adapters in PEFT's folders: A (R, in), B (out, R), for embeddings (R, V) and (D, R).
-
-    Where our module is several of theirs, each has its rows of B and a copy of A.
-    """
-    if f"{path}.lora_a" not in shapes:
-        return
-    names = (
-        ("lora_A.weight", "lora_B.weight")
-        if kind == "linear"
-        else ("lora_embedding_A", "lora_embedding_B")
-    )
-    tasks, count = len(folders), len(modules)
-    for leaf, name in zip(("lora_a", "lora_b"), names, strict=True):
-        keys = tuple(
-            f"{folder}/base_model.model.{module}.{name}" for folder in folders for module in modules
-        )
-        _, rows, columns = shapes[f"{path}.{leaf}"]
-        if leaf == "lora_a":
-            theirs, join, split = (columns, rows), _join_copies(path, count), _split_copies(count)
-        else:
-            theirs = (columns // count, rows)
-            join, split = _join_tasks(count), _split_tasks(count)
-        yield Binding(f"{path}.{leaf}", keys, (theirs,) * (tasks * count), join, split)
-
-
 def _only(arrays: Arrays) -> np.ndarray:
     return arrays[0]
 
@@ -243,32 +266,3 @@ def _join_rows(arrays: Arrays) -> np.ndarray:
 
 def _split_rows(count: int) -> Callable[[np.ndarray], Arrays]:
     return lambda array: np.split(array.T, count)
-
-
-def _join_tasks(count: int) -> Callable[[Arrays], np.ndarray]:
-    def join(arrays: Arrays) -> np.ndarray:
-        tasks = [arrays[k : k + count] for k in range(0, len(arrays), count)]
-        return np.stack([np.concatenate(task).T for task in tasks])
-
-    return join
-
-
-def _split_tasks(count: int) -> Callable[[np.ndarray], Arrays]:
-    return lambda array: [part for task in array for part in np.split(task.T, count)]
-
-
-def _join_copies(path: str, count: int) -> Callable[[Arrays], np.ndarray]:
-    def join(arrays: Arrays) -> np.ndarray:
-        for k, array in enumerate(arrays):
-            if not np.array_equal(array, arrays[k - k % count]):
-                raise CheckpointError(
-                    f"{path}.lora_a: query, key and value projections have different lora_A; "
-                    "one shared lora_A is expected, since this model projects all three at once"
-                )
-        return np.stack([array.T for array in arrays[::count]])
-
-    return join
-
-
-def _split_copies(count: int) -> Callable[[np.ndarray], Arrays]:
-    return lambda array: [task.T for task in array for _ in range(count)]

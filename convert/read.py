@@ -1,11 +1,11 @@
-"""Open a checkpoint directory of any known layout as our own tensors."""
+"""Open the weights of any known layout as our own tensors."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
 from jina_jax.config import Config
-from jina_jax.convert.configs import read_config, task_folder
-from jina_jax.convert.files import Pairs, open_adapter, open_weights
-from jina_jax.convert.layouts import IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.configs import read_config
+from jina_jax.convert.files import Pairs, is_file, open_dense, open_weights, tokenizer_file
+from jina_jax.convert.layouts import HEADS, IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.st_modules import POOLING_FILE, Modules, read_modules
 from jina_jax.files import read_json
 from jina_jax.nn.parameters import parameter_shapes
 
@@ -32,12 +33,14 @@ class Checkpoint:
     """An open checkpoint; its tensors are read on demand.
 
     Attributes:
-      directory: where it is.
-      layout: "native", "published", "transformers" or "xlm-roberta".
+      directory: where its config and weights are, or for an adapter alone, its settings.
+      layout: "native", "published", "transformers", "xlm-roberta" or "bert".
       config: its config.
       tensors: path in our encoder → tensor.
       extras: the fields of its ``config.json`` that are not in ``config``.
       ignored: keys of its weights that are not part of an encoder (heads, buffers).
+      tokenizer_directory: where its tokenizer is; None for ``directory``.
+      notes: what a user of its vectors should know: what was assumed, or is not used.
     """
 
     directory: Path
@@ -46,6 +49,13 @@ class Checkpoint:
     tensors: Mapping[str, LazyTensor]
     extras: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
+    tokenizer_directory: Path | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> Path:
+        """The file of its tokenizer: tokenizer.json, or else the SentencePiece model."""
+        return tokenizer_file(self.tokenizer_directory or self.directory)
 
     @property
     def dtype(self) -> np.dtype:
@@ -53,66 +63,91 @@ class Checkpoint:
         return self.tensors["word_embeddings.embedding"].dtype
 
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
-    """Open a checkpoint directory, recognising its layout.
+def open_base(
+    directory: Path, *, settings: Path | None = None, in_folders: bool = False
+) -> Checkpoint:
+    """Open the weights of a directory, without PEFT's adapters.
 
     Args:
-      directory: a native checkpoint, the published layout (safetensors, sharded or one file, or
-        ``pytorch_model.bin``), the transformers layout with its PEFT folders, or plain XLM-R.
+      directory: of the weights and their ``config.json``.
+      settings: directory with the files of sentence-transformers; None for the same.
+      in_folders: whether PEFT's folders have adapters, so that config.json may list them.
 
     Raises:
-      ConfigError, CheckpointError: if it is none of these, or damaged; the message lists every
-        field or key at fault.
+      ConfigError, CheckpointError: as ``open_checkpoint``.
     """
-    directory = Path(directory)
-    if not (directory / "config.json").exists():
-        raise CheckpointError(f"{directory}: expected a checkpoint directory with a config.json")
-    if (directory / WEIGHTS_FILE).exists():
+    if is_file(directory / "config.json") and is_file(directory / WEIGHTS_FILE):
         config, tensors = load_native(directory)
         raw = read_json(directory / "config.json")
         extras = {name: value for name, value in raw.items() if name not in config.to_dict()}
         return Checkpoint(directory, "native", config, tensors, extras)
-    return _open_foreign(directory)
+    modules = read_modules(directory)
+    encoder = modules.encoder
+    if not is_file(encoder / "config.json"):
+        found = [path.parent.name for path in sorted(directory.glob("*_Transformer/config.json"))]
+        hint = f"; {found[0]} has one, and would be found by a modules.json" if found else ""
+        raise CheckpointError(
+            f"{directory}: expected a checkpoint directory with a config.json{hint}"
+        )
+    if settings not in (None, directory):
+        modules = read_modules(settings)
+    opened = _open_foreign(encoder, modules, settings or directory, in_folders=in_folders)
+    if settings in (None, directory):
+        return opened
+    return dataclasses.replace(opened, directory=settings, tokenizer_directory=encoder)
 
 
-def _open_foreign(directory: Path) -> Checkpoint:
+def _open_foreign(directory: Path, modules: Modules, root: Path, *, in_folders: bool) -> Checkpoint:
     file, pairs = open_weights(directory)
-    prefix, layout = _recognise(file, pairs)
+    raw = read_json(directory / "config.json")
+    prefix, layout = _recognise(file, pairs, raw)
     ignored = tuple(key for key, _ in pairs if re.search(IGNORED, key))
     if ignored:
         _LOGGER.info("%s: ignored, no part of the encoder: %s", file, ", ".join(ignored))
     pairs = [pair for pair in pairs if pair[0] not in ignored]
-    adapters = _open_adapters(directory)
     stacked = any(".parametrizations." in key for key, _ in pairs)
-    if stacked and adapters:
-        raise CheckpointError(f"{file}: has adapters, and PEFT folders beside it: {[*adapters]}")
     config, extras = read_config(
-        directory,
+        raw,
+        modules,
         layout=layout,
         has_pooler=any(key.startswith(f"{prefix}pooler.") for key, _ in pairs),
         stacked=stacked,
-        adapters={folder: (rank, alpha) for folder, (rank, alpha, _) in adapters.items()},
+        in_folders=in_folders,
     )
-    by_task = {task_folder(folder): folder for folder in adapters}
-    folders = tuple(by_task[task_folder(task)] for task in config.lora_adaptations if adapters)
-    for folder, (_, _, tensors) in adapters.items():
-        pairs += [(f"{folder}/{key}", tensor) for key, tensor in tensors.items()]
-    bound = [_prefixed(b, prefix) for b in bindings(layout, config, None if stacked else folders)]
+    dense = tuple(module.folder for module in modules.dense)
+    for folder in dense:
+        pairs += [(f"{folder}/{key}", tensor) for key, tensor in open_dense(root / folder).items()]
+    bound = [_prefixed(b, prefix) for b in bindings(layout, config, stacked=stacked, dense=dense)]
     expected = {k: s for b in bound for k, s in zip(b.keys, b.shapes, strict=True)}
     check_keys(expected, pairs, str(file))
     found, shapes = dict(pairs), parameter_shapes(config)
     _check_dtypes(bound, found, str(file))
     tensors = {b.path: _bind(b, found, shapes[b.path]) for b in bound}
-    return Checkpoint(directory, layout, config, tensors, extras, ignored)
+    notes = tuple(_notes(root, layout, modules, ignored))
+    return Checkpoint(directory, layout, config, tensors, extras, ignored, notes=notes)
 
 
-def _open_adapters(directory: Path) -> dict[str, tuple[int, float, dict[str, LazyTensor]]]:
-    """Open every PEFT folder of a checkpoint, by name."""
-    paths = sorted(directory.glob("*/adapter_config.json"))
-    return {path.parent.name: open_adapter(path.parent) for path in paths}
+def _notes(root: Path, layout: str, modules: Modules, ignored: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a user of a checkpoint's vectors should know."""
+    if heads := [key for key in ignored if re.search(HEADS, key)]:
+        yield (
+            f"{root}: {', '.join(heads)} ignored: this is a classifier or reranker; its vectors "
+            "were not trained to be compared"
+        )
+    plain = layout in ("xlm-roberta", "bert")
+    if modules.pooler is None and (plain or modules.normalize is not None):
+        yield (
+            f"{root}: no {POOLING_FILE} or no Pooling in modules.json: the mean over tokens is "
+            "assumed, as sentence-transformers does without module files"
+        )
+    if modules.similarity_fn_name != "cosine" and modules.normalize is False:
+        yield (
+            f"{root}: similarity_fn_name={modules.similarity_fn_name!r} compares vectors that are "
+            "not of unit length: encode with normalize_embeddings=False"
+        )
 
 
-def _recognise(file: Path, pairs: Pairs) -> tuple[str, str]:
+def _recognise(file: Path, pairs: Pairs, raw: Mapping[str, Any]) -> tuple[str, str]:
     """Return the prefix of all keys ("", "roberta.", …) and the layout."""
     prefixes = [match[1] for key, _ in pairs if (match := _WORD_EMBEDDINGS.fullmatch(key))]
     if len(set(prefixes)) != 1:
@@ -121,14 +156,15 @@ def _recognise(file: Path, pairs: Pairs) -> tuple[str, str]:
         )
     for layout, mark in MARKS.items():
         if any(mark in key for key, _ in pairs):
-            return prefixes[0], layout
+            is_bert = layout == "xlm-roberta" and raw.get("model_type") == "bert"
+            return prefixes[0], "bert" if is_bert else layout
     raise CheckpointError(
         f"{file}: not a known layout; expected keys with one of {', '.join(MARKS.values())}"
     )
 
 
 def _prefixed(binding: Binding, prefix: str) -> Binding:
-    """Prepend the file's prefix to a binding's keys, except those in PEFT folders."""
+    """Prepend the file's prefix to a binding's keys, except those of modules in folders."""
     keys = tuple(key if "/" in key else prefix + key for key in binding.keys)
     return dataclasses.replace(binding, keys=keys)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,20 @@ import numpy as np
 from jina_jax.checkpoints.names import LAYOUTS
 from jina_jax.checkpoints.native import write_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor, write_safetensors
-from jina_jax.convert.configs import dump_config, sentence_transformers_prompts, task_folder
-from jina_jax.convert.layouts import Binding, bindings
+from jina_jax.convert.configs import dump_config, task_folder
+from jina_jax.convert.files import TOKENIZERS
+from jina_jax.convert.layouts import POSITIONS, Binding, adapted_modules, bindings
+from jina_jax.convert.peft import CONFIG_FILE, WEIGHT_FILES
 from jina_jax.convert.read import Checkpoint
+from jina_jax.convert.st_write import write_modules
+from jina_jax.convert.unstacking import peft_config, peft_keys, unstack
 from jina_jax.files import new_directory, write_json
 from jina_jax.nn.lora import merged_weight
 from jina_jax.nn.parameters import adapters_of, is_adapter
 
 _BLOCK_ROWS = 1024
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-PROMPTS_FILE = "config_sentence_transformers.json"
-# Files that sentence-transformers reads; modules.json is right for its own layout only.
-_COMMON_FILES = (*TOKENIZER_FILES, "1_Pooling/config.json", PROMPTS_FILE)
-_SAME_LAYOUT_FILES = ("modules.json", "sentence_bert_config.json", "README.md")
+TOKENIZER_FILES = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json")
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str) -> None:
@@ -36,7 +35,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
     Args:
       checkpoint: from ``open_checkpoint`` or ``merge_checkpoint``.
       directory: to make.
-      layout: "native", "published", "transformers" (adapters in PEFT folders) or "xlm-roberta".
+      layout: "native", "published", "transformers", "xlm-roberta" or "bert"; the last three have
+        adapters in PEFT folders.
 
     Raises:
       ValueError: for an unknown layout.
@@ -50,6 +50,7 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str | Path, layout: str)
             write_native(partial, checkpoint.config, checkpoint.tensors, checkpoint.extras)
         else:
             _write_foreign(checkpoint, partial, layout)
+            write_modules(partial, checkpoint.config, layout)
         _carry_files(checkpoint, partial, layout)
 
 
@@ -93,32 +94,44 @@ def _merged_in_blocks(
 
 def _write_foreign(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
     config = checkpoint.config
-    folders = None
-    if layout != "published":
-        folders = tuple(task_folder(task) for task in config.lora_adaptations)
-        if len(set(folders)) < len(folders):
-            raise CheckpointError(f"tasks {config.lora_adaptations} have the same folder names")
-    if layout == "xlm-roberta" and folders:
-        raise CheckpointError("layout 'xlm-roberta' has no place for adapters; merge a task first")
-    if (layout == "xlm-roberta") != (config.position_embedding_type == "absolute") and (
-        layout != "published"
-    ):
+    stacked = layout == "published"
+    if config.position_embedding_type not in POSITIONS[layout]:
         raise CheckpointError(
             f"layout {layout!r} has no place for {config.position_embedding_type} positions"
         )
-    groups: dict[str, dict[str, LazyTensor]] = {"": {}, **{name: {} for name in folders or ()}}
-    for binding in bindings(layout, config, folders):
+    prefix = "roberta." if stacked else ""
+    groups: dict[str, dict[str, LazyTensor]] = {"": {}}  # by folder
+    for binding in bindings(layout, config, stacked=stacked and config.num_tasks > 0):
         for key, tensor in _split(binding, checkpoint.tensors[binding.path]).items():
             folder, _, name = key.rpartition("/")
-            prefix = "roberta." if layout == "published" else ""
-            groups[folder][prefix + name] = tensor
+            groups.setdefault(folder, {})[name if folder else prefix + name] = tensor
     raw = dump_config(layout, config, checkpoint.extras, checkpoint.dtype)
     write_json(directory / "config.json", raw)
-    write_safetensors(directory / "model.safetensors", groups.pop(""), "pt")
     for folder, tensors in groups.items():
+        (directory / folder).mkdir(exist_ok=True)
+        write_safetensors(directory / folder / "model.safetensors", tensors, "pt")
+    if not stacked:
+        _write_folders(checkpoint, directory, layout)
+
+
+def _write_folders(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
+    """Write each task's adapter as a folder of PEFT's."""
+    config = checkpoint.config
+    folders = [task_folder(task) for task in config.lora_adaptations]
+    if len(set(folders)) < len(folders):
+        raise CheckpointError(f"tasks {config.lora_adaptations} have the same folder names")
+    modules = adapted_modules(layout, config)
+    paths = {name: path for path, names in modules.items() for name in names}
+    for task, folder in enumerate(folders):
+        factors = unstack(checkpoint.tensors, modules, task)
         (directory / folder).mkdir()
-        write_json(directory / folder / "adapter_config.json", _adapter_config(checkpoint, tensors))
-        write_safetensors(directory / folder / "adapter_model.safetensors", tensors, "pt")
+        write_json(directory / folder / CONFIG_FILE, peft_config(factors, modules, config))
+        tensors = {
+            key: tensor
+            for name, pair in factors.items()
+            for key, tensor in zip(peft_keys(paths[name], name), pair, strict=True)
+        }
+        write_safetensors(directory / folder / WEIGHT_FILES[0], tensors, "pt")
 
 
 def _split(binding: Binding, tensor: LazyTensor) -> dict[str, LazyTensor]:
@@ -130,32 +143,10 @@ def _split(binding: Binding, tensor: LazyTensor) -> dict[str, LazyTensor]:
     return {key: lazy(k) for k, key in enumerate(binding.keys)}
 
 
-def _adapter_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
-    """Describe an adapter to PEFT."""
-    modules = {key.split(".lora_")[0].rsplit(".", 1)[1] for key in tensors}
-    return {
-        "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
-        "base_model_name_or_path": None,
-        "r": checkpoint.config.lora_rank,
-        "lora_alpha": checkpoint.config.lora_alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted(modules),
-    }
-
-
 def _carry_files(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
-    """Copy the tokenizer's files and sentence-transformers' settings, kept consistent."""
-    prompt = checkpoint.config.default_prompt
-    if prompt != sentence_transformers_prompts(checkpoint.directory).get(None, ""):
-        prompts = {"prompts": {"default": prompt}, "default_prompt_name": "default"}
-        write_json(directory / PROMPTS_FILE, prompts)
-    names = _COMMON_FILES + (_SAME_LAYOUT_FILES if layout == checkpoint.layout else ())
-    for name in names:
-        source, target = checkpoint.directory / name, directory / name
-        if source.exists() and not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+    """Copy the tokenizer's files, and the text about a model whose layout stays."""
+    same = layout == checkpoint.layout
+    for name in (*TOKENIZER_FILES, *(["README.md"] if same else [])):
+        own = checkpoint.tokenizer.parent if name in TOKENIZER_FILES else checkpoint.directory
+        if (own / name).exists():
+            shutil.copyfile(own / name, directory / name)

@@ -8,15 +8,21 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-POSITION_EMBEDDING_TYPES = ("rotary", "absolute")
-POOLERS = ("mean", "cls")
+# "absolute" is XLM-RoBERTa's, from pad_token_id + 1; "absolute_from_zero" is BERT's.
+POSITION_EMBEDDING_TYPES = ("rotary", "absolute", "absolute_from_zero")
+POOLERS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 ACTIVATIONS = ("gelu",)
+DENSE_ACTIVATIONS = ("identity", "tanh")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 # Switches of the published code (jinaai/xlm-roberta-flash-implementation) and of transformers that
 # would change the function computed here, each with the values that leave it unchanged.
 _UNSUPPORTED_UNLESS: dict[str, tuple[Any, ...]] = {
     "is_decoder": (None, False),
+    "is_encoder_decoder": (None, False),
     "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
     "rotary_emb_interleaved": (None, False),
     "rotary_emb_scale_base": (None,),
     "rope_scaling": (None,),
@@ -33,11 +39,27 @@ class ConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A linear map of pooled vectors, as sentence-transformers' module of that name.
+
+    Attributes:
+      out_features: length of its result.
+      bias: whether it has one.
+      activation: "identity" or "tanh", applied to the result.
+    """
+
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Architecture, tasks, prompts and dimensions of one checkpoint.
 
-    Field names are those of the published ``config.json``. No field has a default: a missing one is
-    an error, unless the reader of a file's format fills it in.
+    Field names are those of the published ``config.json``. Fields of the published model have no
+    default: a missing one is an error, unless the reader of a file's format fills it in. The last
+    ones, of models made with sentence-transformers, change nothing where they are missing.
 
     Attributes:
       vocab_size: number V of rows in the word embedding table.
@@ -47,22 +69,29 @@ class Config:
       intermediate_size: width F of the feed-forward network.
       hidden_act: activation, "gelu" (exact, with the error function).
       layer_norm_eps: epsilon added to the variance in every LayerNorm.
-      max_position_embeddings: number of positions, including the ``pad_token_id + 1`` that XLM-R
+      max_position_embeddings: number of positions, including the ``position_offset`` that XLM-R
         never uses.
       type_vocab_size: number of rows in the token type table; row 0 is added to every token.
-      pad_token_id: id of ``<pad>``; absolute positions start at ``pad_token_id + 1``.
+      pad_token_id: id of ``<pad>``; "absolute" positions start at ``pad_token_id + 1``.
       initializer_range: standard deviation of new weights.
       hidden_dropout_prob, attention_probs_dropout_prob: used in training only.
-      position_embedding_type: "rotary" or "absolute".
+      position_embedding_type: "rotary", "absolute" or "absolute_from_zero".
       rotary_emb_base: base of the rotary angles; None with absolute positions.
       add_pooling_layer: whether the checkpoint has the tanh pooler (not used for embeddings).
-      emb_pooler: pooling of token vectors into a text's vector, "mean" or "cls".
+      emb_pooler: pooling of token vectors into a text's vector, one of ``POOLERS``.
       lora_adaptations: task names, in the order of the adapters' task axis; empty for none.
       lora_rank, lora_alpha: rank R, and alpha of ``lora_alpha / lora_rank``; None without tasks.
       task_instructions: pairs of a task and the prompt that is prepended to its texts.
       default_prompt: the prompt of texts that are encoded without a task.
-      matryoshka_dimensions: allowed ``truncate_dim``, ascending; empty allows 1 … ``hidden_size``.
-      truncate_dim: dimension of embeddings by default; None for ``hidden_size``.
+      matryoshka_dimensions: allowed ``truncate_dim``, ascending; empty allows 1 … ``output_size``.
+      truncate_dim: dimension of embeddings by default; None for ``output_size``.
+      prompts: pairs of a name and a prompt, for ``encode(prompt_name=…)``.
+      include_prompt: whether the tokens of ``<s>`` and the prompt are pooled.
+      max_seq_length: most tokens of a text unless a call says otherwise; None for ``max_length``.
+      dense: maps of the pooled vector, in order.
+      normalize: whether sentence-transformers scales the vectors to unit length by itself;
+        ``JinaEmbeddings.encode`` always does, unless its argument says otherwise.
+      similarity_fn_name: what ``similarity`` computes, one of ``SIMILARITIES``.
     """
 
     vocab_size: int
@@ -89,6 +118,12 @@ class Config:
     default_prompt: str
     matryoshka_dimensions: tuple[int, ...]
     truncate_dim: int | None
+    prompts: tuple[tuple[str, str], ...] = ()
+    include_prompt: bool = True
+    max_seq_length: int | None = None
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = True
+    similarity_fn_name: str = "cosine"
 
     def __post_init__(self) -> None:
         problems = [
@@ -108,8 +143,9 @@ class Config:
         Raises:
           ConfigError: naming every missing, mistyped or unsupported field.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        problems = [f"{name} is missing" for name in names if name not in values]
+        fields = dataclasses.fields(cls)
+        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+        problems = [f"{name} is missing" for name in needed if name not in values]
         problems += [
             f"{name}={values[name]!r} is not supported, only {allowed[-1]!r}"
             for name, allowed in _UNSUPPORTED_UNLESS.items()
@@ -117,12 +153,14 @@ class Config:
         ]
         if problems:
             raise ConfigError("config: " + "; ".join(problems))
-        picked = {name: values[name] for name in names}
-        for name in ("lora_adaptations", "matryoshka_dimensions"):
-            if isinstance(picked[name], list):
+        picked = {field.name: values[field.name] for field in fields if field.name in values}
+        for name in ("lora_adaptations", "matryoshka_dimensions", "dense"):
+            if isinstance(picked.get(name), list):
                 picked[name] = tuple(picked[name])
-        if isinstance(picked["task_instructions"], Mapping):
-            picked["task_instructions"] = tuple(picked["task_instructions"].items())
+        for name in ("task_instructions", "prompts"):
+            if isinstance(picked.get(name), Mapping):
+                picked[name] = tuple(picked[name].items())
+        picked["dense"] = _parse_dense(picked.get("dense", ()))
         config = cls(**picked)
         for name in _HEAD_DIMS:
             if values.get(name) not in (None, config.head_dim):
@@ -135,6 +173,8 @@ class Config:
         values["lora_adaptations"] = list(self.lora_adaptations)
         values["matryoshka_dimensions"] = list(self.matryoshka_dimensions)
         values["task_instructions"] = dict(self.task_instructions)
+        values["prompts"] = dict(self.prompts)
+        values["dense"] = list(values["dense"])
         return values
 
     @property
@@ -145,7 +185,23 @@ class Config:
     @property
     def max_length(self) -> int:
         """Most tokens of a text, ``<s>`` and ``</s>`` included."""
-        return self.max_position_embeddings - self.pad_token_id - 1
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions are learned vectors, in a table."""
+        return self.position_embedding_type != "rotary"
+
+    @property
+    def position_offset(self) -> int:
+        """Position of a text's first token."""
+        from_zero = self.position_embedding_type == "absolute_from_zero"
+        return 0 if from_zero else self.pad_token_id + 1
+
+    @property
+    def output_size(self) -> int:
+        """Length of a text's vector before ``truncate_dim``."""
+        return self.dense[-1].out_features if self.dense else self.hidden_size
 
     @property
     def num_tasks(self) -> int:
@@ -183,6 +239,21 @@ class Config:
             return self.default_prompt
         self.task_id(task)
         return dict(self.task_instructions)[task]
+
+    def named_prompt(self, name: str) -> str:
+        """Return a prompt by its name: one of ``prompts``, of a task, or "default".
+
+        Raises:
+          ValueError: for another name; the message lists the known ones.
+        """
+        known = {
+            "default": self.default_prompt,
+            **dict(self.task_instructions),
+            **dict(self.prompts),
+        }
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"prompt_name={name!r}: expected one of {', '.join(map(repr, known))}")
+        return known[name]
 
     def only(self, tasks: Sequence[str]) -> Config:
         """Return the config of an encoder with only these adapters, in this order.
@@ -224,10 +295,10 @@ class Config:
         """
         given = 0 if truncate_dim is None else truncate_dim
         is_integer = isinstance(given, numbers.Integral) and not isinstance(given, bool)
-        dim = given or self.truncate_dim or self.hidden_size
-        allowed = self.matryoshka_dimensions or range(1, self.hidden_size + 1)
-        if not is_integer or (dim not in allowed and dim != self.hidden_size):
-            wanted = ", ".join(map(str, self.matryoshka_dimensions)) or f"1 to {self.hidden_size}"
+        dim = given or self.truncate_dim or self.output_size
+        allowed = self.matryoshka_dimensions or range(1, self.output_size + 1)
+        if not is_integer or (dim not in allowed and dim != self.output_size):
+            wanted = ", ".join(map(str, self.matryoshka_dimensions)) or f"1 to {self.output_size}"
             raise ValueError(f"truncate_dim={truncate_dim!r}: expected one of {wanted}")
         return int(dim)
 
@@ -262,8 +333,28 @@ def _is_tuple(value: Any, is_item: Callable[[Any], bool]) -> bool:
     return isinstance(value, tuple) and all(map(is_item, value))
 
 
+def _is_dense(value: Any) -> bool:
+    if not isinstance(value, Dense) or not isinstance(value.bias, bool):
+        return False
+    return _is_int(value.out_features) and value.activation in DENSE_ACTIVATIONS
+
+
+def _is_named_text(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def _parse_dense(values: Any) -> Any:
+    """Return ``Dense`` for each dict of its fields; anything else for the rules to refuse."""
+    if not isinstance(values, tuple):
+        return values
+    names = {field.name for field in dataclasses.fields(Dense)}
+    return tuple(
+        Dense(**one) if isinstance(one, Mapping) and one.keys() == names else one for one in values
+    )
+
+
 def _has_positions(c: Config) -> bool:
-    return _is_int(c.pad_token_id, 0) and _is_int(c.max_position_embeddings, c.pad_token_id + 3)
+    return _is_int(c.pad_token_id, 0) and _is_int(c.max_position_embeddings, c.position_offset + 2)
 
 
 def _is_rotary(c: Config) -> bool:
@@ -294,19 +385,33 @@ def _has_dimensions(c: Config) -> bool:
     dims = c.matryoshka_dimensions
     if not _is_tuple(dims, _is_int) or list(dims) != sorted(set(dims)):
         return False
-    return not dims or not _is_int(c.hidden_size) or dims[-1] <= c.hidden_size
+    return not dims or not _has_output_size(c) or dims[-1] <= c.output_size
+
+
+def _has_output_size(c: Config) -> bool:
+    return _is_tuple(c.dense, _is_dense) and _is_int(c.output_size)
 
 
 def _has_truncate_dim(c: Config) -> bool:
     if c.truncate_dim is None:
         return True
-    if not (_is_int(c.truncate_dim) and _is_int(c.hidden_size) and _has_dimensions(c)):
+    if not (_is_int(c.truncate_dim) and _has_output_size(c) and _has_dimensions(c)):
         return False
-    return c.truncate_dim in (c.matryoshka_dimensions or range(1, c.hidden_size + 1))
+    return c.truncate_dim in (c.matryoshka_dimensions or range(1, c.output_size + 1))
+
+
+def _has_max_seq_length(c: Config) -> bool:
+    if c.max_seq_length is None or not _has_positions(c):
+        return c.max_seq_length is None
+    return _is_int(c.max_seq_length, 2) and c.max_seq_length <= c.max_length
 
 
 def _one_of(names: tuple[str, ...]) -> tuple[str, Callable[[Any], bool]]:
-    return "one of " + ", ".join(map(repr, names)), lambda value: value in names
+    return "one of " + ", ".join(map(repr, names)), lambda value: _is_in(value, names)
+
+
+def _is_in(value: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(value, str) and value in names
 
 
 # Each rule: a field, the expected value, and whether a value or a config has it. Rules do not build
@@ -328,6 +433,15 @@ _VALUE_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("add_pooling_layer", "true or false", lambda value: isinstance(value, bool)),
     ("emb_pooler", *_one_of(POOLERS)),
     ("default_prompt", "a string", lambda value: isinstance(value, str)),
+    ("prompts", "a string for each name", lambda value: _is_tuple(value, _is_named_text)),
+    ("include_prompt", "true or false", lambda value: isinstance(value, bool)),
+    (
+        "dense",
+        "a list of out_features, bias and activation, 'identity' or 'tanh'",
+        lambda value: _is_tuple(value, _is_dense),
+    ),
+    ("normalize", "true or false", lambda value: isinstance(value, bool)),
+    ("similarity_fn_name", *_one_of(SIMILARITIES)),
 )
 _CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("num_attention_heads", "a divisor of hidden_size={c.hidden_size!r}", _has_heads),
@@ -336,7 +450,11 @@ _CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
         "an even head dimension with rotary positions",
         lambda c: not _is_rotary(c) or (_has_heads(c) and c.head_dim % 2 == 0),
     ),
-    ("max_position_embeddings", "an integer of at least pad_token_id + 3", _has_positions),
+    (
+        "max_position_embeddings",
+        "an integer of at least pad_token_id + 3 (2 from zero)",
+        _has_positions,
+    ),
     (
         "rotary_emb_base",
         "a positive number with rotary positions, null otherwise",
@@ -354,6 +472,12 @@ _CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
         lambda c: _is_positive(c.lora_alpha) if _is_adapted(c) else c.lora_alpha is None,
     ),
     ("task_instructions", "one prompt for each of lora_adaptations", _has_prompts),
-    ("matryoshka_dimensions", "ascending integers up to hidden_size", _has_dimensions),
+    ("matryoshka_dimensions", "ascending integers up to the vectors' length", _has_dimensions),
     ("truncate_dim", "null or one of matryoshka_dimensions", _has_truncate_dim),
+    (
+        "include_prompt",
+        "true with the pooler 'weightedmean', whose weights would depend on the prompt",
+        lambda c: c.include_prompt is not False or c.emb_pooler != "weightedmean",
+    ),
+    ("max_seq_length", "null or an integer from 2 to the number of positions", _has_max_seq_length),
 )

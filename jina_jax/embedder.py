@@ -15,7 +15,7 @@ from jina_jax.checkpoints.hub import HubOptions, fetch
 from jina_jax.checkpoints.load import to_state
 from jina_jax.checks import check_flags
 from jina_jax.convert import open_checkpoint
-from jina_jax.runtime import arguments
+from jina_jax.runtime import arguments, quantizing
 from jina_jax.runtime.batching import Batching
 from jina_jax.runtime.model import Model
 from jina_jax.runtime.pipeline import Result
@@ -27,6 +27,7 @@ from jina_jax.runtime.results import (
     FormOptions,
     finish,
     warn_dropped,
+    warn_user,
 )
 from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
 from jina_jax.tasks import AUTO, Task, usual_tasks
@@ -47,6 +48,7 @@ class JinaEmbeddings(Model):
         name_or_path: str | os.PathLike[str],
         *,
         dtype: str | None = None,
+        quantization: str | None = None,
         split_special_tokens: bool = False,
         mesh: Mesh | None = None,
         batching: Batching | None = None,
@@ -61,6 +63,7 @@ class JinaEmbeddings(Model):
         Args:
           name_or_path: a directory, a Hugging Face Hub id, or "tiny", the model in the package.
           dtype: "float32", "bfloat16" or "float16", of weights and activations; None: the file's.
+          quantization: None, or "int8" or "fp8" (Ada, Hopper and later) for products in 8 bits.
           split_special_tokens: read "<s>", "<mask>", … inside a text as plain text, not as the
             special tokens of that name; set it for texts from strangers.
           mesh: devices to use (``jina_jax.make_mesh``); None for all of them, each with a copy of
@@ -75,21 +78,23 @@ class JinaEmbeddings(Model):
           hub: revision, token, cache_dir, local_files_only, as in huggingface_hub.
 
         Raises:
-          ValueError: for an unknown dtype or kernel, a mesh that does not fit, or unusable files
-            (``ConfigError``, ``CheckpointError``).
+          ValueError: for a wrong argument; ``ConfigError``, ``CheckpointError`` for unusable files.
           FileNotFoundError: if there is no such checkpoint.
         """
         if unknown := hub.keys() - HubOptions.__annotations__.keys():
             raise TypeError(f"from_pretrained: unexpected keyword argument {min(unknown)!r}")
-        checkpoint = open_checkpoint(fetch(name_or_path, **hub))
-        tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
+        checkpoint = open_checkpoint(fetch(name_or_path, **hub), **hub)
+        warn_user(*checkpoint.notes)
+        tokenizer = Tokenizer.from_file(checkpoint.tokenizer)
         if mesh is None and len(jax.devices()) > 1:
             mesh = make_mesh()
         if scan_layers is None:
             scan_layers = jax.default_backend() == "tpu"
+        options: Any = {"scan_layers": scan_layers, "quantization": quantization}
         if mesh is not None:
             check_mesh(mesh, checkpoint.config)
-        options: Any = {"scan_layers": scan_layers, "place": None if mesh is None else placer(mesh)}
+            options["place"] = placer(mesh)
+        quantizing.check_quantization(quantization, mesh)
         with cache.compilation_cache(compilation_cache):
             state = to_state(checkpoint.config, checkpoint.tensors, dtype, **options)
         return cls(
@@ -133,6 +138,7 @@ class JinaEmbeddings(Model):
         *,
         task: Task = None,
         prompt: str | None = "auto",
+        prompt_name: str | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
         long_text: str = "truncate",
@@ -147,12 +153,12 @@ class JinaEmbeddings(Model):
         """Embed texts.
 
         Args:
-          texts: a string or n of them, in a list, generator, array or column (pandas); on a mesh of
-            several processes, the same on each.
+          texts: a string, or n in a list, generator or column; the same on each process of a mesh.
           task: adapter to use, one of ``config.lora_adaptations``, or None for the base model; or
             a sequence with one of these per text.
           prompt: "auto" for the prompt of each text's task, None for no prompt, or a string to
             prepend to every text.
+          prompt_name: one of ``config.prompts`` or a task, to use its prompt for every text.
           truncate_dim: Matryoshka dimension d, cut to before normalising; None or 0: the model's.
           max_length: most tokens that the encoder sees at once, prompt, ``<s>`` and ``</s>``
             included; None for ``max_seq_length``.
@@ -176,20 +182,20 @@ class JinaEmbeddings(Model):
             embedding that is not finite; the message names it.
         """
         check_flags(normalize_embeddings=normalize_embeddings, return_info=return_info)
-        requests = arguments.make_requests(self.config, texts, task, prompt)
-        dim = self.config.embedding_dim(truncate_dim)
+        requests = arguments.make_requests(self.config, texts, task, prompt, prompt_name)
+        dim = arguments.pick_dim(self.config, truncate_dim, output_value)
         max_length = self._max_length(max_length)
         overlap = arguments.pick_windows(self.config, long_text, overlap, max_length, output_value)
         by_token = output_value == "token_embeddings"
-        shape = (len(requests), dim)
-        found: Any = [None] * len(requests) if by_token else np.zeros(shape, np.float32)
+        count, width = len(requests), self.config.hidden_size if self.config.dense else dim
+        found: Any = [None] * count if by_token else np.zeros((count, width), np.float32)
 
         def store(index: int, result: Result) -> None:
             if by_token:
                 vectors = result.vectors[:, :dim].copy()
                 found[index] = finish(vectors, self.engine.dtype, normalize=False, text=index)
             else:
-                found[index] = result.vectors[0, :dim]
+                found[index] = result.vectors[0, :width]
 
         info = self._run(
             requests,
@@ -202,6 +208,7 @@ class JinaEmbeddings(Model):
         )
         warn_dropped(info.dropped, max_length)
         if not by_token:
+            found = self._project(found)[:, :dim]
             found = finish(found, self.engine.dtype, normalize=normalize_embeddings)
         embeddings = found[0] if isinstance(texts, str) else found
         if not convert_to_numpy:
@@ -209,14 +216,12 @@ class JinaEmbeddings(Model):
         return (embeddings, info) if return_info else embeddings
 
     def encode_query(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:
-        """Embed queries: ``encode`` with "retrieval.query" where the model has it."""
-        options.setdefault("task", usual_tasks(self, "retrieval")[0])
-        return self.encode(texts, **options)
+        """Embed queries: ``encode`` with "retrieval.query", or the prompt named "query"."""
+        return self.encode(texts, **arguments.with_side(self.config, "query", options))
 
     def encode_document(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:
-        """Embed documents: ``encode`` with "retrieval.passage" where the model has it."""
-        options.setdefault("task", usual_tasks(self, "retrieval")[1])
-        return self.encode(texts, **options)
+        """Embed documents: ``encode`` with "retrieval.passage", or the prompt of documents."""
+        return self.encode(texts, **arguments.with_side(self.config, "document", options))
 
     @overload
     def encode_chunks(  # type: ignore[overload-overlap]
@@ -237,6 +242,7 @@ class JinaEmbeddings(Model):
         *,
         task: Task = AUTO,
         prompt: str | None = "auto",
+        prompt_name: str | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
         overlap: int | None = None,
@@ -259,8 +265,8 @@ class JinaEmbeddings(Model):
           task: adapter, as for ``encode``; "auto" for "retrieval.passage" where there is one.
           max_length: most tokens that the encoder sees at once. Longer texts are encoded in windows
             of so many; nothing is cut off.
-          prompt, truncate_dim, overlap, batch_size, normalize_embeddings, show_progress_bar,
-            return_info: as for ``encode``.
+          prompt, prompt_name, truncate_dim, overlap, batch_size, normalize_embeddings,
+            show_progress_bar, return_info: as for ``encode``.
 
         Returns:
           ``Chunks`` for a string, a list of them for a sequence: a vector for every chunk asked
@@ -274,14 +280,14 @@ class JinaEmbeddings(Model):
         if isinstance(task, str) and task == AUTO:
             task = usual_tasks(self, "late chunking")[0]
         check_flags(normalize_embeddings=normalize_embeddings, return_info=return_info)
-        requests = arguments.make_requests(self.config, texts, task, prompt, chunks)
+        requests = arguments.make_requests(self.config, texts, task, prompt, prompt_name, chunks)
         dim = self.config.embedding_dim(truncate_dim)
         max_length = self._max_length(max_length)
         overlap = arguments.pick_overlap(overlap, max_length)
         found: Any = [None] * len(requests)
 
         def store(index: int, result: Result) -> None:
-            vectors, dtype = result.vectors[:, :dim], self.engine.dtype
+            vectors, dtype = self._project(result.vectors)[:, :dim], self.engine.dtype
             vectors = finish(vectors, dtype, normalize=normalize_embeddings, text=index)
             found[index] = Chunks(result.prepared.spans, vectors)
 

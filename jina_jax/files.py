@@ -103,11 +103,42 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+def damage(path: Path) -> str | None:
+    """Say what a file is instead of what its name promises.
+
+    Returns:
+      None for a file that is missing, or none of these: a pointer of Git LFS, a link to nothing, an
+      empty file, a web page that was saved in its place.
+    """
+    if path.is_symlink() and not path.exists():
+        return f"a link to nothing ({os.readlink(path)}): download the file again"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        start = file.read(256)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer, not the file itself: run git lfs pull, or download it again"
+    if not start:
+        return "an empty file: download it again"
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page, not the file itself: download it again"
+    return None
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises ``ConfigError`` naming the file if it is not one."""
+    """Read a JSON object from a file in UTF-8, UTF-16 or UTF-32, with or without a mark of it.
+
+    Raises:
+      ConfigError: naming the file if it is none.
+      FileNotFoundError: if there is no file.
+    """
+    path = Path(path)
+    if found := damage(path):
+        raise ConfigError(f"{path}: {found}")
+    content = path.read_bytes()
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nested without end
+        values = json.loads(content.decode(json.detect_encoding(content)))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad text, or nested without end
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")

@@ -18,6 +18,11 @@ Tensors = dict[str, np.ndarray]
 
 FOLDERS = [re.sub(r"\W", "_", task.replace("-", "_")) for task in TASKS]
 _ADAPTED = re.compile(r"roberta\.(.*)\.parametrizations\.weight\.(original|0\.lora_A|0\.lora_B)")
+# As transformers' JinaEmbeddingsV3Model calls the modules that the published code adapts.
+_TARGETS = [
+    *("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "pooler.dense"),
+    *("word_embeddings", "token_type_embeddings"),
+]
 _RENAMED = (
     (r"^emb_ln", "embeddings.LayerNorm"),
     (r"^encoder\.layers", "layers"),
@@ -169,7 +174,8 @@ def xlm_roberta_config(size: Mapping[str, int] = SMALL, **changes) -> dict:
 def peft_config(**changes) -> dict:
     """Return the fields of PEFT's adapter_config.json that matter here."""
     plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 1, "bias": "none", "fan_in_fan_out": False}
-    return {**plain, "use_dora": False, "use_rslora": False, "rank_pattern": {}, **changes}
+    switches = {"use_dora": False, "use_rslora": False, "rank_pattern": {}}
+    return {**plain, **switches, "target_modules": _TARGETS, **changes}
 
 
 def write(directory: Path, config: Mapping, tensors: Tensors, prefix: str = "") -> Path:

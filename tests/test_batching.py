@@ -7,14 +7,14 @@ from jina_jax.runtime.batching import (
     DEFAULTS,
     Batching,
     CompleteBatching,
-    best_fit,
     bucket,
-    make_batches,
     shapes,
 )
+from jina_jax.runtime.packing import best_fit, make_batches
 
 PADDED = CompleteBatching(token_budget=128)
 PACKED = CompleteBatching(token_budget=128, row_lengths=(32, 64), attention_tokens=200)
+FEW = PACKED._replace(token_budget=1200, row_lengths=(256, 512, 1024), few_programs=True)
 
 
 def texts(lengths):
@@ -40,10 +40,11 @@ def test_bucket(size, expected):
 
 
 @pytest.mark.parametrize(
-    "batching", [PADDED, PACKED, PADDED._replace(max_texts=3), PACKED._replace(max_texts=2)]
+    "batching",
+    [PADDED, PACKED, FEW, *(some._replace(max_texts=2) for some in (PADDED, PACKED, FEW))],
 )
 @pytest.mark.parametrize("row_multiple", [1, 3])
-@pytest.mark.parametrize("longest", [12, 150])
+@pytest.mark.parametrize("longest", [12, 150, 1100])
 @given(data=st.data())
 def test_every_text_comes_once_and_whole(batching, row_multiple, longest, data):
     lengths = data.draw(st.lists(st.integers(2, longest), max_size=40))
@@ -85,11 +86,16 @@ def test_padding_gives_a_row_to_each_text():
 
 
 def test_best_fit_takes_the_fullest_row_with_room():
-    assert best_fit([7, 6, 3, 3, 1], 10, 8) == [[0, 2], [1, 3, 4]]
+    assert best_fit([7, 6, 3, 3, 1], [10], lambda _: 8) == {10: [[0, 2], [1, 3, 4]]}
 
 
 def test_best_fit_keeps_to_the_number_of_places():
-    assert best_fit([1] * 5, 10, 2) == [[0, 1], [2, 3], [4]]
+    assert best_fit([1] * 5, [10], lambda _: 2) == {10: [[0, 1], [2, 3], [4]]}
+
+
+def test_best_fit_fills_long_rows_with_short_texts():
+    found = best_fit([60, 20, 20, 9, 9, 9, 4], [20, 64], lambda _: 2)
+    assert found == {20: [[1], [2], [3, 4], [5]], 64: [[0, 6]]}
 
 
 def test_row_length_is_chosen_by_the_work():
@@ -109,7 +115,17 @@ def test_a_mostly_empty_step_is_two():
     assert heights == [4, 1]
 
 
-@pytest.mark.parametrize(("batching", "most"), [(PADDED, 40), (PACKED, 30)])
+@pytest.mark.parametrize(
+    ("batching", "most"),
+    [
+        (PADDED, 40),
+        (PACKED, 30),
+        (DEFAULTS["cpu"], 40),
+        (DEFAULTS["gpu"], 90),
+        (Batching(packing=True).on("gpu"), 16),
+        (DEFAULTS["tpu"], 16),
+    ],
+)
 def test_number_of_shapes_is_bounded(batching, most):
     assert len(shapes(batching, 8192)) <= most
     assert len(set(shapes(batching, 8192))) == len(shapes(batching, 8192))
@@ -152,7 +168,7 @@ def test_integers_of_numpy_are_integers():
         (Batching(2048), "cpu", DEFAULTS["cpu"]._replace(token_budget=2048)),
         (Batching(packing=False), "cpu", DEFAULTS["cpu"]._replace(row_lengths=())),
         (Batching(row_lengths=()), "cpu", DEFAULTS["cpu"]._replace(row_lengths=())),
-        (Batching(packing=True), "gpu", DEFAULTS["gpu"]._replace(row_lengths=(512,))),
+        (Batching(packing=True), "gpu", DEFAULTS["gpu"]._replace(row_lengths=(512, 2048, 8192))),
         (Batching(row_lengths=(64,)), "gpu", DEFAULTS["gpu"]._replace(row_lengths=(64,))),
         (Batching(max_texts=4), "tpu", DEFAULTS["tpu"]._replace(max_texts=4)),
         (Batching(300), "cpu", DEFAULTS["cpu"]._replace(token_budget=300, row_lengths=(128, 256))),

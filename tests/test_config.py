@@ -88,7 +88,8 @@ def test_all_missing_fields_are_listed():
     )
     with pytest.raises(ConfigError) as error:
         Config.from_dict({})
-    assert str(error.value).count(" is missing") == len(dataclasses.fields(Config))
+    needed = [f for f in dataclasses.fields(Config) if f.default is dataclasses.MISSING]
+    assert str(error.value).count(" is missing") == len(needed) == 24
 
 
 UNSUPPORTED = {
@@ -116,6 +117,7 @@ def test_the_same_switches_may_be_off():
     assert Config.from_dict({**FIELDS, **off}) == Config.from_dict(FIELDS)
 
 
+DENSE = {"out_features": 8, "bias": True, "activation": "tanh"}
 INVALID = {
     "vocab_size": [0, -5, 3.0, "300", True, None],
     "hidden_size": [0, 65, None],
@@ -133,7 +135,7 @@ INVALID = {
     "position_embedding_type": ["relative_key", "alibi", None],
     "rotary_emb_base": [None, 0, -1.0, "20000", float("inf")],
     "add_pooling_layer": [1, None],
-    "emb_pooler": ["max", None],
+    "emb_pooler": ["min", None, ["mean"]],
     "lora_adaptations": [None, "separation", ["a", "a"], [1]],
     "lora_rank": [None, 0, 1.5],
     "lora_alpha": [None, 0, -1],
@@ -141,6 +143,12 @@ INVALID = {
     "default_prompt": [None, 3],
     "matryoshka_dimensions": [None, [64, 32], [32, 32], [32, 128], [0, 32], ["32"]],
     "truncate_dim": [0, 33, 128, "32", True],
+    "prompts": [None, ["query"], {"query": 3}],
+    "include_prompt": [None, 0],
+    "max_seq_length": [1, 513, "16", True],
+    "dense": [None, [3], [{"out_features": 8}], [{**DENSE, "activation": "gelu"}]],
+    "normalize": [None, 1],
+    "similarity_fn_name": [None, "maxsim"],
 }
 
 
@@ -154,6 +162,22 @@ def test_invalid_value_is_refused_by_name(name, value):
         Config.from_dict({**FIELDS, name: value})
 
 
+def test_fields_of_sentence_transformers(config):
+    more = {"dense": [DENSE, {**DENSE, "out_features": 48}], "prompts": {"query": "q: "}}
+    found = Config.from_dict({**FIELDS, **more, "matryoshka_dimensions": [16, 48]})
+    assert (found.hidden_size, found.output_size, config.output_size) == (64, 48, 64)
+    assert found.embedding_dim(None) == 48
+    with pytest.raises(ValueError, match="truncate_dim=64: expected one of 16, 48"):
+        found.embedding_dim(64)
+    assert found.named_prompt("query") == "q: "
+    assert found.named_prompt("separation") == found.named_prompt("default") == ""
+    with pytest.raises(ValueError, match=r"prompt_name='q': expected one of .*'query'"):
+        found.named_prompt("q")
+    assert Config.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    with pytest.raises(ConfigError, match="include_prompt=False: expected true with the pooler"):
+        Config.from_dict({**FIELDS, "include_prompt": False, "emb_pooler": "weightedmean"})
+
+
 def test_a_task_without_prompt_is_refused():
     with pytest.raises(ConfigError, match="expected one prompt for each of lora_adaptations"):
         Config.from_dict({**FIELDS, "lora_adaptations": [*TASKS, "more"]})
@@ -161,10 +185,11 @@ def test_a_task_without_prompt_is_refused():
 
 def test_all_invalid_fields_are_listed():
     with pytest.raises(ConfigError) as error:
-        Config.from_dict({**FIELDS, "vocab_size": 0, "hidden_act": "relu", "emb_pooler": "max"})
+        Config.from_dict({**FIELDS, "vocab_size": 0, "hidden_act": "relu", "emb_pooler": "min"})
     assert str(error.value) == (
         "config: vocab_size=0: expected a positive integer; hidden_act='relu': expected one of "
-        "'gelu'; emb_pooler='max': expected one of 'mean', 'cls'"
+        "'gelu'; emb_pooler='min': expected one of 'mean', 'cls', 'max', 'mean_sqrt_len_tokens', "
+        "'weightedmean', 'lasttoken'"
     )
 
 
@@ -179,7 +204,7 @@ def test_absolute_positions_have_no_base():
     ("content", "message"),
     [
         (b"{", "not valid JSON"),
-        (b"", "not valid JSON"),
+        (b"", "an empty file: download it again"),
         (b'{"a": "\xff"}', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[1, 2]", "expected a JSON object, got list"),

@@ -139,24 +139,21 @@ def test_merged_prompt_replaces_the_default_one(published, tmp_path, layout, tas
     assert checkpoint.config.default_prompt == "query: "
     write_checkpoint(merge_checkpoint(checkpoint, task), tmp_path / "merged", layout)
     assert open_checkpoint(tmp_path / "merged").config.default_prompt == PROMPTS[task]
-    settings = json.loads((tmp_path / "merged" / SETTINGS).read_text())
-    assert settings["prompts"][settings["default_prompt_name"]] == PROMPTS[task]
+    if layout != "native":
+        settings = json.loads((tmp_path / "merged" / SETTINGS).read_text())
+        named = settings["default_prompt_name"]
+        assert settings["prompts"].get(named, "") == PROMPTS[task]
+        assert (named is None) == (PROMPTS[task] == "")
 
 
-FILES = {
-    "tokenizer.json": {"tokenizer": 1},
-    "tokenizer_config.json": {"tokenizer": 2},
-    "special_tokens_map.json": {"tokenizer": 3},
-    "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
-    SETTINGS: {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
-    "modules.json": [],
-}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+MODULES = ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", SETTINGS)
 
 
 @pytest.mark.parametrize("layout", ["native", "published", "transformers"])
 def test_exactly_these_files_are_written(published, tmp_path, layout):
-    for name, values in FILES.items():
-        write_json(published / name, values)
+    for name in TOKENIZER:
+        write_json(published / name, {"tokenizer": 1})
     (published / "pytorch_model.bin").write_bytes(b"stale")
     checkpoint, target = open_checkpoint(published), tmp_path / "target"
     write_checkpoint(checkpoint, target, layout)
@@ -165,9 +162,8 @@ def test_exactly_these_files_are_written(published, tmp_path, layout):
     if layout == "transformers":
         names = ("adapter_config.json", "adapter_model.safetensors")
         own |= {f"{folder}/{name}" for folder in FOLDERS for name in names}
-    carried = FILES.keys() - ({"modules.json"} if layout != "published" else set())
-    assert found == own | carried
-    for name in carried:
+    assert found == own | {*TOKENIZER, *(MODULES if layout != "native" else ())}
+    for name in TOKENIZER:
         assert (target / name).read_bytes() == (published / name).read_bytes()
     assert open_checkpoint(target).config == checkpoint.config
 
@@ -186,21 +182,21 @@ def test_merged_checkpoint_keeps_the_classes_that_fit(published, tmp_path):
         for name in ("merged", "whole")
     )
     assert whole == classes
-    assert merged == {"AutoConfig": classes["AutoConfig"]}
+    plain = "jinaai/code--modeling_xlm_roberta.XLMRobertaModel"
+    assert merged == {**classes, "AutoModel": plain}
 
 
 @pytest.mark.parametrize("layout", TABLES)
 def test_every_row_of_a_table_undoes_itself(tmp_path, layout):
     """split(join(x)) is x for every row, on numbers that are all different."""
-    if layout == "xlm-roberta":
+    if layout in ("xlm-roberta", "bert"):
         tensors = foreign.xlm_roberta_tensors(pooler=True)
-        directory = foreign.write(tmp_path, foreign.xlm_roberta_config(), tensors)
+        directory = foreign.write(tmp_path, foreign.xlm_roberta_config(model_type=layout), tensors)
         config = open_checkpoint(directory).config
     else:
         config = open_checkpoint(write_published(tmp_path)).config
-    folders = {"published": None, "transformers": tuple(FOLDERS), "xlm-roberta": ()}[layout]
     seen, shapes = [], parameter_shapes(config)
-    for binding in bindings(layout, config, folders):
+    for binding in bindings(layout, config, stacked=layout == "published"):
         values = np.random.default_rng(0).permutation(int(np.prod(shapes[binding.path])))
         ours = values.reshape(shapes[binding.path])
         theirs = binding.split(ours)

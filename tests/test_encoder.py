@@ -177,6 +177,24 @@ def test_absolute_positions_start_behind_the_pad_id(checkpoint):
     assert np.abs(before - run(encoder)).max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("kind", "pads", "expected"),
+    [
+        ("absolute", [0, 7, 1, 8, 1, 1, 9, 2], [2, 3, 1, 4, 1, 1, 5, 6]),
+        ("absolute_from_zero", [0, 7, 1, 8, 1, 1, 9, 2], [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_pads_inside_a_text_are_not_counted_as_in_xlm_roberta(checkpoint, kind, pads, expected):
+    config = dataclasses.replace(
+        checkpoint.config, position_embedding_type=kind, rotary_emb_base=None
+    )
+    encoder = nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(0)))()
+    found = []
+    encoder.position_embeddings = lambda ids, _: found.append(ids) or jnp.zeros((*ids.shape, 64))
+    encoder._embed(jnp.array([pads]), jnp.arange(8)[None], None)
+    assert found[0].tolist() == [expected]
+
+
 def test_given_positions_are_used(encode, state):
     usual = encode(state, IDS, MASK, None, np.tile(np.arange(19), (len(IDS), 1)))
     default = encode(state, IDS, MASK)

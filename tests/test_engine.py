@@ -11,9 +11,10 @@ from tiny import write_tiny
 from jina_jax import make_mesh
 from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.runtime.batching import CompleteBatching, make_batches
+from jina_jax.runtime.batching import CompleteBatching
 from jina_jax.runtime.compiling import platform_of
 from jina_jax.runtime.engine import Engine, Program, Step
+from jina_jax.runtime.packing import make_batches
 from jina_jax.runtime.sharding import abstract_state
 
 ROWS = CompleteBatching(token_budget=32)

@@ -18,7 +18,8 @@ from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch, unpack
 from jina_jax.nn.parameters import parameter_shapes
 
-TEXTS = [[0, 5, 6, 7, 2], [0, 9, 2], [0, 11, 12, 13, 14, 15, 2]]
+# The last one has pads inside, which absolute positions do not count.
+TEXTS = [[0, 5, 6, 7, 2], [0, 9, 2], [0, 11, 1, 1, 14, 15, 2]]
 TASKS = [3, -1, 0]
 
 

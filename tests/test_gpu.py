@@ -4,6 +4,7 @@ Run ``pytest -m gpu -n 0``, with all tests in one process: each process would re
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,8 @@ from runs import PAIRS, settings, train, write_data
 
 from jina_jax import Batching, JinaEmbeddings
 from jina_jax.cli.main import main
+from jina_jax.nn.names import QUANTIZATIONS
+from jina_jax.nn.quantized import quantize_kernel, quantize_tokens, quantized_product
 from jina_jax.training.metrics import read_metrics
 from jina_jax.training.run import METRICS
 from jina_jax.training.trainer import Trainer
@@ -49,6 +52,32 @@ def expected():
 def test_vectors_are_those_of_float32(expected, dtype, most, batching):
     vectors = encode(dtype=dtype, batching=batching)
     assert (1 - (vectors * expected).sum(axis=-1)).max() < most
+
+
+@pytest.mark.parametrize("batching", [None, Batching(packing=False)], ids=["default", "padded"])
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_vectors_of_8_bits_are_near_those_of_bfloat16(quantization, batching):
+    plain, quantized = (
+        encode(dtype="bfloat16", batching=batching, quantization=own)
+        for own in (None, quantization)
+    )
+    assert not np.array_equal(plain, quantized)
+    assert (plain * quantized).sum(axis=-1).min() >= 0.999
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_products_in_8_bits_are_those_of_the_cpu(quantization):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 64, 192)).astype(np.float32)
+    kernel = (0.02 * rng.standard_normal((192, 3, 64))).astype(np.float32)
+    codes, scale = quantize_kernel(kernel, quantization)
+    found = np.asarray(jax.jit(quantized_product)(x, codes, scale))
+    tokens = [np.asarray(own, np.float32) for own in quantize_tokens(jnp.asarray(x), codes.dtype)]
+    expected = np.einsum("bti,poi->btpo", tokens[0], codes.astype(np.float32))
+    expected *= tokens[1][..., None, None] * scale
+    # float8: sums are rounded to bfloat16, and added up in fewer bits than float32.
+    most = {"int8": 1e-6, "fp8": 1e-2}[quantization]
+    assert np.abs(found - expected).max() < most * np.abs(expected).max()
 
 
 def test_one_task_in_every_batch_or_all_in_one(expected):

@@ -1,7 +1,10 @@
 """Programs compiled for an H100 ahead of time, in reduced form, and what is read off them."""
 
+import functools
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from gpu_programs import is_transpose, kernels, size  # noqa: E402
+from gpu_programs import ENVIRONMENT, is_transpose, kernels, size  # noqa: E402
 
 HLO = """
 %fused_reduce (param_0: bf16[8,4], param_1: f32[4]) -> f32[8] {
@@ -57,6 +60,23 @@ def test_kernels_are_those_of_the_entry_with_the_bytes_that_they_touch():
 
 def test_sizes():
     assert size("(f32[2,3]{1,0}, pred[], f8e4m3fn[10])") == 24 + 1 + 10
+
+
+@pytest.mark.parametrize(
+    ("quantization", "matmul", "operands"),
+    [("fp8", r"cublas\$lt\$matmul\$f8", "f8e4m3fn"), ("int8", r" = s32\S+ dot\(", "s8")],
+)
+def test_layers_multiply_8_bits_as_they_are(quantization, matmul, operands):
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip('needs the CUDA plugin: pip install "jina-jax[cuda]"')
+    code = "import gpu_programs as g; print(g.compile_step(1, 16, 512, False, 'cudnn', 'bfloat16', "
+    command = [sys.executable, "-c", f"{code}{quantization!r}))"]
+    environment = {**os.environ, **ENVIRONMENT}
+    run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+    hlo = run(command, cwd=BENCHMARKS, env=environment).stdout
+    assert len(re.findall(matmul, hlo)) == 4
+    assert len(re.findall(rf" = {operands}\S+ convert\(", hlo)) == 4  # of activations
+    assert not [kernel for kernel in kernels(hlo) if is_transpose(kernel)]
 
 
 @pytest.mark.parametrize("attention", ["cudnn", "cudnn_packed"])

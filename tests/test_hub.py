@@ -144,6 +144,10 @@ REPOSITORIES = {
         + [f"separation/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")],
         ["openvino/openvino_model.bin", "separation/README.md"],
     ),
+    "adapter alone": (
+        ["adapter_config.json", "adapter_model.safetensors", "sentencepiece.bpe.model"],
+        ["checkpoint-500/optimizer.pt", "training_args.bin"],
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from published import TASKS
 from tiny import write_tiny
 
 from jina_jax import Batching, EncodeInfo, Encoder, JinaEmbeddings, make_mesh
+from jina_jax.nn.lora import Adapter
 
 TEXTS = ["A man is playing a guitar.", "", "Ein Mann spielt Gitarre."]
 POOLERS = {"mean": {}, "cls": {"emb_pooler": "cls"}}
@@ -254,6 +255,43 @@ def test_there_is_one_state(model):
     other = model.with_state(jax.tree.map(jnp.zeros_like, model.state))
     assert other.state is other.engine.state is not model.state
     assert np.abs(other.encode("a") - model.encode("a")).max() > 1e-3
+
+
+@pytest.mark.parametrize("change", [lambda s: None, lambda s: jax.tree.map(jnp.float16, s)])
+def test_a_state_of_another_kind_is_refused(model, change):
+    with pytest.raises(ValueError, match=r"state: expected the weights of this model, \w+"):
+        model.with_state(change(model.state))
+
+
+ONE_DEVICE = {"mesh": make_mesh(devices=jax.devices()[:1])}
+PLACES = {
+    "one device": ONE_DEVICE,
+    "stacked": {**ONE_DEVICE, "scan_layers": True},
+    "2 x 2 devices": {"mesh": make_mesh(model=2, devices=jax.devices()[:4])},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 1 - 1e-6), ("bfloat16", 0.9999)])
+def test_merged_is_the_model_of_one_task(directory, place, dtype, least):
+    model = load(directory, dtype=dtype, **PLACES[place])
+    expected = model.encode(TEXTS, task=TASKS[0], normalize_embeddings=True)
+    merged = model.merged(TASKS[0])
+    found = merged.encode(TEXTS)
+    cosines = (found * expected).sum(axis=1)
+    assert cosines.min() >= least
+    assert (found * model.encode(TEXTS)).sum(axis=1).max() < 0.999
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(merged.state)]
+    base = nnx.split_state(model.state, Adapter, ...)[1]
+    assert shardings == [leaf.sharding for leaf in jax.tree.leaves(base)]
+    assert (merged.engine.dtype, merged.config.num_tasks) == (model.engine.dtype, 0)
+    with pytest.raises(ValueError, match=r"task='retrieval\.query'"):
+        merged.encode(TEXTS, task=TASKS[0])
+
+
+def test_merging_an_unknown_task_is_refused(model):
+    with pytest.raises(ValueError, match=r"task='search': expected one of \['retrieval.query'"):
+        model.merged("search")
 
 
 COPIES = {"pickle": lambda model: pickle.loads(pickle.dumps(model)), "deepcopy": copy.deepcopy}

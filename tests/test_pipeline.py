@@ -12,7 +12,8 @@ import pytest
 from published import TASKS
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
-from jina_jax.runtime.batching import Batch, shapes
+from jina_jax.runtime.batching import shapes
+from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.pipeline import Pipeline, ahead
 from jina_jax.runtime.requests import Item, Piece, Preparation, Prepared, Request
 

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jina_jax.nn.pooling import cut_and_normalize, pool
+from jina_jax.config import POOLERS
+from jina_jax.nn.pooling import cut_and_normalize, pool, pool_masked
 
 HIDDEN = jnp.asarray([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[4.0, 4.0], [0.0, 0.0], [2.0, 5.0]]])
 
@@ -21,7 +22,29 @@ def test_cls_is_the_first_token_of_each_span():
     np.testing.assert_allclose(pooled, [[[1.0, 2.0], [3.0, 6.0]], [[4.0, 4.0], [2.0, 5.0]]])
 
 
-@pytest.mark.parametrize("kind", ["mean", "cls"])
+OTHERS = {
+    "max": [[3.0, 6.0], [4.0, 5.0]],
+    "mean_sqrt_len_tokens": [[4.0 / 2**0.5, 8.0 / 2**0.5], [6.0 / 3**0.5, 9.0 / 3**0.5]],
+    "weightedmean": [[7.0 / 3, 14.0 / 3], [10.0 / 6, 19.0 / 6]],
+    "lasttoken": [[3.0, 6.0], [2.0, 5.0]],
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_poolings_of_sentence_transformers(kind):
+    expected = np.array(OTHERS[kind], np.float32)
+    np.testing.assert_allclose(
+        pool(HIDDEN, spans([[0, 2]], [[0, 3]]), kind)[:, 0], expected, rtol=1e-6
+    )
+    mask = jnp.asarray([[True, True, False], [True, True, True]])
+    np.testing.assert_allclose(pool_masked(HIDDEN, mask, kind), expected, rtol=1e-6)
+    # Weights count from the first token of each text in its row.
+    last = pool(HIDDEN, spans([[0, 1], [1, 2]], [[0, 0], [0, 3]]), kind)
+    np.testing.assert_allclose(last[1], [[0, 0], expected[1]], rtol=1e-6)
+    np.testing.assert_allclose(last[0, 1], HIDDEN[0, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", POOLERS)
 def test_empty_span_is_zero(kind):
     pooled = pool(HIDDEN, spans([[0, 0]], [[2, 2]]), kind)
     np.testing.assert_array_equal(pooled, np.zeros((2, 1, 2)))

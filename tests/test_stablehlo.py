@@ -9,8 +9,8 @@ import pytest
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings, make_mesh
-from jina_jax.runtime.batching import make_batches
 from jina_jax.runtime.engine import Program
+from jina_jax.runtime.packing import make_batches
 from jina_jax.runtime.stablehlo import export_program, save_program, weights
 
 RUN = """

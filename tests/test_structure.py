@@ -17,7 +17,7 @@ ARROWS = {
     "cache": set(),
     "tasks": set(),
     "nn": {"config"},
-    "text": {"cache", "checks"},
+    "text": {"cache", "checks", "files"},
     "checkpoints": {"config", "files", "nn"},
     "convert": {"checkpoints", "config", "files", "nn"},
     "runtime": {"cache", "checks", "config", "nn", "tasks", "text"},

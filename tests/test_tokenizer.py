@@ -452,7 +452,10 @@ def change(*path, value):
     ("changed", "message"),
     [
         (change("model", value=None), "model: expected an object, got None"),
-        (change("model", "type", value="BPE"), "model.type: expected 'Unigram', got 'BPE'"),
+        (
+            change("model", "type", value="BPE"),
+            "model.type: expected 'Unigram' .*WordPiece and BPE.*, got 'BPE'",
+        ),
         (change("model", "unk_id", value=None), "model.unk_id: expected a value of type int"),
         (change("model", "unk_id", value=10**6), "model.unk_id: expected an id below"),
         (change("model", "unk_id", value=-1), "model.unk_id: expected an id below"),

@@ -65,6 +65,20 @@ def both(tokenizer):
     processes.close()
 
 
+@pytest.fixture(autouse=True)
+def no_test_waits_forever():
+    """Fail a test that waits for a job nobody does."""
+
+    def fail(number, frame):
+        raise TimeoutError("two minutes have passed")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def ready(processes, count=2):
     processes.start()
     wait_until(lambda: len(processes.ready) == count)

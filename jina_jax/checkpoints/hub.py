@@ -14,7 +14,11 @@ TINY = "tiny"  # name of the model in the package
 PACKAGED = Path(__file__).parents[1] / TINY
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
-_SMALL_FILES = ["*.json", "*/adapter_config.json", "*/adapter_model.*", "1_Pooling/*"]
+# With the folders of adapters and modules: 1_Pooling, 2_Dense, or 0_Transformer with the encoder.
+_SMALL_FILES = [
+    *("*.json", "*/adapter_config.json", "adapter_model.*", "*/adapter_model.*"),
+    *("sentencepiece.bpe.model", "1_Pooling/*", "*_Dense/*", "0_Transformer/*"),
+]
 _WEIGHT_FILES = ([WEIGHTS_FILE], ["model*.safetensors"], ["pytorch_model*.bin"])
 _NETWORK_LIBRARIES = ("httpx2", "httpx", "requests")  # of huggingface_hub 2, 1 and 0
 

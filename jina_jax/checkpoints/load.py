@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,10 +15,12 @@ from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.parameters import (
     from_dict,
+    is_stacked,
     parameter_shapes,
     stacked_paths,
     to_dict,
 )
+from jina_jax.nn.quantized import quantize_kernel
 
 Place = Callable[[str, np.ndarray], jax.Array]
 
@@ -30,6 +32,7 @@ def to_state(
     *,
     place: Place | None = None,
     scan_layers: bool = False,
+    quantization: str | None = None,
 ) -> nnx.State:
     """Read tensors onto devices, all in one dtype.
 
@@ -41,6 +44,8 @@ def to_state(
         default device.
       scan_layers: return the state of an ``Encoder`` with ``scan_layers``, in which the parameters
         of all layers are stacked on a first axis.
+      quantization: return the state of an ``Encoder`` with ``quantization``: weights of linear
+        layers are converted to 8 bits from the tensors' own values, one by one.
 
     Returns:
       The encoder's state.
@@ -53,7 +58,14 @@ def to_state(
         raise ValueError(f"dtype={dtype!r}: expected {FLOATS} or None")
     check_keys(parameter_shapes(config), tensors.items(), "tensors")
     name = dtype or tensors["word_embeddings.embedding"].dtype.name
-    return to_mixed_state(config, tensors, lambda _: name, place=place, scan_layers=scan_layers)
+    return to_mixed_state(
+        config,
+        tensors,
+        lambda _: name,
+        place=place,
+        scan_layers=scan_layers,
+        quantization=quantization,
+    )
 
 
 def to_mixed_state(
@@ -63,12 +75,14 @@ def to_mixed_state(
     *,
     place: Place | None = None,
     scan_layers: bool = False,
+    quantization: str | None = None,
 ) -> nnx.State:
     """Read tensors onto devices, each in a dtype of its own.
 
     Args:
       dtype_of: path in the state → "float32", "bfloat16" or "float16".
-      config, tensors, place, scan_layers: as for ``to_state``, which describes the result, too.
+      config, tensors, place, scan_layers, quantization: as for ``to_state``, which describes the
+        result, too.
 
     Raises:
       CheckpointError: if the tensors do not fit the config.
@@ -76,18 +90,32 @@ def to_mixed_state(
     check_keys(parameter_shapes(config), tensors.items(), "tensors")
     place = place or (lambda _, array: jax.device_put(array))
     sources = stacked_paths(tensors) if scan_layers else {path: [path] for path in tensors}
-    _, abstract = abstract_encoder(config, scan_layers=scan_layers)
+    _, abstract = abstract_encoder(config, scan_layers=scan_layers, quantization=quantization)
     shapes = {path: leaf.shape for path, leaf in to_dict(abstract).items()}
 
-    def load(path: str) -> jax.Array:
+    def load(path: str) -> dict[str, jax.Array]:
         parts = [tensors[source] for source in sources[path]]
-        array = _aligned_copy(parts, FLOAT_DTYPES[dtype_of(path)])
-        return place(path, array.reshape(shapes[path])).block_until_ready()
+        if path in shapes:
+            found = {path: _aligned_copy(parts, FLOAT_DTYPES[dtype_of(path)])}
+        else:
+            out = shapes[f"{path}_scale"][is_stacked(path) :]
+            kernels = (part.read().reshape(part.shape[0], *out) for part in parts)
+            found = _quantized(path, kernels, str(quantization))
+        arrays = {own: place(own, array.reshape(shapes[own])) for own, array in found.items()}
+        return jax.block_until_ready(arrays)
 
     # The largest first: its pages and copies are free again before the others are read.
     by_size = sorted(sources, key=lambda path: -math.prod(tensors[sources[path][0]].shape))
-    arrays = {path: load(path) for path in by_size}
+    arrays = {own: array for path in by_size for own, array in load(path).items()}
     return from_dict(abstract, arrays)
+
+
+def _quantized(
+    path: str, kernels: Iterable[np.ndarray], quantization: str
+) -> dict[str, np.ndarray]:
+    """Convert the kernels (in, …) of a path to 8 bits, side by side on a new first axis."""
+    codes, scales = zip(*(quantize_kernel(own, quantization) for own in kernels), strict=True)
+    return {f"{path}_codes": np.stack(codes), f"{path}_scale": np.stack(scales)}
 
 
 def _aligned_copy(tensors: Sequence[LazyTensor], dtype: np.dtype) -> np.ndarray:

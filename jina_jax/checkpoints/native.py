@@ -25,6 +25,7 @@ from jina_jax.checkpoints.tensors import (
 from jina_jax.config import Config
 from jina_jax.files import new_directory, read_json, write_json
 from jina_jax.nn.parameters import checkpoint_shape, parameter_shapes, to_dict
+from jina_jax.nn.quantized import refuse_quantized
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "flax_model.safetensors"
@@ -120,6 +121,7 @@ def save_native(directory: str | Path, config: Config, state: nnx.State) -> None
     Raises:
       FileExistsError: if the directory exists and is not empty.
       CheckpointError: if the state does not fit the config.
+      ValueError: for a quantised state.
     """
     tensors = state_tensors(state)
     check_keys(parameter_shapes(config), tensors.items(), "state")
@@ -128,10 +130,16 @@ def save_native(directory: str | Path, config: Config, state: nnx.State) -> None
 
 
 def state_tensors(state: nnx.State) -> dict[str, LazyTensor]:
-    """View an encoder's state as lazy tensors; each is fetched from its devices when read."""
+    """View an encoder's state as lazy tensors; each is fetched from its devices when read.
+
+    Raises:
+      ValueError: for a quantised state, whose weights are known in 8 bits only.
+    """
+    arrays = to_dict(state)
+    refuse_quantized(arrays, "state")
 
     def lazy(path: str, array: jax.Array) -> LazyTensor:
         shape = checkpoint_shape(path, array.shape)
         return LazyTensor(shape, np.dtype(array.dtype), lambda: np.asarray(array).reshape(shape))
 
-    return {path: lazy(path, array) for path, array in to_dict(state).items()}
+    return {path: lazy(path, array) for path, array in arrays.items()}

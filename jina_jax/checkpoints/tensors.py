@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from jina_jax.checkpoints import names
+from jina_jax.files import damage
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -83,6 +84,8 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     Raises:
       CheckpointError: if the file is truncated or corrupted, or has an unknown dtype.
     """
+    if found := damage(path) or _missing_end(path):
+        raise CheckpointError(f"{path}: not a valid safetensors file, but {found}")
     try:
         # The library checks header, offsets and file size; the views below are our own.
         with safetensors.safe_open(path, framework="numpy"):
@@ -102,6 +105,24 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     return {
         name: _mapped_tensor(mapped, info, 8 + header_size) for name, info in sorted(header.items())
     }
+
+
+def _missing_end(path: Path) -> str | None:
+    """Describe a file that ends before its header or its data do, as a half download does."""
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        needed = 8 + int.from_bytes(file.read(8), "little")
+        if size < max(needed, 8):
+            return "truncated or damaged: its header reaches beyond its end; download it again"
+        header = file.read(needed - 8)
+    try:
+        infos = {name: info for name, info in json.loads(header).items() if name != "__metadata__"}
+        needed += max((info["data_offsets"][1] for info in infos.values()), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None  # damaged in another way, which the library names
+    return f"truncated: {size} of {needed} bytes; download it again" if size < needed else None
 
 
 def _mapped_tensor(mapped: MappedFile, info: dict, data_start: int) -> LazyTensor:

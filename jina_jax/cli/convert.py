@@ -48,11 +48,18 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     With --merge the result has no adapters and needs no task; the task's prompt becomes its default
     prompt. Sums are computed in float32 and rounded once to the checkpoint's dtype.
 
+    The module files of sentence-transformers are read and written, too: pooling, Dense, prompts and
+    lengths. What cannot be represented is refused with its file and field (python -c "import
+    jina_jax.convert.st_fields as s; print(s.__doc__)" lists all fields).
+
     \b
     native        config.json and flax_model.safetensors, as this library saves
-    published     as jinaai/jina-embeddings-v3, adapters stacked in one file
+    published     as jinaai/jina-embeddings-v3, adapters stacked in one file; transformers and
+                  sentence-transformers open it with trust_remote_code and the code on the Hub,
+                  with --merge also without
     transformers  as jinaai/jina-embeddings-v3-hf, one PEFT folder per task
-    xlm-roberta   plain XLM-RoBERTa (absolute positions, no adapters)
+    xlm-roberta   XLM-RoBERTa (absolute positions), one PEFT folder per task
+    bert          BERT (positions from zero), as multilingual-e5-small; PEFT folders, too
     """
     from jina_jax.convert import merge_checkpoint, write_checkpoint
     from jina_jax.verify.compare import REFERENCES_FILE

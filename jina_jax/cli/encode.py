@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from jina_jax.cli.formats import FORMATS, check_table, pick_format, write_rows
-from jina_jax.cli.options import PATH, Model, absent, dtype_option, force_option, model_options
+from jina_jax.cli.options import (
+    PATH,
+    Model,
+    absent,
+    dtype_option,
+    force_option,
+    model_options,
+    quantization_option,
+)
 from jina_jax.tasks import AUTO, LONG_TEXT
 
 
@@ -33,13 +41,14 @@ from jina_jax.tasks import AUTO, LONG_TEXT
     callback=absent,
     help="auto for the task's own prompt, none for no prompt, or a string to prepend.",
 )
+@click.option("--prompt-name", help="Use the prompt of this name (see info) for every text.")
 @click.option(
     "--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions (see info)."
 )
 @click.option(
     "--max-length",
     type=click.IntRange(min=2),
-    help="Maximum tokens encoded at once.  [default: the model's limit]",
+    help="Maximum tokens encoded at once.  [default: the model's own]",
 )
 @click.option(
     "--batch-size",
@@ -54,6 +63,7 @@ from jina_jax.tasks import AUTO, LONG_TEXT
     help="Texts above --max-length: cut them, or average over windows.",
 )
 @dtype_option
+@quantization_option
 @click.option(
     "--normalize/--no-normalize",
     "normalize_embeddings",
@@ -79,6 +89,7 @@ def encode(
     task: str | None,
     task_field: str | None,
     dtype: str | None,
+    quantization: str | None,
     split_special_tokens: bool,
     output: Path | None,
     kind: str | None,
@@ -120,7 +131,9 @@ def encode(
     if kind == "table":
         check_table(len(rows.texts))
     with new_output(output, force=force) as file:
-        embedder = model.load(dtype=dtype, split_special_tokens=split_special_tokens)
+        embedder = model.load(
+            dtype=dtype, quantization=quantization, split_special_tokens=split_special_tokens
+        )
         rows.check_own_tasks(embedder.config.lora_adaptations)
         shown = sys.stderr.isatty()
         vectors = embedder.encode(rows.texts, task=rows.tasks, show_progress_bar=shown, **options)

@@ -16,6 +16,7 @@ from jina_jax.cli.options import (
     dtype_option,
     json_option,
     model_options,
+    quantization_option,
     task_option,
 )
 from jina_jax.tasks import EVALUATIONS
@@ -53,6 +54,7 @@ class _Dims(_List):
 @task_option
 @click.option("--dims", type=_Dims(), help="Matryoshka dimensions to score as well, e.g. 64,256.")
 @dtype_option
+@quantization_option
 @click.option(
     "--max-length",
     type=click.IntRange(min=2),
@@ -70,6 +72,7 @@ def evaluate(
     paths: tuple[Path, ...],
     model: Model,
     dtype: str | None,
+    quantization: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -96,7 +99,7 @@ def evaluate(
     if isinstance(options["task"], tuple) and kind != "retrieval":
         raise click.UsageError(TOO_MANY_TASKS)
     evaluations = _prepare(kind, paths, options)
-    embedder = model.load(dtype=dtype)
+    embedder = model.load(dtype=dtype, quantization=quantization)
     results = _run(evaluations, embedder)
     if as_json:
         click.echo(json.dumps(results, ensure_ascii=False, indent=2))

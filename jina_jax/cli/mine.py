@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jina_jax.cli.options import PATH, Model, dtype_option, force_option, model_options
+from jina_jax.cli.options import (
+    PATH,
+    Model,
+    dtype_option,
+    force_option,
+    model_options,
+    quantization_option,
+)
 from jina_jax.tasks import SAMPLING_STRATEGIES
 
 if TYPE_CHECKING:
@@ -63,6 +70,7 @@ _MOST_LISTED = 20
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the sample."
 )
 @dtype_option
+@quantization_option
 @force_option
 def mine(
     pairs: Path,
@@ -70,6 +78,7 @@ def mine(
     model: Model,
     corpus: Path | None,
     dtype: str | None,
+    quantization: str | None,
     force: bool,
     **options: Any,
 ) -> None:
@@ -100,7 +109,7 @@ def mine(
         from jina_jax.search.rules import Rules
 
         rules = Rules(**options)
-        embedder, shown = model.load(dtype=dtype), sys.stderr.isatty()
+        embedder, shown = model.load(dtype=dtype, quantization=quantization), sys.stderr.isatty()
         mined = mine_hard_negatives(embedder, rows, texts, rules=rules, show_progress_bar=shown)
         file.writelines(triplet_lines(mined))
     click.echo(report(mined, output, rules.num_negatives))

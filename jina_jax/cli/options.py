@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from jina_jax.checkpoints.names import DTYPES
+from jina_jax.nn.names import QUANTIZATIONS
 from jina_jax.tasks import AUTO, from_word
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ TOO_MANY_TASKS = "expected --task once, or for retrieval twice"
 
 dtype_option = click.option(
     "--dtype", type=click.Choice(DTYPES), help="Dtype of the weights.  [default: as in the file]"
+)
+quantization_option = click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS),
+    help="Multiply in 8 bits; fp8 needs an NVIDIA GPU with float8 units.  [default: none]",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite an existing output file.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -19,6 +19,7 @@ from jina_jax.cli.options import (
     dtype_option,
     json_option,
     model_options,
+    quantization_option,
     task_option,
 )
 from jina_jax.tasks import UNITS, Task
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     "--truncate-dim", type=click.IntRange(min=0), help="Compare this many dimensions (see info)."
 )
 @dtype_option
+@quantization_option
 @json_option
 def search(
     file: Path,
@@ -56,6 +58,7 @@ def search(
     task: Task,
     truncate_dim: int | None,
     dtype: str | None,
+    quantization: str | None,
     as_json: bool,
 ) -> None:
     """Search a text file by meaning.
@@ -82,7 +85,7 @@ def search(
     from jina_jax.search import find, split
 
     found = find(
-        model.load(dtype=dtype),
+        model.load(dtype=dtype, quantization=quantization),
         query,
         list(split(lines, by)),
         top_k,

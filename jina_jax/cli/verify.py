@@ -36,7 +36,7 @@ def verify(context: click.Context, model: Model, gold: Path | None) -> None:
     references = None if gold is None else load_references(gold)  # before anything is downloaded
     checkpoint = open_checkpoint(model.fetch())
     references = references or references_of(checkpoint)
-    tokenizer = Tokenizer.from_file(checkpoint.directory / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(checkpoint.tokenizer)
     checks = verify(checkpoint, tokenizer, references)
     for check in checks:
         result = "ok" if check.agrees else "DIFFERS"

@@ -7,7 +7,8 @@ feed-forward width, L layers, K tasks, R adapter rank, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from flax import nnx
 
 from jina_jax.config import Config
 from jina_jax.nn.attention import Kernel, attention
+from jina_jax.nn.dense import DenseLayer
 from jina_jax.nn.dropout import Dropout, drop
-from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, gelu
+from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, draw, gelu
 from jina_jax.nn.lora import task_mask
 from jina_jax.nn.rope import apply_rotary, rotary_angles
 
@@ -65,6 +67,8 @@ class Encoder(nnx.Module):
       scan_layers: run one layer's program L times over parameters with an axis of layers in front,
         instead of L programs one after another: compiles L times as fast, and on CPU runs slower,
         as each turn copies a layer's weights.
+      quantization: the linear layers of attention and feed-forward networks multiply in 8 bits, see
+        ``jina_jax.nn.quantized``; one of ``QUANTIZATIONS``, or None.
     """
 
     def __init__(
@@ -74,20 +78,36 @@ class Encoder(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs | None,
         scan_layers: bool = False,
+        quantization: str | None = None,
     ):
         width = config.hidden_size
         options = {"config": config, "dtype": dtype, "rngs": rngs}
         self.config = config
         self.word_embeddings = Embed(config.vocab_size, width, **options)
         self.token_type_embeddings = Embed(config.type_vocab_size, width, **options)
-        absolute = config.position_embedding_type == "absolute"
         self.position_embeddings = (
-            Embed(config.max_position_embeddings, width, **options) if absolute else None
+            Embed(config.max_position_embeddings, width, **options)
+            if config.has_position_table
+            else None
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
-        layers = [Layer(**options) for _ in range(config.num_hidden_layers)]
+        layers = [
+            Layer(**options, quantization=quantization) for _ in range(config.num_hidden_layers)
+        ]
         self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
+        widths = (width, *(spec.out_features for spec in config.dense))
+        maps = [
+            DenseLayer(size, spec, config, dtype=dtype, draw=functools.partial(draw, rngs))
+            for size, spec in zip(widths, config.dense, strict=False)
+        ]
+        self.dense = nnx.List(maps) if maps else None
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """Map pooled vectors, float32 (..., D), by ``config.dense``, if it has any."""
+        for layer in self.dense or ():
+            pooled = layer(pooled)
+        return pooled
 
     def __call__(
         self,
@@ -165,9 +185,29 @@ class Encoder(nnx.Module):
         x = self.word_embeddings(input_ids, task_mask)
         x += self.token_type_embeddings(jnp.zeros_like(input_ids), task_mask)
         if self.position_embeddings is not None:
-            ids = position_ids + self.config.pad_token_id + 1
-            x += self.position_embeddings(jnp.broadcast_to(ids, input_ids.shape), task_mask)
+            ids = jnp.broadcast_to(position_ids, input_ids.shape) + self.config.position_offset
+            if self.config.position_offset:
+                ids = _without_pads(ids, input_ids, self.config)
+            x += self.position_embeddings(ids, task_mask)
         return self.embedding_norm(x)
+
+
+def _without_pads(ids: jax.Array, input_ids: jax.Array, config: Config) -> jax.Array:
+    """Skip the ``<pad>`` tokens inside a text, as XLM-R's ``create_position_ids_from_input_ids``.
+
+    They have position ``pad_token_id``, and the tokens behind them are not pushed on.
+
+    Args:
+      ids: (B, T), positions that count every token of a text, from ``position_offset``.
+      input_ids: (B, T).
+      config: has the id of ``<pad>``.
+    """
+    is_pad = input_ids == config.pad_token_id
+    ones = is_pad.astype(jnp.int32)
+    before = jnp.cumsum(ones, axis=1) - ones  # pads before each token, in its row
+    first = jnp.arange(ids.shape[1])[None, :] - (ids - config.position_offset)
+    own = before - jnp.take_along_axis(before, jnp.maximum(first, 0), axis=1)
+    return jnp.where(is_pad, config.pad_token_id, ids - own)
 
 
 def _stack(layers: list[Layer]) -> Layer:
@@ -185,8 +225,10 @@ def _stack(layers: list[Layer]) -> Layer:
 class Layer(nnx.Module):
     """One transformer layer: attention and feed-forward network, each added and then normalised."""
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
-        options = {"config": config, "dtype": dtype, "rngs": rngs}
+    def __init__(
+        self, config: Config, *, dtype, rngs: nnx.Rngs | None, quantization: str | None = None
+    ):
+        options = {"config": config, "dtype": dtype, "rngs": rngs, "quantization": quantization}
         self.attention = Attention(**options)
         self.norm1 = LayerNorm(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(**options)
@@ -221,11 +263,11 @@ class Attention(nnx.Module):
     along the last axis, a device has all three of its heads.
     """
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+    def __init__(self, config: Config, **options: Any):
         width = config.hidden_size
         self.heads = (config.num_attention_heads, config.head_dim)
-        self.qkv_proj = Linear(width, width, config, dtype=dtype, rngs=rngs, parts=3)
-        self.out_proj = Linear(width, width, config, dtype=dtype, rngs=rngs)
+        self.qkv_proj = Linear(width, width, config, parts=3, **options)
+        self.out_proj = Linear(width, width, config, **options)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Map (B, T, D) to float32 (B, T, D)."""
@@ -242,10 +284,10 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Feed-forward network, D → F → D, with the exact GELU between."""
 
-    def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
+    def __init__(self, config: Config, **options: Any):
         width, inner = config.hidden_size, config.intermediate_size
-        self.fc1 = Linear(width, inner, config, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(inner, width, config, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, inner, config, **options)
+        self.fc2 = Linear(inner, width, config, **options)
 
     def __call__(self, x: jax.Array, task_mask: jax.Array | None) -> jax.Array:
         """Map (B, T, D) to float32 (B, T, D)."""

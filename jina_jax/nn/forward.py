@@ -56,6 +56,7 @@ def encode_batch(
     pooling: str | None,
     kernel: Kernel,
     dropout: Dropout | None = None,
+    project: bool = True,
     output_sharding: NamedSharding | None = None,
 ) -> jax.Array:
     """Encode one batch.
@@ -63,13 +64,15 @@ def encode_batch(
     Args:
       graph, state: of an ``Encoder``.
       inputs: the batch.
-      pooling: "mean" or "cls", as for ``pool``; None for every token's vector.
+      pooling: as for ``pool``; None for every token's vector.
       kernel: how attention is computed (``jina_jax.nn.kernels.choose``).
       dropout: for training.
+      project: apply the maps of ``config.dense`` to pooled vectors; False where vectors are yet to
+        be added up.
       output_sharding: where the result lies on a mesh; None leaves it to the compiler.
 
     Returns:
-      float32 (B, P or S, D); without pooling (B, T, D).
+      float32 (B, P or S, D or ``config.output_size``); without pooling (B, T, D).
     """
     encoder = nnx.merge(graph, state)
     mask, segment_ids, position_ids = unpack(inputs.text_spans, inputs.input_ids.shape[1])
@@ -90,6 +93,7 @@ def encode_batch(
     else:
         spans = inputs.text_spans if inputs.pool_spans is None else inputs.pool_spans
         output = pool(hidden, spans, pooling)
+        output = encoder.project(output) if project else output
     if output_sharding is None:
         return output
     return jax.lax.with_sharding_constraint(output, output_sharding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
 from jina_jax.config import Config
-from jina_jax.nn.lora import Adapter, adapted_product, low_rank_update, product
+from jina_jax.nn.lora import Adapter, adapted_product, low_rank_update, product, with_update
+from jina_jax.nn.quantized import abstract_quantized, quantize_kernel, quantized_product
 
 # Initial values of the adapters' factors, A (K, in, R) and B (K, R, out), as in the published code:
 # a new adapter changes nothing, and has a gradient. Uniform is within 1 / sqrt(in).
@@ -35,7 +38,9 @@ class Linear(nnx.Module):
     """``x @ kernel + bias``, plus the update of each token's task.
 
     Leaves: kernel (in, out), bias (out,), and with tasks lora_a (K, in, R), lora_b (K, R, out).
-    With ``parts``, several maps of one input in one product, "out" is (parts, out) everywhere.
+    With ``parts``, several maps of one input in one product, "out" is (parts, out) everywhere. With
+    ``quantization``, kernel_codes (out, in) and kernel_scale (out,) are in the place of kernel
+    (``jina_jax.nn.quantized``).
     """
 
     def __init__(
@@ -47,10 +52,18 @@ class Linear(nnx.Module):
         dtype,
         rngs: nnx.Rngs | None,
         parts: int | None = None,
+        quantization: str | None = None,
     ):
         normal = initializers.normal(config.initializer_range)
         out = (out_features,) if parts is None else (parts, out_features)
-        self.kernel = nnx.Param(draw(rngs, normal, (in_features, *out), dtype))
+        kernel = draw(rngs, normal, (in_features, *out), dtype)
+        self.kernel = nnx.Param(kernel) if quantization is None else None
+        codes: Any = None
+        scale: Any = None
+        if quantization is not None:
+            quantize: Any = abstract_quantized if rngs is None else quantize_kernel
+            codes, scale = map(nnx.Param, quantize(kernel, quantization))
+        self.kernel_codes, self.kernel_scale = codes, scale
         self.bias = nnx.Param(draw(rngs, initializers.zeros, out, dtype))
         self.lora_scale = config.lora_scale
         if config.lora_rank is None:
@@ -63,12 +76,16 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, task_mask: jax.Array | None = None) -> jax.Array:
         """Map x (B, T, in), with a mask from ``lora.task_mask`` or None, to float32 (B, T, out)."""
-        kernel = self.kernel[...]
-        if task_mask is None or self.lora_a is None or self.lora_b is None:
-            y = product(x, kernel)
+        factors = None
+        if task_mask is not None and self.lora_a is not None and self.lora_b is not None:
+            factors = (self.lora_a[...], self.lora_b[...], task_mask, self.lora_scale)
+        if self.kernel is None:
+            y = quantized_product(x, self.kernel_codes[...], self.kernel_scale[...])
+            y = y if factors is None else with_update(y, x, *factors)
+        elif factors is None:
+            y = product(x, self.kernel[...])
         else:
-            factors = (self.lora_a[...], self.lora_b[...])
-            y = adapted_product(x, kernel, *factors, task_mask, self.lora_scale)
+            y = adapted_product(x, self.kernel[...], *factors)
         return y + as_wide(self.bias[...].astype(jnp.float32), y)
 
 

@@ -71,6 +71,29 @@ def adapted_product(
     )
 
 
+def with_update(
+    y: jax.Array,
+    x: jax.Array,
+    lora_a: jax.Array,
+    lora_b: jax.Array,
+    task_mask: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """Add each token's own update to a product with the weight, ``y + scale · x B A``.
+
+    Args:
+      y: float32 (B, T, out), or (B, T, parts, out).
+      x, lora_a, lora_b, task_mask, scale: as for ``adapted_product``.
+    """
+    low = einsum("bti,kir->btkr", x, lora_a)
+    update = jax.lax.platform_dependent(
+        *(low, task_mask, lora_b),
+        cuda=functools.partial(_gathered_update, scale=scale),
+        default=functools.partial(low_rank_update, scale=scale),
+    )
+    return y + update
+
+
 def _plain_product(scale: float, x, kernel, lora_a, lora_b, task_mask) -> jax.Array:
     low = einsum("bti,kir->btkr", x, lora_a)
     return product(x, kernel) + low_rank_update(low, task_mask, lora_b, scale)
@@ -90,10 +113,16 @@ def _joined_product(scale: float, x, kernel, lora_a, lora_b, task_mask) -> jax.A
     sums = product(x, jnp.concatenate((flat, factors, padding), axis=1))
     weighted, low = jnp.split(sums, (flat.shape[1], flat.shape[1] + tasks * rank), axis=-1)[:2]
     low = low.reshape(*x.shape[:2], tasks, rank)
+    update = _gathered_update(low, task_mask, lora_b, scale)
+    return weighted.reshape(*x.shape[:2], *kernel.shape[1:]) + update
+
+
+def _gathered_update(low, task_mask, lora_b, scale: float) -> jax.Array:
+    """Compute ``low_rank_update`` as R products per value, for the kernel that uses the value."""
     own = jnp.where(task_mask[..., None], low, 0).sum(axis=2)  # (B, T, R), zero without a task
     chosen = (scale * lora_b.astype(jnp.float32))[jnp.argmax(task_mask, axis=-1)]
-    own = own.reshape(*own.shape, *(1 for _ in kernel.shape[1:]))
-    return weighted.reshape(*x.shape[:2], *kernel.shape[1:]) + (own * chosen).sum(axis=2)
+    own = own.reshape(*own.shape, *(1 for _ in lora_b.shape[2:]))
+    return (own * chosen).sum(axis=2)
 
 
 def _forward(scale, *operands):

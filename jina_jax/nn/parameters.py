@@ -18,6 +18,7 @@ from flax import nnx
 from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.lora import Adapter, merged_weight
+from jina_jax.nn.quantized import refuse_quantized
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _QKV = re.compile(r"layers\..*\.qkv_proj\.(kernel|bias|lora_b)")
@@ -148,10 +149,11 @@ def merge_task(state: nnx.State, task: str, config: Config) -> nnx.State:
       The state of an ``Encoder`` made from ``config.merged(task)``.
 
     Raises:
-      ValueError: for an unknown task.
+      ValueError: for an unknown task, or a quantised state.
     """
     index = config.task_id(task)
     arrays = to_dict(state)
+    refuse_quantized(arrays, "state")
     merge = functools.partial(merged_weight, scale=config.lora_scale)
     for path, weight in list(arrays.items()):
         if factors := adapters_of(path, arrays):

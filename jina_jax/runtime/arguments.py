@@ -13,24 +13,31 @@ from jina_jax.checks import check_integer, check_unicode
 from jina_jax.config import Config
 from jina_jax.runtime.requests import Chunking, Request
 from jina_jax.runtime.results import OUTPUT_VALUES
-from jina_jax.tasks import LONG_TEXT, Task, refuse_none_word
+from jina_jax.tasks import AUTO, LONG_TEXT, PASSAGE, QUERY, Task, refuse_none_word
 from jina_jax.text.sentences import chunk_by_sentences
 from jina_jax.text.spans import chunk_by_tokens
 from jina_jax.text.tokenizer import check_texts
 
 WHOLE = object()  # no chunks
+# Side → its adapter, and names of prompts that sentence-transformers uses, the first one found.
+_SIDES = {"query": (QUERY, ("query",)), "document": (PASSAGE, ("document", "passage", "corpus"))}
 _OVERLAP = 256
 
 
 def make_requests(
-    config: Config, texts: str | Sequence[str], task: Task, prompt: str | None, chunks: Any = WHOLE
+    config: Config,
+    texts: str | Sequence[str],
+    task: Task,
+    prompt: str | None,
+    prompt_name: str | None,
+    chunks: Any = WHOLE,
 ) -> list[Request]:
     """Return a request per text.
 
     Args:
       config: names tasks and prompts.
-      texts, task, prompt, chunks: as ``JinaEmbeddings.encode_chunks`` takes them; ``WHOLE``
-        asks for one vector per text.
+      texts, task, prompt, prompt_name, chunks: as ``JinaEmbeddings.encode_chunks`` takes them;
+        ``WHOLE`` asks for one vector per text.
 
     Raises:
       ValueError: for an argument that is not one of these; the message names it.
@@ -38,12 +45,29 @@ def make_requests(
     single = isinstance(texts, str)
     checked = check_texts([texts] if isinstance(texts, str) else _plain(texts))
     tasks = _tasks(config, task, len(checked))
-    prompts = _prompts(config, tasks, prompt)
+    prompts = _prompts(config, tasks, prompt, prompt_name)
     wanted = [None] * len(checked) if chunks is WHOLE else _chunkings(chunks, len(checked), single)
     return [
         Request(text, prompts[task], config.task_id(task), chunking, position)
         for position, (text, task, chunking) in enumerate(zip(checked, tasks, wanted, strict=True))
     ]
+
+
+def pick_dim(config: Config, truncate_dim: int | None, output_value: str) -> int:
+    """Return the dimension of the result, see ``Config.embedding_dim``.
+
+    Raises:
+      ValueError: for a dimension that the model does not have, or any for the vectors of tokens of
+        a model with ``config.dense``, which these do not pass through.
+    """
+    if output_value == OUTPUT_VALUES[0] or not config.dense:
+        return config.embedding_dim(truncate_dim)
+    if truncate_dim:
+        raise ValueError(
+            f"truncate_dim={truncate_dim!r}: expected None with output_value={output_value!r} of "
+            "a model with Dense modules"
+        )
+    return config.hidden_size
 
 
 def pick_overlap(overlap: int | None, max_length: int) -> int:
@@ -88,7 +112,7 @@ def check_mean_pooler(config: Config, what: str) -> None:
     if config.emb_pooler != "mean":
         raise ValueError(
             f"{what}: expected a model with the 'mean' pooler, got the pooler "
-            f"{config.emb_pooler!r}, which reads a text's first token alone"
+            f"{config.emb_pooler!r}, which does not average over a text's tokens"
         )
 
 
@@ -123,12 +147,35 @@ def _check_task(config: Config, task: str | None) -> None:
     config.task_id(task)
 
 
-def _prompts(config: Config, tasks: list[str | None], prompt: str | None) -> dict[str | None, str]:
+def with_side(config: Config, side: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of ``encode`` for one side of retrieval.
+
+    Args:
+      config: names tasks and prompts.
+      side: "query" or "document". Its adapter is used, or the prompt that sentence-transformers
+        takes for it where the model has a prompt of that name and no such adapter.
+      options: of the caller, which count first.
+    """
+    adapter, names = _SIDES[side]
+    found = {"task": adapter if adapter in config.lora_adaptations else None, **options}
+    named = [name for name in names if name in dict(config.prompts)]
+    if found["task"] is None and named and not found.keys() & {"prompt", "prompt_name"}:
+        found["prompt_name"] = named[0]
+    return found
+
+
+def _prompts(
+    config: Config, tasks: list[str | None], prompt: str | None, prompt_name: str | None
+) -> dict[str | None, str]:
     """Map each task to the prompt of its texts."""
+    if prompt_name is not None:
+        if prompt != AUTO:
+            raise ValueError(f"prompt_name={prompt_name!r}: expected None beside prompt={prompt!r}")
+        return dict.fromkeys(tasks, config.named_prompt(prompt_name))
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"prompt={prompt!r}: expected 'auto', None or a string")
     refuse_none_word("prompt", prompt, "no prompt")
-    if prompt == "auto":
+    if prompt == AUTO:
         return {task: config.prompt(task) for task in set(tasks)}
     check_unicode(prompt or "", "prompt")
     return dict.fromkeys(tasks, prompt or "")

@@ -1,34 +1,33 @@
-"""From texts of any length to batches of few static shapes.
+"""Settings of batches, the platforms' defaults, and the shapes that follow from them.
 
-Rows of one text each are padded to a bucket; or several texts share a row, which is *packed*: they
-are numbered 1, 2, …, positions start again at each, and attention stays within each. Both forms are
-one type, ``Batch``: a padded row is a packed row with one slot.
+``jina_jax.runtime.packing`` puts texts into batches of these shapes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jina_jax.checks import check_integer
-
-Group = tuple[list[list[int]], int]  # rows as positions of texts, and the length of a row
 
 # Powers of two and the steps half-way between: at most a third of a row is padding.
 _SMALLEST_BUCKET = 16
 # A packed row of T tokens has T / 8 slots for texts. Shorter texts than 8 tokens are rare; a row
-# full of them ends early.
+# full of them ends early. Rows beyond 512 tokens are for long texts, which short ones fill up.
 _TOKENS_PER_SLOT = 8
-_PACKED_ROW = 512  # where packing is asked for on a platform that pads
+_TOKENS_PER_SLOT_OF_LONG_ROWS = 32
+_LONG_ROW = 512
+_PACKED_ROWS = (512, 2048, 8192)  # where packing is asked for on a platform that pads
+_SMALLEST_OF_FEW = 128  # a matmul of fewer tokens takes an accelerator as long
 
 
 def packed_slots(length: int) -> int:
     """Return S, the texts that a packed row of this length may hold."""
-    return max(1, length // _TOKENS_PER_SLOT)
+    most = min(length, _LONG_ROW) // _TOKENS_PER_SLOT
+    return max(1, most, length // _TOKENS_PER_SLOT_OF_LONG_ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,9 @@ class Batching:
     Attributes:
       token_budget: tokens per step of one device, padding included. A longer text is a step.
       packing: whether texts share rows; False pads each text in a row of its own.
-      row_lengths: lengths of packed rows, ascending, at most ``token_budget``; of these the one is
-        used that makes the work least. Texts longer than the last are padded.
+      row_lengths: lengths of packed rows, ascending, at most ``token_budget``. A text has a row of
+        the shortest of them that it fits, or of a longer one where that makes the work less; texts
+        longer than the last are padded.
       attention_tokens: length at which attention takes as long as everything else: packing weighs
         the wasted attention of longer rows against padding with it.
       max_texts: most texts per step of one device; None for no limit.
@@ -79,7 +79,7 @@ class Batching:
         budget = self.token_budget or max(default.token_budget, *(self.row_lengths or (0,)))
         lengths = self.row_lengths
         if lengths is None and self.packing is not False:
-            usual = default.row_lengths or ((_PACKED_ROW,) if self.packing else ())
+            usual = default.row_lengths or (_PACKED_ROWS if self.packing else ())
             # Under a small budget the only row is one of that length.
             fitting = tuple(length for length in usual if length <= budget)
             lengths = fitting or ((budget,) if usual and budget >= _TOKENS_PER_SLOT else ())
@@ -88,16 +88,21 @@ class Batching:
             row_lengths=lengths or (),
             attention_tokens=self.attention_tokens or default.attention_tokens,
             max_texts=self.max_texts,
+            few_programs=default.few_programs,
         )
 
 
 class CompleteBatching(NamedTuple):
-    """``Batching`` with a value for everything; ``row_lengths`` is () where texts are padded."""
+    """``Batching`` with a value for everything; ``row_lengths`` is () where texts are padded.
+
+    ``few_programs``: have fewer shapes, at the cost of padding in steps that are not full.
+    """
 
     token_budget: int
     row_lengths: tuple[int, ...] = ()
     attention_tokens: int = 4096
     max_texts: int | None = None
+    few_programs: bool = False
 
     def on(self, platform: str) -> CompleteBatching:
         """Return itself: there is nothing to complete, as in ``Batching.on``."""
@@ -107,38 +112,44 @@ class CompleteBatching(NamedTuple):
         """Return the rows of a full step of one device."""
         return max(1, min(self.token_budget // length, self.max_texts or self.token_budget))
 
+    def heights(self, length: int) -> list[int]:
+        """Return the numbers of rows that a step of one device may have, ascending."""
+        full, growth = self.rows(length), 4 if self.few_programs else 2
+        found = [1]
+        while found[-1] * growth < full:
+            found.append(found[-1] * growth)
+        return sorted({*found, full})
+
+    def small_rows(self) -> list[int]:
+        """Return the lengths below packed rows; of these there is one row per device."""
+        packed = self.row_lengths[0] if self.row_lengths else 0
+        if self.few_programs:
+            lengths = {_SMALLEST_OF_FEW << i for i in range(packed.bit_length())}
+        else:
+            lengths = {bucket(size) for size in range(1, packed)}
+        return sorted(length for length in lengths if length < packed)
+
+    def slots(self, length: int) -> int:
+        """Return S, the texts that a row of this length may hold."""
+        packed = self.row_lengths and length <= self.row_lengths[-1]
+        return packed_slots(length) if packed else 1
+
+    def packed_rows(self, longest: int) -> list[int]:
+        """Return the lengths of packed rows that are of use where no text is longer."""
+        needed = next((length for length in self.row_lengths if length >= longest), math.inf)
+        return [length for length in self.row_lengths if length <= max(needed, _LONG_ROW)]
+
 
 # Measured in benchmarks/RESULTS.md. CPU: matmuls are fastest at about 1,024 tokens, where a step
 # stays in the cache. GPU: rows of one text, as cuDNN skips padding by their lengths. TPU: the
-# kernels compute all of a row, so short rows.
+# attention kernel skips blocks of other texts, so one program serves short texts and long ones.
 DEFAULTS = {
     "cpu": CompleteBatching(1024, row_lengths=(128, 256, 512), attention_tokens=3500),
-    "gpu": CompleteBatching(32768, attention_tokens=4096),
-    "tpu": CompleteBatching(16384, row_lengths=(256, 512), attention_tokens=2048),
+    "gpu": CompleteBatching(32768, attention_tokens=4096, few_programs=True),
+    "tpu": CompleteBatching(
+        16384, row_lengths=(256, 512, 2048, 8192), attention_tokens=2048, few_programs=True
+    ),
 }
-
-
-class Batch(NamedTuple):
-    """One step's texts.
-
-    Attributes:
-      indices: int (n,), positions of the texts in the input.
-      rows, slots: int (n,), where each text is.
-      input_ids: int32 (B, T), padded with the pad id.
-      text_spans: int32 (B, S, 2), first token of the text in each slot and the one after its last;
-        equal in empty slots, which are the last ones. S is 1 in padded batches.
-    """
-
-    indices: np.ndarray
-    rows: np.ndarray
-    slots: np.ndarray
-    input_ids: np.ndarray
-    text_spans: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """B, T, S."""
-        return (*self.input_ids.shape, self.text_spans.shape[1])
 
 
 def bucket(size: int, smallest: int = _SMALLEST_BUCKET) -> int:
@@ -151,12 +162,6 @@ def bucket(size: int, smallest: int = _SMALLEST_BUCKET) -> int:
     return power
 
 
-def slots(length: int, batching: CompleteBatching) -> int:
-    """Return S, the texts that a row of this length may hold."""
-    packed = batching.row_lengths and length <= batching.row_lengths[-1]
-    return packed_slots(length) if packed else 1
-
-
 def shapes(
     batching: CompleteBatching, max_length: int, row_multiple: int = 1
 ) -> list[tuple[int, int, int]]:
@@ -164,163 +169,18 @@ def shapes(
 
     Each is a program to compile; two, where texts come with and without tasks.
     """
-    buckets = sorted({bucket(size) for size in range(1, max_length + 1)})
-    packed = batching.row_lengths
-    # Of rows below the first packed length there is one per device, which several short texts fill.
-    longest = math.inf
+    most = math.inf  # tokens of a device's texts
     if batching.max_texts is not None:
-        longest = bucket(batching.max_texts * max(max_length, _TOKENS_PER_SLOT))
-    small = sorted({bucket(size) for size in range(1, packed[0])}) if packed else []
-    small = [length for length in small if length < packed[0]]
-    lengths = [(length, 1) for length in small if length <= longest]
-    # Where a row per device holds any ``max_texts`` of them, no longer row is less work.
-    lengths += [
-        (length, batching.rows(length))
-        for length, shorter in zip(packed, (max(small, default=0), *packed), strict=False)
-        if longest > shorter
-    ]
-    lengths += [
-        (length, batching.rows(length)) for length in buckets if length > max(packed, default=0)
-    ]
-    return [
-        (height * row_multiple, length, slots(length, batching))
-        for length, full in lengths
-        for height in sorted({_round_rows(count, full) for count in range(1, full + 1)})
-    ]
-
-
-def make_batches(
-    ids: Sequence[Sequence[int]], batching: CompleteBatching, pad_id: int, row_multiple: int = 1
-) -> list[Batch]:
-    """Put texts into batches, longest first.
-
-    Args:
-      ids: token ids of each text.
-      batching: the settings.
-      pad_id: fills rows up.
-      row_multiple: devices that share the rows of a batch: B is a multiple of it.
-
-    Returns:
-      Batches in which every text has one slot. Their shapes are among ``shapes(…)``.
-    """
-    order = np.argsort([-len(row) for row in ids], kind="stable").tolist()
-    size = max(1, len(order))
-    if batching.max_texts is not None:
-        size = batching.max_texts * row_multiple
-    groups: list[Group] = []
-    for start in range(0, len(order), size):
-        groups += _groups(ids, order[start : start + size], batching, row_multiple)
-    return [
-        _fill(ids, rows, length, slots(length, batching), count, pad_id)
-        for group, length in groups
-        for rows, count in _cut(group, batching.rows(length), row_multiple)
-    ]
-
-
-def _groups(ids, order, batching: CompleteBatching, row_multiple: int) -> list[Group]:
-    """Pad the sorted texts that are too long for packed rows, and pack the others."""
+        most = batching.max_texts * max(max_length, _TOKENS_PER_SLOT)
+    small, packed = batching.small_rows(), batching.packed_rows(max_length)
+    # Where a row per device holds all of its texts, no longer row is less work.
+    shorter = [0, *small, *packed]
+    lengths = [own for before, own in itertools.pairwise(shorter) if before < most]
+    padded = {bucket(size) for size in range(1, max_length + 1)}
     longest = max(batching.row_lengths, default=0)
-    long = [i for i in order if len(ids[i]) > longest]
-    groups = list(_pad(ids, long, batching, row_multiple))
-    if len(long) < len(order):
-        groups += _pack(ids, order[len(long) :], batching, row_multiple)
-    return groups
-
-
-def _pad(ids, order, batching: CompleteBatching, row_multiple: int) -> Iterator[Group]:
-    """Cut sorted texts into steps, each with the bucket of its longest text."""
-    start = 0
-    while start < len(order):
-        length = bucket(len(ids[order[start]]))
-        stop = start + batching.rows(length) * row_multiple
-        yield [[i] for i in order[start:stop]], length
-        start = stop
-
-
-def _pack(ids, order, batching: CompleteBatching, row_multiple: int) -> list[Group]:
-    """Pack sorted texts into rows of the one length that makes the work least."""
-    lengths = [len(ids[i]) for i in order]
-    # What fits a short row on each device is a step of its own kind: one query, a few sentences.
-    small = bucket(max(lengths[0], -(-sum(lengths) // row_multiple)))
-    while small < batching.row_lengths[0]:
-        rows = best_fit(lengths, small, slots(small, batching))
-        if len(rows) <= row_multiple:
-            return [([[order[k] for k in row] for row in rows], small)]
-        small = bucket(small + 1)
-
-    def work(rows: list[list[int]], length: int) -> float:
-        steps = _cut(rows, batching.rows(length), row_multiple)
-        tokens = sum(count for _, count in steps) * length
-        return tokens * (1 + length / batching.attention_tokens)
-
-    candidates = [
-        (best_fit(lengths, length, slots(length, batching)), length)
-        for length in batching.row_lengths
-        if length >= lengths[0]
+    lengths += sorted(length for length in padded if length > longest)
+    return [
+        (height * row_multiple, length, batching.slots(length))
+        for length in lengths
+        for height in ([1] if length in small else batching.heights(length))
     ]
-    rows, length = min(candidates, key=lambda candidate: work(*candidate))
-    return [([[order[k] for k in row] for row in rows], length)]
-
-
-def best_fit(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
-    """Pack texts, longest first, each into the fullest row that has room for it.
-
-    Args:
-      lengths: tokens of each text, descending, at most ``capacity``.
-      capacity: tokens of a row.
-      most: texts of a row.
-
-    Returns:
-      For each row the positions of its texts in ``lengths``.
-    """
-    rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room left → rows
-    for k, length in enumerate(lengths):
-        room = next((r for r in range(length, capacity + 1) if with_room[r]), None)
-        if room is None:
-            row, room = len(rows), capacity
-            rows.append([])
-        else:
-            row = with_room[room].pop()
-        rows[row].append(k)
-        if len(rows[row]) < most:
-            with_room[room - length].append(row)
-    return rows
-
-
-def _cut(rows: list, full: int, row_multiple: int) -> list[tuple[list, int]]:
-    """Cut rows into steps of few heights: (rows of the step, B)."""
-    steps, most = [], full * row_multiple
-    while rows:
-        step, rows = rows[:most], rows[most:]
-        height = _round_rows(-(-len(step) // row_multiple), full)
-        lower = height // 2
-        # Rather one step more than one that is mostly empty: five rows are four and one.
-        if len(step) < most and lower and 4 * len(step) < 3 * height * row_multiple:
-            step, rows = step[: lower * row_multiple], step[lower * row_multiple :] + rows
-            height = lower
-        steps.append((step, height * row_multiple))
-    return steps
-
-
-def _round_rows(count: int, full: int) -> int:
-    """Round up to a power of two, or to a full step."""
-    return min(1 << (count - 1).bit_length(), full)
-
-
-def _fill(ids, rows: list[list[int]], length: int, most: int, count: int, pad_id: int) -> Batch:
-    """Write texts into the rows of a batch."""
-    input_ids = np.full((count, length), pad_id, np.int32)
-    text_spans = np.zeros((count, most, 2), np.int32)
-    found = []
-    for row, texts in enumerate(rows):
-        start = 0
-        for slot, index in enumerate(texts):
-            stop = start + len(ids[index])
-            input_ids[row, start:stop] = ids[index]
-            text_spans[row, slot] = start, stop
-            found.append((index, row, slot))
-            start = stop
-        text_spans[row, len(texts) :] = start
-    indices, at_rows, at_slots = np.array(found, np.int64).reshape(-1, 3).T
-    return Batch(indices, at_rows, at_slots, input_ids, text_spans)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,17 +35,24 @@ class JaxlibWarning(UserWarning):
     """A jaxlib that computes wrong sums in programs of others than this library."""
 
 
-def jit(function: Callable, platform: str | None = None, **options: Any) -> Any:
+def jit(
+    function: Callable,
+    platform: str | None = None,
+    more: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
     """Return ``jax.jit(function, **options)`` with the compiler options of a platform.
 
     Args:
       function: not to be called inside another ``jax.jit``, which JAX would refuse.
       platform: that it will run on, as ``compiler_options`` takes it.
+      more: compiler options beside those.
 
     Raises:
       JaxlibError: as ``compiler_options``.
     """
-    return jax.jit(function, compiler_options=compiler_options(platform), **options)
+    compiler = {**compiler_options(platform), **(more or {})}
+    return jax.jit(function, compiler_options=compiler, **options)
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:

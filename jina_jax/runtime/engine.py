@@ -21,10 +21,12 @@ from jina_jax.nn.attention import blocked_attention
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
-from jina_jax.nn.parameters import from_dict, to_dict
+from jina_jax.nn.parameters import from_dict, merge_task, to_dict
 from jina_jax.nn.pooling import pool_masked
-from jina_jax.runtime.batching import Batch
+from jina_jax.nn.quantized import quantization_of, refuse_quantized
+from jina_jax.runtime import quantizing
 from jina_jax.runtime.compiling import jit, platform_of
+from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
 
 # Steps that may be under way at once: the host packs and fetches while the device computes.
@@ -38,7 +40,7 @@ class Program(NamedTuple):
       rows, tokens, slots: B, T, S of the batch.
       pool_spans: P, ranges of tokens per row that are pooled; None for the texts themselves.
       with_adapters: whether texts have tasks.
-      pooling: "mean" or "cls"; None gives every token's vector.
+      pooling: as for ``jina_jax.nn.pooling.pool``; None gives every token's vector.
     """
 
     rows: int
@@ -102,6 +104,7 @@ class Engine:
       mesh: where it lies; None for one device.
       platform: "cpu", "gpu" or "tpu".
       dtype: of the weights.
+      quantization: of the state's linear layers, "int8" or "fp8"; None if they are in ``dtype``.
       row_multiple: devices that share the rows of a batch.
       graph: the encoder's ``nnx.GraphDef``.
     """
@@ -122,9 +125,12 @@ class Engine:
         leaf = jax.tree.leaves(state)[0]
         self.dtype = leaf.dtype.name
         self.platform = platform_of(leaf)
+        self.quantization = quantization_of(to_dict(state))
+        quantizing.check_device(self.quantization, next(iter(leaf.sharding.device_set)))
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
-        self.graph, _ = abstract_encoder(config, scan_layers=scan_layers)
-        self._implementation, self._scan_layers = attn_implementation, scan_layers
+        self._implementation = attn_implementation
+        self._kind: dict[str, Any] = {"scan_layers": scan_layers, "quantization": self.quantization}
+        self.graph, _ = abstract_encoder(config, **self._kind)
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._compiling: dict[Program, threading.Lock] = {}
@@ -133,10 +139,35 @@ class Engine:
         self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
-        """Return an engine with other weights of the same kind, which shares the programs."""
+        """Return an engine with other weights of the same kind, which shares the programs.
+
+        Raises:
+          ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
+        """
+        for own in (self.state, state):
+            if isinstance(own, nnx.State):
+                refuse_quantized(to_dict(own), "with_state")
+        expected, given = (_shapes_of(weights) for weights in (self.state, state))
+        if wrong := sorted(str(path) for path, _ in expected.items() ^ given.items()):
+            raise ValueError(f"state: expected the weights of this model, {wrong[0]} differs")
         other = object.__new__(Engine)
         vars(other).update(vars(self), state=state)
         return other
+
+    def merged(self, task: str) -> Engine:
+        """Return an engine of plain weights, with a task's adapter merged in; see ``merge_task``.
+
+        Raises:
+          ValueError: for an unknown task.
+        """
+        return Engine(
+            self.config.merged(task),
+            merge_task(self.state, task, self.config),
+            mesh=self.mesh,
+            scan_layers=self._kind["scan_layers"],
+            attn_implementation=self._implementation,
+            cache=self._cache,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights and settings travel; programs are compiled anew where they arrive."""
@@ -145,7 +176,7 @@ class Engine:
             "config": self.config,
             "weights": {path: np.asarray(array) for path, array in to_dict(self.state).items()},
             "mesh": mesh and ([device.id for device in mesh.devices.flat], mesh.shape["model"]),
-            "scan_layers": self._scan_layers,
+            "scan_layers": self._kind["scan_layers"],
             "attn_implementation": self._implementation,
             "cache": self._cache,
         }
@@ -159,7 +190,8 @@ class Engine:
             devices = [known[i] for i in ids] if known.keys() >= set(ids) else None
             mesh = make_mesh(model=parts, devices=devices)
         place = _put_alone if mesh is None else placer(mesh)
-        _, abstract = abstract_encoder(config, scan_layers=values["scan_layers"])
+        options = {"scan_layers": values["scan_layers"], "quantization": quantization_of(weights)}
+        _, abstract = abstract_encoder(config, **options)
         arrays = {path: place(path, array) for path, array in weights.items()}
         self.__init__(config, from_dict(abstract, arrays), mesh=mesh, **values)  # type: ignore[misc]
 
@@ -172,7 +204,7 @@ class Engine:
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return a pure function and its parameters, see ``Model.functional``."""
         graph, pooling = self.graph, self.config.emb_pooler
-        _, abstract = abstract_encoder(self.config, scan_layers=self._scan_layers)
+        _, abstract = abstract_encoder(self.config, **self._kind)
 
         def apply(parameters, input_ids, attention_mask=None, task_ids=None):
             shape = np.shape(input_ids)
@@ -189,7 +221,8 @@ class Engine:
                 raise ValueError(f"parameters: expected those of the model, got others: {wrong}")
             encoder = nnx.merge(graph, from_dict(abstract, parameters))
             output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
-            return pool_masked(output.last_hidden_state, attention_mask, pooling)
+            pooled = pool_masked(output.last_hidden_state, attention_mask, pooling)
+            return encoder.project(pooled)
 
         return apply, to_dict(self.state)
 
@@ -218,7 +251,8 @@ class Engine:
         Args:
           steps: batches of any shapes. At a None the results of those before it are not kept
             waiting for further ones.
-          pooling: "mean" or "cls" gives float32 (B, P or S, D); None gives float32 (B, T, D).
+          pooling: as for ``jina_jax.nn.pooling.pool``, for float32 (B, P or S, D) before the maps
+            of ``config.dense``; None gives float32 (B, T, D).
 
         Yields:
           Each step with its result, in order.
@@ -251,7 +285,9 @@ class Engine:
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
         options = self._options(program)
-        return jit(encode_batch, self.platform, static_argnames=("graph", *options)).lower(
+        static = ("graph", *options)
+        flags = quantizing.compiler_options(self.quantization, self.platform)
+        return jit(encode_batch, self.platform, flags, static_argnames=static).lower(
             self.graph, self.state, program.inputs(self._rows), **options
         )
 
@@ -263,6 +299,7 @@ class Engine:
         return {
             "pooling": program.pooling,
             "kernel": self.choose_kernel(program).kernel,
+            "project": False,
             "output_sharding": output_sharding,
         }
 
@@ -324,6 +361,13 @@ def _check_array(
     wrong = [value for value in np.unique(array).tolist() if value not in values]
     if wrong:
         raise ValueError(f"{name}: expected {values[0]} to {values[-1]}, got {wrong[0]}")
+
+
+def _shapes_of(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape and dtype of each weight by its path; none if it is no state."""
+    if not isinstance(state, nnx.State):
+        return {}
+    return {path: (leaf.shape, leaf.dtype) for path, leaf in to_dict(state).items()}
 
 
 def _put_alone(_: str, array: np.ndarray) -> jax.Array:

@@ -16,11 +16,14 @@ from tqdm import tqdm
 
 from jina_jax.checks import check_flags, check_integer
 from jina_jax.config import Config
+from jina_jax.nn.dense import project_on_host
+from jina_jax.nn.parameters import to_dict
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
 from jina_jax.runtime.requests import Preparation, Request
-from jina_jax.runtime.results import EncodeInfo, unit_pair
+from jina_jax.runtime.results import EncodeInfo
+from jina_jax.runtime.similarity import pair_similarities, similarities
 from jina_jax.runtime.tokenizing import TokenizerProcesses, usual_processes
 from jina_jax.text.tokenizer import Tokenizer
 
@@ -93,14 +96,16 @@ class Model:
         if tokenizer_processes is not None:
             count = check_integer("tokenizer_processes", tokenizer_processes, 0)
         self._processes = TokenizerProcesses(tokenizer, count) if count else None
-        self._max_seq_length = config.max_length
+        self._max_seq_length = config.max_seq_length or config.max_length
 
     def __repr__(self) -> str:
         config = self.config
+        quantized = f" with {self.engine.quantization}" if self.engine.quantization else ""
         return (
             f"{type(self).__name__}({config.num_hidden_layers} layers, dimension "
             f"{config.embedding_dim(None)}, tasks {list(config.lora_adaptations)}, "
-            f"{self.engine.dtype} on {self.engine.platform}, max_seq_length={self.max_seq_length})"
+            f"{self.engine.dtype}{quantized} on {self.engine.platform}, "
+            f"max_seq_length={self.max_seq_length})"
         )
 
     @property
@@ -129,9 +134,32 @@ class Model:
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def with_state(self, state: nnx.State) -> Self:
-        """Return the same with other weights of the same shapes; compiled programs are shared."""
+        """Return the same with other weights of the same shapes; compiled programs are shared.
+
+        Raises:
+          ValueError: if either is quantised.
+        """
         other = copy.copy(self)
         other.engine = self.engine.with_state(state)
+        return other
+
+    def merged(self, task: str) -> Self:
+        """Return a model for one task, with its adapter merged into the weights.
+
+        Its texts have ``task=None`` and by default the task's prompt. On an accelerator it is
+        faster, as nothing is computed for adapters, and it takes the memory of further weights.
+        Merged weights are rounded to their dtype: in bfloat16 the vectors differ from those of
+        this model by that rounding (cosine 0.9999).
+
+        Args:
+          task: one of ``config.lora_adaptations``.
+
+        Raises:
+          ValueError: for an unknown task.
+        """
+        other = copy.copy(self)
+        other.engine = self.engine.merged(task)
+        other.config = other.engine.config
         return other
 
     @overload
@@ -149,27 +177,23 @@ class Model:
         return self.tokenizer.encode(texts, split_special_tokens=self.split_special_tokens)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Return the cosines of all pairs, float32 (n, m), of vectors (n, d) and (m, d).
+        """Return the similarity of all pairs, float32 (n, m), of vectors (n, d) and (m, d).
+
+        It is the cosine, unless ``config.similarity_fn_name`` names another function, which sees
+        the vectors as they are; distances are negative, as in sentence-transformers.
 
         Raises:
           ValueError: for other shapes, infinities or NaN.
         """
-        first, second = unit_pair(embeddings1, embeddings2)
-        return first @ second.T
+        return similarities(self.config.similarity_fn_name, embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Return the cosine of each pair, float32 (n,), of vectors (n, d) and (n, d).
+        """Return the similarity of each pair, float32 (n,), of vectors (n, d) and (n, d).
 
         Raises:
           ValueError: for other shapes, infinities or NaN.
         """
-        first, second = unit_pair(embeddings1, embeddings2)
-        if len(first) != len(second):
-            raise ValueError(
-                f"embeddings2: expected as many vectors as embeddings1, {len(first)}, "
-                f"got {len(second)}"
-            )
-        return np.sum(first * second, axis=-1)
+        return pair_similarities(self.config.similarity_fn_name, embeddings1, embeddings2)
 
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return the network as a pure function, and its parameters, for ``jit`` and ``grad``.
@@ -177,7 +201,7 @@ class Model:
         Returns:
           ``apply`` and the parameters by path. ``apply(parameters, input_ids, attention_mask=None,
           task_ids=None)`` takes int (B, T), bool (B, T) and int (B,) (-1 for no adapter), and
-          returns float32 (B, D): pooled, not normalised.
+          returns float32 (B, D): pooled, mapped by ``config.dense``, not normalised.
         """
         return self.engine.functional()
 
@@ -214,6 +238,12 @@ class Model:
         )
         return self.engine.compiled
 
+    def _project(self, vectors: np.ndarray) -> np.ndarray:
+        """Map complete vectors, float32 (n, D), by ``config.dense``, if it has any."""
+        if not self.config.dense:
+            return vectors
+        return project_on_host(vectors, self.config, to_dict(self.state))
+
     def _max_length(self, max_length: int | None) -> int:
         if max_length is None:
             return self.max_seq_length
@@ -238,7 +268,12 @@ class Model:
         """Encode requests, and pass the position and result of each to ``store``."""
         batching = self._batching(batch_size)
         preparation = Preparation(
-            self.tokenizer, self.split_special_tokens, max_length, overlap, self._processes
+            self.tokenizer,
+            self.split_special_tokens,
+            max_length,
+            overlap,
+            self._processes,
+            include_prompt=self.config.include_prompt or pooling is None,
         )
         pipeline = Pipeline(self.engine, batching, preparation, pooling)
         order: Sequence[int] = range(len(requests))

@@ -14,9 +14,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jina_jax.runtime.batching import Batch, CompleteBatching, make_batches
+from jina_jax.runtime.batching import CompleteBatching
 from jina_jax.runtime.distributed import share_preparation, spans_processes
 from jina_jax.runtime.engine import Engine, Step
+from jina_jax.runtime.packing import Batch, make_batches
 from jina_jax.runtime.requests import Item, Preparation, Prepared, Request
 
 _T = TypeVar("_T")
@@ -75,7 +76,7 @@ class Pipeline:
       engine: the encoder.
       batching: how items are put into batches (``Batching.on``).
       preparation: how requests become items.
-      pooling: "mean" or "cls"; None for the vectors of all tokens.
+      pooling: as for ``jina_jax.nn.pooling.pool``; None for the vectors of all tokens.
 
     Attributes:
       used, computed: tokens so far, and positions that were computed for them.

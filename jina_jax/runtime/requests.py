@@ -97,6 +97,7 @@ class Preparation:
       overlap: tokens that a window of a longer text shares with the one before; None cuts a longer
         text at its end (chunks are never cut, and need a number).
       processes: tokenise large inputs; None for this thread alone.
+      include_prompt: pool ``<s>`` and the prompt's tokens, too (``Config.include_prompt``).
     """
 
     tokenizer: Tokenizer
@@ -104,6 +105,8 @@ class Preparation:
     max_length: int
     overlap: int | None
     processes: TokenizerProcesses | None = None
+    include_prompt: bool = True
+    _prompts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, requests: Sequence[Request]) -> list[Prepared]:
         """Tokenise and prepare requests.
@@ -129,17 +132,38 @@ class Preparation:
         if self.overlap is None and len(ids) > self.max_length:
             dropped = len(ids) - self.max_length
             ids = [*ids[: self.max_length - 1], ids[-1]]
-        if tokens.offsets is None and len(ids) <= self.max_length:
+        first = self._first_pooled(request, len(ids))
+        if tokens.offsets is None and len(ids) <= self.max_length and not first:
             return Prepared(request.task_id, [Item(ids)], 1, len(ids), dropped, [])
         spans: list[Span] = []
-        ranges = np.array([[0, len(ids)]])
+        ranges = np.array([[first, len(ids)]])
         if tokens.offsets is not None:
-            spans, ranges = _chunks(request, tokens.ids, tokens.offsets)
+            spans, ranges = _chunks(request, tokens.ids, tokens.offsets, self.include_prompt)
         items = list(_windowed(ids, ranges, self.max_length, self.overlap or 0))
         return Prepared(request.task_id, items, len(ranges), len(ids), dropped, spans)
 
+    def _first_pooled(self, request: Request, count: int) -> int:
+        """Return the first of a text's ``count`` tokens that is pooled, as sentence-transformers.
 
-def _chunks(request: Request, ids: list[int], offsets: list[Span]) -> tuple[list[Span], np.ndarray]:
+        It is the number of tokens of the prompt alone, without ``</s>``; 0 without a prompt.
+        """
+        prompt = request.prompt
+        if self.include_prompt or not prompt:
+            return 0
+        if prompt not in self._prompts:
+            options = {"split_special_tokens": self.split_special_tokens}
+            self._prompts[prompt] = len(self.tokenizer.encode([prompt], **options)[0]) - 1
+        if self._prompts[prompt] >= count:
+            raise ValueError(
+                f"texts[{request.position}]: expected tokens after the prompt, which this model "
+                f"does not pool (include_prompt=False), within max_length={self.max_length}"
+            )
+        return self._prompts[prompt]
+
+
+def _chunks(
+    request: Request, ids: list[int], offsets: list[Span], include_prompt: bool
+) -> tuple[list[Span], np.ndarray]:
     """Return the spans of a text's chunks, and their ranges of tokens, int64 (n, 2)."""
     assert request.chunks is not None
     first, _, content = content_tokens(offsets, len(request.prompt))
@@ -150,7 +174,10 @@ def _chunks(request: Request, ids: list[int], offsets: list[Span]) -> tuple[list
     except ValueError as error:
         raise ValueError(f"texts[{request.position}]: {error}") from None
     spans = [(int(start), int(stop)) for start, stop in found]
-    return spans, with_special_tokens(ranges, first, len(ids))
+    ranges = with_special_tokens(ranges, first, len(ids))
+    if request.prompt and not include_prompt:
+        ranges[:, 0] = np.maximum(ranges[:, 0], first)
+    return spans, ranges
 
 
 def _windowed(ids: list[int], ranges: np.ndarray, size: int, overlap: int) -> Iterator[Item]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class ChunkOptions(TypedDict, total=False):
 
     task: str | Sequence[str | None] | None
     prompt: str | None
+    prompt_name: str | None
     truncate_dim: int | None
     max_length: int | None
     overlap: int | None
@@ -93,46 +94,19 @@ def finish(
     return unit(vectors) if normalize else vectors
 
 
-def unit_pair(embeddings1: Any, embeddings2: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return two sets of vectors as float32 (n, d) and (m, d) of unit length; (d,) is one vector.
-
-    Raises:
-      ValueError: for other shapes, infinities or NaN.
-    """
-    both = [
-        _vectors(name, values)
-        for name, values in (("embeddings1", embeddings1), ("embeddings2", embeddings2))
-    ]
-    if any(values.ndim != 2 for values in both) or both[0].shape[1] != both[1].shape[1]:
-        raise ValueError(
-            f"embeddings1, embeddings2: expected shapes (n, d) and (m, d), got "
-            f"{both[0].shape} and {both[1].shape}"
-        )
-    return unit(both[0]), unit(both[1])
-
-
-def _vectors(name: str, values: Any) -> np.ndarray:
-    """Return float32 vectors with 1 as the largest value of each, whose squares are in range."""
-    try:
-        vectors = np.atleast_2d(np.asarray(values, np.float32))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected vectors of one length ({error})") from None
-    if not np.isfinite(vectors).all():
-        raise ValueError(f"{name}: expected finite vectors, got NaN or infinity")
-    if not vectors.size:
-        return vectors
-    largest = np.abs(vectors).max(axis=-1, keepdims=True)
-    return vectors / np.where(largest > 0, largest, np.float32(1))
+def warn_user(*messages: str) -> None:
+    """Warn the user's line, outside of this package."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("jina_jax."):
+        frame, level = frame.f_back, level + 1
+    for message in messages:
+        warnings.warn(message, stacklevel=level)
 
 
 def warn_dropped(dropped: np.ndarray, max_length: int) -> None:
-    """Warn the user's line, outside of this package, of texts that were cut, int (n,) tokens."""
+    """Warn of texts that were cut, int (n,) tokens."""
     if dropped.any():
-        frame, level = sys._getframe(), 1
-        while frame.f_back and frame.f_globals.get("__name__", "").startswith("jina_jax."):
-            frame, level = frame.f_back, level + 1
-        warnings.warn(
+        warn_user(
             f"{np.count_nonzero(dropped)} of {len(dropped)} texts were longer than "
-            f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off",
-            stacklevel=level,
+            f"max_length={max_length} tokens; {dropped.sum()} tokens were cut off"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,11 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers\..*fc1\.lora_b", P(None, None, "model")),
     (r"layers\..*(out_proj|fc2)\.kernel", P("model", None)),
     (r"layers\..*(out_proj|fc2)\.lora_a", P(None, "model", None)),
+    (r"layers\..*qkv_proj\.kernel_codes", P(None, "model", None)),
+    (r"layers\..*qkv_proj\.kernel_scale", P(None, "model")),
+    (r"layers\..*fc1\.kernel_codes", P("model", None)),
+    (r"layers\..*fc1\.kernel_scale", P("model")),
+    (r"layers\..*(out_proj|fc2)\.kernel_codes", P(None, "model")),
     (r".*", P()),
 )
 BATCH = P("data")
@@ -102,13 +108,21 @@ def placer(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
     return place
 
 
-def abstract_state(config: Config, dtype: str, mesh: Mesh, *, scan_layers: bool) -> nnx.State:
+def abstract_state(
+    config: Config,
+    dtype: str,
+    mesh: Mesh,
+    *,
+    scan_layers: bool,
+    quantization: str | None = None,
+) -> nnx.State:
     """Return an encoder's state of ``jax.ShapeDtypeStruct``, split over a mesh.
 
     The mesh's devices may be those of a topology that this machine does not have
     (``jax.experimental.topologies``): compiling ahead of time needs no more.
     """
-    _, state = abstract_encoder(config, jnp.dtype(dtype), scan_layers=scan_layers)
+    options: Any = {"scan_layers": scan_layers, "quantization": quantization}
+    _, state = abstract_encoder(config, jnp.dtype(dtype), **options)
 
     def lay_out(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(mesh, partition_spec(path))

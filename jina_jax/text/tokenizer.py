@@ -16,8 +16,10 @@ from pathlib import Path
 import regex
 
 from jina_jax.checks import check_unicode
+from jina_jax.files import damage
 from jina_jax.text import tokenizer_json
 from jina_jax.text.normalizer import WHITE_SPACE, Span
+from jina_jax.text.sentencepiece_model import check_siblings
 from jina_jax.text.tokenizer_json import AddedToken, TokenizerSpec
 from jina_jax.text.unigram import Unigram, Vocabulary
 
@@ -62,17 +64,27 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load tokenizer.json; equal files share one object while it is in use.
+        """Load a tokenizer; equal files share one object while it is in use.
+
+        Args:
+          path: of tokenizer.json, or of a SentencePiece model, "….model".
 
         Raises:
           OSError: if the file cannot be read.
           ValueError: if it is malformed or unsupported; the message names the file and the field.
         """
-        content = Path(path).read_bytes()
+        path = Path(path)
+        if found := damage(path):
+            raise ValueError(f"{path}: {found}")
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: missing; {_expected_tokenizer(path)}")
+        if path.suffix == ".model":
+            check_siblings(path)
+        content = path.read_bytes()
         key = tokenizer_json.digest(content)
         tokenizer = _loaded.get(key)
         if tokenizer is None:
-            tokenizer = _loaded[key] = cls(*tokenizer_json.read(Path(path), content))
+            tokenizer = _loaded[key] = cls(*tokenizer_json.read(path, content))
         return tokenizer
 
     def encode(
@@ -203,6 +215,12 @@ class Tokenizer:
             for word in words:  # a prepended mark shares the span of the first character
                 yield word, [spans[max(i, start)] for i in range(at, at + len(word))]
                 at += len(word)
+
+
+def _expected_tokenizer(path: Path) -> str:
+    if path.with_name("vocab.txt").exists():
+        return "vocab.txt is a WordPiece vocabulary, expected XLM-RoBERTa's"
+    return "expected a tokenizer.json or a sentencepiece.bpe.model"
 
 
 class _Matcher:

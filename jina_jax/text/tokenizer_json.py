@@ -24,6 +24,7 @@ import numpy as np
 
 from jina_jax.cache import cache_folder
 from jina_jax.text.normalizer import Charsmap, Normalizer, Replace, Strip
+from jina_jax.text.sentencepiece_model import tokenizer_fields
 from jina_jax.text.unigram import Vocabulary, compile_vocabulary
 
 _T = TypeVar("_T")
@@ -82,7 +83,7 @@ def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
     """Read tokenizer.json, with the vocabulary from the cache if it has one.
 
     Args:
-      path: the file's path, for messages.
+      path: the file's path, for messages; a SentencePiece model by its suffix, ".model".
       content: its bytes.
 
     Raises:
@@ -95,7 +96,10 @@ def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
         cached = entry and _load_entry(entry)
         if cached is not None:
             return _spec(cached[0]), cached[1]
-        fields = _object(json.loads(content, parse_float=_Number), "the file")
+        if path.suffix == ".model":
+            fields = tokenizer_fields(content)
+        else:
+            fields = _object(json.loads(content, parse_float=_Number), "the file")
         spec = _spec(fields)
         vocabulary = _vocabulary(fields, spec)
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
@@ -107,7 +111,8 @@ def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
 
 def _spec(fields: dict[str, Any]) -> TokenizerSpec:
     model = _object(fields.get("model"), "model")
-    _expect(model.get("type", "Unigram") == "Unigram", "model.type", model.get("type"), "'Unigram'")
+    expected = "'Unigram' (XLM-RoBERTa's vocabulary; WordPiece and BPE are not supported)"
+    _expect(model.get("type", "Unigram") == "Unigram", "model.type", model.get("type"), expected)
     unk_id = _typed(model, "unk_id", int, "model")
     white_space, metaspace = _pre_tokenizer(fields.get("pre_tokenizer"))
     prefix, suffix = _template(fields.get("post_processor"))
@@ -240,7 +245,7 @@ def _vocabulary(fields: dict[str, Any], spec: TokenizerSpec) -> Vocabulary:
     for i, entry in enumerate(entries):
         if not (type(entry) is list and len(entry) == 2 and type(entry[0]) is str):
             raise _unexpected(f"model.vocab[{i}]", entry, "[piece, score]")
-        if type(entry[1]) is not _Number and type(entry[1]) is not int:
+        if type(entry[1]) not in (_Number, int, float):
             raise _unexpected(f"model.vocab[{i}]", entry, "[piece, score]")
     pieces = [entry[0] for entry in entries]
     scores = [_parsed(entry[1]) for entry in entries]
@@ -251,7 +256,7 @@ def _vocabulary(fields: dict[str, Any], spec: TokenizerSpec) -> Vocabulary:
     return vocabulary
 
 
-def _parsed(number: str | int) -> float:
+def _parsed(number: _Number | float) -> float:
     """Return the value that ``tokenizers`` reads, whose last bit is not always right.
 
     Its JSON reader (serde_json without ``float_roundtrip``) reads the digits as one whole number
@@ -259,6 +264,8 @@ def _parsed(number: str | int) -> float:
     bits decide between segmentations of otherwise equal score. (Numbers of more than 19 digits,
     which no writer of doubles produces, are read as in Python.)
     """
+    if isinstance(number, float):  # of a SentencePiece model
+        return number
     mantissa, _, power = str(number).lower().partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits, exponent = int(whole + fraction), int(power or 0) - len(fraction)

@@ -1,6 +1,6 @@
 """Token ids of a training batch, packed into micro-batches of one static shape.
 
-All texts of a batch, queries and documents alike, share rows (``jina_jax.runtime.batching``), and
+All texts of a batch, queries and documents alike, share rows (``jina_jax.runtime.packing``), and
 the rows are cut into micro-batches, which the encoder sees one at a time. A batch of any size is
 one array (C, R, T).
 """
@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jina_jax.runtime.batching import best_fit, bucket, packed_slots
+from jina_jax.runtime.batching import bucket, packed_slots
+from jina_jax.runtime.packing import best_fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _rows(lengths: list[int], packing: Packing) -> tuple[int, list[list[int]]]:
     fitting = [size for size in packing.row_lengths if size >= longest] or [bucket(longest)]
     # Only a text that needs it may have a row longer than a micro-batch; less padding is no reason.
     sizes = [size for size in fitting if size <= packing.micro_batch_tokens] or fitting[:1]
-    candidates = [(size, best_fit(lengths, size, packed_slots(size))) for size in sizes]
+    candidates = [(size, best_fit(lengths, [size])[size]) for size in sizes]
 
     def work(candidate: tuple[int, list[list[int]]]) -> int:
         size, rows = candidate

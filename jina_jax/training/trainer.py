@@ -76,11 +76,13 @@ class Trainer:
         self._shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
         mesh = make_mesh() if mesh is None and len(jax.devices()) > 1 else mesh
         self.base = run.open_base(settings.model, settings.seed)
-        tokenizer = Tokenizer.from_file(self.base.directory / "tokenizer.json")
+        if not self.base.config.include_prompt:
+            raise ValueError("model: expected include_prompt=true; training pools every token")
+        tokenizer = Tokenizer.from_file(self.base.tokenizer)
         self._evaluations = Evaluations(settings)
         self._sources = Sources(settings)
         network, trained, frozen = _load(settings, self.base, tokenizer, mesh)
-        self._sources.check(network.config.hidden_size)
+        self._sources.check(network.config.output_size)
         self._collator = _collator(settings, network.config, tokenizer, mesh)
         self._programs = Programs(
             network,
