@@ -40,7 +40,7 @@ Wanted = int | str | Chunker | Sequence[Any]
 
 
 class JinaEmbeddings(Model):
-    """A model for embedding texts, usually made by ``from_pretrained``."""
+    """A model for embedding texts, for threads and spawned processes: see ``Model``."""
 
     @classmethod
     def from_pretrained(
@@ -153,7 +153,7 @@ class JinaEmbeddings(Model):
         """Embed texts.
 
         Args:
-          texts: a string or n of them; on a mesh of several processes, the same on each.
+          texts: a string, or n in a list, generator or column; the same on each process of a mesh.
           task: adapter to use, one of ``config.lora_adaptations``, or None for the base model; or
             a sequence with one of these per text.
           prompt: "auto" for the prompt of each text's task, None for no prompt, or a string to
@@ -170,7 +170,7 @@ class JinaEmbeddings(Model):
           normalize_embeddings: scale embeddings to unit length; token embeddings never are.
           output_value: "sentence_embedding", or "token_embeddings" for the last hidden states.
           convert_to_numpy: False returns ``jax.Array`` on the model's devices.
-          show_progress_bar: None shows it if the logger "jina_jax" is at INFO or below.
+          show_progress_bar: None shows it for several texts if the logger "jina_jax" is at INFO.
           return_info: also return an ``EncodeInfo``: tokens used and dropped per text, padding.
 
         Returns:

@@ -35,22 +35,24 @@ JOBS: dict[str, tuple[str, ...]] = {
     "late chunking": (PASSAGE,),  # arXiv 2409.04701
 }
 
-# By type of mteb's tasks. The paper does not cover bitext mining, summarization, regression and
-# several labels; those are as in mteb's own entry for jina-embeddings-v3, and with instructions or
-# not is the same. A pair is (queries, all else).
-MTEB_TYPES: dict[str, str | tuple[str, str]] = {
+# By type of mteb's tasks, those that may have texts alone. Types that the paper does not cover are
+# as in mteb's own entry for jina-embeddings-v3, None for those without an adapter there. A pair
+# is (queries, all else).
+MTEB_TYPES: dict[str, str | tuple[str, str] | None] = {
+    "Any2AnyRetrieval": None,
     "BitextMining": "text-matching",
     "Classification": "classification",
     "Clustering": "separation",
-    "InstructionReranking": "separation",
-    "InstructionRetrieval": RETRIEVAL,
+    "InstructionReranking": None,
+    "InstructionRetrieval": None,
     "MultilabelClassification": "classification",
     "PairClassification": "classification",
-    "Regression": "classification",
+    "Regression": None,
     "Reranking": "separation",
     "Retrieval": RETRIEVAL,
     "STS": "text-matching",
     "Summarization": "text-matching",
+    "ZeroShotClassification": None,
 }
 # Retrieval tasks whose two sides are alike, and LongEmbed, by parts of their names.
 MTEB_TEXT_MATCHING = ("ArguAna", "CQADupstack", "Quora", "LEMB")

@@ -211,8 +211,8 @@ class TestEncode:
             ('{"t": 5}', "stdin:1: field 't': expected a text, got int"),
             ('{"t": null}', "stdin:1: field 't': expected a text, got none"),
             ('{"t": {"t": "a"}}', "stdin:1: field 't': expected a text, got dict"),
-            ('{"t": ""}\n{"u": "a"}', "stdin:2: field 't': expected a text, got none"),
-            ('{"t": "a"}\n\n{"t": "a"}', "stdin:2: not valid JSON"),
+            ('{"t": ""}\n{"T": "a", "u": 1}', "stdin:2: expected a field 't', found 'T', 'u'"),
+            ('{"t": "a"}\n\n{"t": ', "stdin:3: not valid JSON"),
             ('{"t": "a", "task": 1}', "stdin:1: field 'task': expected a text, got int"),
             ('{"t": "a", "embedding": [0]}', "stdin:1: has a field 'embedding'"),
             ('{"t": "a"}\n{"t": "a", "tsk": "x"}', "--task-field 'task': no row has this field"),
@@ -228,6 +228,12 @@ class TestEncode:
     def test_refused_rows(self, directory, stdin, message):
         args = ("--model", directory, "--field", "t", "--task-field", "task")
         assert message in refusal("encode", *args, stdin=stdin)
+
+    def test_blank_lines_of_jsonl_are_no_rows(self, directory):
+        stdin = b'\xef\xbb\xbf{"t": "a cat"}\r\n\r\n \n{"t": "the dog", "id": 7}\n\n'
+        rows = rows_of(run_encode(directory, "--field", "t", stdin=stdin))
+        assert [list(row) for row in rows] == [["t", "embedding"], ["t", "id", "embedding"]]
+        assert run_encode(directory, "--field", "t", stdin="\n\n") == ""
 
     def test_a_terminal_without_texts_is_told_what_to_do(self, monkeypatch):
         class Terminal(io.BytesIO):

@@ -4,12 +4,15 @@ import csv
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jina_jax.data import lines as data_lines
+from jina_jax.data import records as data_records
 from jina_jax.data.records import Columns, read_records
 from jina_jax.data.source import KINDS, DataError, Problem, pair_overlap, read_source
 
@@ -223,10 +226,10 @@ class TestCsv:
         assert reasons(source) == [(2, "expected 2 fields, as in the header, got 3")]
 
     def test_too_few_fields_for_the_positions(self, write):
-        path = write("x.tsv", "a\tb\tc\nd\te\n\n")
+        path = write("x.tsv", "a\tb\tc\nd\te\n\nf\n")
         source = read_source([path], "pairs", columns=[0, 2], bad_rows="skip")
         assert source.texts == [("a", "c")]
-        expected = [(2, "expected 3 fields, got 2"), (3, "expected 3 fields, got 0")]
+        expected = [(2, "expected 3 fields, got 2"), (4, "expected 3 fields, got 1")]
         assert reasons(source) == expected
 
     def test_quote_in_one_line(self, write):
@@ -273,6 +276,72 @@ class TestCsv:
         assert reasons(source)[0][1].endswith("a byte that is not UTF-8)")
 
 
+class TestLines:
+    """One rule for all files: blank lines, line ends, byte order marks, lines without an end."""
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    @pytest.mark.parametrize(
+        ("name", "lines"),
+        [
+            ("x.jsonl", ['{"text": "a"}', "", " \t", '{"text": "b"}', ""]),
+            ("x.csv", ["text", "", "a", "", "b", ""]),
+            ("x.tsv", ["text\tlabel", "a\tx", "", "b\ty"]),
+        ],
+    )
+    def test_blank_lines_are_no_rows(self, write, name, lines, mark, end):
+        path = write(name, (mark + "".join(line + end for line in lines)).encode())
+        source = read_source([path], "texts")
+        assert source.texts == [("a",), ("b",)]
+        assert source.problems == ()
+
+    def test_a_teacher_counts_rows_not_lines(self, write, tmp_path):
+        path = write("x.jsonl", '{"text": "a"}\n\n{"text": "b"}\n')
+        np.save(tmp_path / "t.npy", np.eye(2, dtype=np.float32))
+        source = read_source([path], "texts", teacher=tmp_path / "t.npy")
+        np.testing.assert_array_equal(source.teacher_of(np.array([1])), [[0, 1]])
+
+    @pytest.mark.parametrize(("name", "line"), [("x.txt", "{}"), ("x.jsonl", '{{"text": "{}"}}')])
+    def test_a_line_without_an_end_is_not_read_into_memory(self, write, monkeypatch, name, line):
+        monkeypatch.setattr(data_lines, "LONGEST_LINE", 50)
+        content = "\n".join(line.format(text) for text in ("a", "b" * 200, "c" * 20))
+        source = read_source([write(name, content)], "texts", bad_rows="skip")
+        assert source.texts == [("a",), ("c" * 20,)]
+        assert reasons(source) == [(2, "expected lines of at most 50 bytes, got a longer one")]
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ("a\n" + "b" * 51 + "\nc\n", "3: expected lines of at most 50 characters"),
+            ('a\n"b\n' + "c\n" * 60, "3: not valid CSV (field larger than field limit (50))"),
+        ],
+    )
+    def test_nor_is_a_field(self, write, monkeypatch, content, reason):
+        for module in (data_lines, data_records):
+            monkeypatch.setattr(module, "LONGEST_LINE", 50)
+        path = write("x.csv", "text\n" + content)
+        (found,) = refusal([path], "texts", bad_rows="skip")
+        assert found.startswith(f"{path}:{reason}")
+
+    def test_of_a_gigabyte(self, tmp_path):
+        """A file of zeros that takes no space on disk."""
+        with (tmp_path / "x.jsonl").open("wb") as file:
+            file.write(b'{"text": "a"}\n')
+            file.truncate(1 << 28)
+        tracemalloc.start()
+        source = read_source([tmp_path / "x.jsonl"], "texts", bad_rows="skip")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 5 * data_lines.LONGEST_LINE
+        ((line, reason),) = reasons(source)
+        assert (line, reason.split(",", 1)[0]) == (2, "expected lines of at most 67")
+
+    def test_of_another_encoding(self, write):
+        for name in ("x.jsonl", "x.csv"):
+            path = write(name, '{"text": "a"}\n'.encode("utf-16"))
+            assert f"{path}:1: " in "\n".join(refusal([path], "texts"))
+
+
 def _row(*fields):
     return ",".join('"' + field.replace('"', '""') + '"' for field in fields) + "\n"
 
@@ -281,7 +350,6 @@ class TestBadRows:
     @pytest.mark.parametrize(
         ("line", "reason"),
         [
-            ("", "not valid JSON (Expecting value"),
             ("{", "not valid JSON"),
             ("[1]", "expected a JSON object, got list"),
             ('{"text": "a", "x": NaN}', "not valid JSON (NaN is no JSON value)"),

@@ -166,6 +166,14 @@ def test_progress_bar_goes_to_stderr_and_follows_the_logger(model, capsys, caplo
     assert "5/5" in capsys.readouterr().err
 
 
+def test_one_text_in_a_server_that_logs_draws_no_progress_bar(model, capsys, caplog):
+    with caplog.at_level(logging.INFO):
+        model.encode("a")
+        model.encode(["a"])
+        model.encode_chunks("a b", 1)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

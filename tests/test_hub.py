@@ -190,7 +190,9 @@ def connections(server: socket.socket) -> int:
 @pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
 def test_a_hub_that_never_answers_is_asked_once(silent_hub, tmp_path, weights):
     snapshot = make_cache(tmp_path, "jinaai/model", ["config.json", weights])
-    message = r"jinaai/model: the Hub could not be reached \(no answer within 0.3 s\); using the copy"
+    message = (
+        r"jinaai/model: the Hub could not be reached \(no answer within 0.3 s\); using the copy"
+    )
     with pytest.warns(UserWarning, match=message):
         assert fetch("jinaai/model", cache_dir=tmp_path) == snapshot
     assert connections(silent_hub) == 1

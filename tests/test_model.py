@@ -459,6 +459,26 @@ def test_tasks_and_texts_in_arrays_and_generators(model):
         model.encode(np.array("a"))
 
 
+@pytest.mark.parametrize("library", ["pandas", "pyarrow"])
+def test_columns_of_tables(model, library):
+    tasks = ["separation", None]
+    expected = model.encode(["a", "b"], task=tasks)
+    module = pytest.importorskip(library)
+    column = module.array if library == "pyarrow" else lambda values: module.Series(values, [7, 3])
+    np.testing.assert_array_equal(model.encode(column(["a", "b"]), task=column(tasks)), expected)
+    with pytest.raises(ValueError, match=r"texts\[1\]: expected str, got"):
+        model.encode(column(["a", None]))
+
+
+@pytest.mark.parametrize("number", [np.int32, np.uint8, np.int64])
+def test_numbers_of_numpy_are_integers(model, number):
+    given = {"truncate_dim": 32, "max_length": 16, "batch_size": 2}
+    own = {name: number(value) for name, value in given.items()}
+    np.testing.assert_array_equal(
+        model.encode(["a", "b"], **own), model.encode(["a", "b"], **given)
+    )
+
+
 def test_the_pure_function_takes_the_model_s_parameters_alone(model):
     function, parameters = model.functional()
     ids = np.array([[0, 5, 2]])

@@ -1,12 +1,18 @@
 """A library leaves the process alone: what it sets, it puts back."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import numpy as np
 import pytest
 from runs import PAIRS, ROWS, write_data
+
+from jina_jax import JinaEmbeddings
 
 CODE = """
 import csv, gc, json, locale, logging, os, signal, sys, warnings
@@ -108,3 +114,105 @@ def test_a_forked_process_is_refused_at_once(directory, before):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "forked after the model was loaded" in done.stdout
     assert "'spawn'" in done.stdout
+
+
+SPAWNED = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+import numpy as np
+
+def keep(given):
+    global model
+    model = given
+
+def encode(texts):
+    return model.encode(texts, task="separation")
+
+if __name__ == "__main__":
+    from jina_jax import JinaEmbeddings
+    own = JinaEmbeddings.from_pretrained(sys.argv[1])
+    expected = own.encode(["a", "b c"], task="separation")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, keep, (own,)) as pool:
+        (found,) = pool.map(encode, [["a", "b c"]])
+    assert np.array_equal(found, expected)
+"""
+
+
+def run(code, *args):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *([str(code)] if not isinstance(code, str) else ["-c", code]), *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_spawned_pool_gets_the_model(directory, tmp_path):
+    (tmp_path / "main.py").write_text(SPAWNED)
+    run(tmp_path / "main.py", directory)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+import numpy as np
+from jina_jax import JinaEmbeddings
+from jina_jax.runtime.engine import Engine
+
+model = JinaEmbeddings.from_pretrained(sys.argv[1])
+expected = model.encode(["a", "b c"])
+start, calls, texts = Engine._start, 0, ["word %d" % i for i in range(3000)]
+
+def interrupt(*args):
+    global calls
+    calls += 1
+    if calls == 3:
+        signal.raise_signal(signal.SIGINT)
+    return start(*args)
+
+Engine._start = interrupt
+caught = 0
+for _ in range(2):
+    calls = 0
+    try:
+        model.encode(texts, batch_size=64)
+    except KeyboardInterrupt:
+        caught += 1
+    assert np.array_equal(model.encode(["a", "b c"]), expected)
+print(caught)
+"""
+
+
+def test_an_interruption_leaves_the_model_usable(directory):
+    assert int(run(INTERRUPTED, directory)) == 2
+
+
+def test_threads_share_a_model(directory):
+    """Each program is compiled once, and vectors are those of one thread, of asyncio too."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    jobs = [[f"{i} word " * (i % 3 + 1)] * 3 for i in range(12)]
+    model = JinaEmbeddings.from_pretrained(directory, compilation_cache=False)
+    before = len(compiled)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(model.encode, jobs))
+    assert 0 < len(compiled) - before == model.engine.compiled
+
+    async def together():
+        return await asyncio.gather(*(asyncio.to_thread(model.encode, job) for job in jobs))
+
+    for vectors, others, job in zip(found, asyncio.run(together()), jobs, strict=True):
+        np.testing.assert_array_equal(vectors, model.encode(job))
+        np.testing.assert_array_equal(vectors, others)
+
+
+@pytest.mark.parametrize("setting", ["JAX_DISABLE_JIT", "JAX_DEBUG_NANS"])
+def test_settings_for_debugging(directory, setting, monkeypatch):
+    code = (
+        "import sys; from jina_jax import JinaEmbeddings as J; "
+        "print(J.from_pretrained(sys.argv[1]).encode(['a', 'b'], task='separation').tolist())"
+    )
+    expected = json.loads(run(code, directory))
+    monkeypatch.setenv(setting, "1")
+    np.testing.assert_allclose(json.loads(run(code, directory)), expected, atol=1e-5)

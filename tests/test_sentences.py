@@ -28,6 +28,14 @@ SENTENCES = {
     "abbreviations": ["Use it, e.g. here, i.e. now, ca. 5 km etc. and so on.", "Next."],
     "initials": ["Dr. Smith met J. R. R. Tolkien of the U.S. Army.", "They spoke."],
     "dots": ["Well... maybe… not.", "Well...", "Maybe!!!", "Really?!"],
+    "names in lower case": [
+        "iPhone is here.",
+        "iPad is not.",
+        "macOS is.",
+        "www.b.de: see https://a.b.",
+    ],
+    "long words": ["They blow bubbles.", "a dog runs, einschl. seiner Leine, approx. two miles."],
+    "chat": ["hi!", "how are you?", "see you tomorrow… maybe ok!", "привет!", "как дела?", "ok"],
     "quotes": ['"Stop!" he said.', "She said 'No.'", "(It was late.)", "He fell (hard!) and ran."],
     "german": [
         "Am 3. Oktober kam, z. B. um 8, Frau Müller.",

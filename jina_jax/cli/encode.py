@@ -111,7 +111,7 @@ def encode(
         "How do I renew my passport?" "Wie verlängere ich meinen Pass?" "The best pizza in town"
 
     Every line is a text, so vector i belongs to line i: an empty line gives the vector of the empty
-    text (in JSONL it is an error). Empty input gives no vectors and is no error.
+    text (in JSONL it is skipped). Empty input gives no vectors and is no error.
 
     \b
     jsonl  one object per text: "index", "text" and "embedding"; for JSONL input the fields of the

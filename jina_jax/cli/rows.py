@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from jina_jax.cli.formats import SUFFIXES
-from jina_jax.data.lines import check_string, json_object, labelled, named_lines
+from jina_jax.data.lines import check_string, json_lines, labelled, named_lines
 from jina_jax.tasks import NONE, from_word
 
 
@@ -98,19 +98,22 @@ def _from_json(
     tasks: list[str | None] = []
     own_tasks: list[tuple[str, str | None]] = []
     found = False
-    for label, line in lines:
+    objects: list[str] = []
+    for label, line, row in json_lines(lines):
+        objects.append(line.strip())
         with labelled(label):
-            row = json_object(line)
             if "embedding" in row:
                 raise ValueError("has a field 'embedding' already, which the output would add")
-            texts.append(check_string(row.get(field), f"field {field!r}"))
+            if field not in row:
+                found = ", ".join(map(repr, row)) or "nothing"
+                raise ValueError(f"expected a field {field!r}, found {found}")
+            texts.append(check_string(row[field], f"field {field!r}"))
             found |= task_field in row
             own = None if task_field is None else row.get(task_field)
             tasks.append(task if own is None else from_word(own))
             if own is not None:
                 check_string(own, f"field {task_field!r}")
                 own_tasks.append((f"{label}: field {task_field!r}", tasks[-1]))
-    if task_field is not None and lines and not found:
+    if task_field is not None and texts and not found:
         raise ValueError(f"--task-field {task_field!r}: no row has this field")
-    objects = [line.strip() for _, line in lines]
     return Rows(texts, tasks if task_field is not None else task, objects, own_tasks)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jina_jax.data.lines import check_string, check_text, json_object, labelled, path_lines
+from jina_jax.data.lines import check_string, check_text, json_lines, labelled, path_lines
 from jina_jax.data.records import Columns, read_records
 
 _QRELS = Columns(("query-id", "corpus-id", "score"))
@@ -60,9 +60,8 @@ def read_beir(directory: str | Path, split: str = "test") -> Judged:
 def _by_id(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield ("file:line", id, object) of JSONL with an "_id" in each line."""
     seen = set()
-    for label, line in path_lines(path):
+    for label, _, row in json_lines(path_lines(path)):
         with labelled(label):
-            row = json_object(line)
             name = check_text(row.get("_id"), "field '_id'")
             if name in seen:
                 raise ValueError(f"_id {name!r} repeats an earlier line's")

@@ -1,17 +1,22 @@
 """Lines and JSON lines of text files, and the check of texts read from files.
 
-Files are UTF-8, and only a line feed ends a line, as for ``wc``.
+One rule for all commands. Files are UTF-8, with or without a byte order mark at the beginning. Only
+a line feed ends a line, as for ``wc``, and a carriage return before it belongs to the end. A line
+is at most 64 MiB. In files of records (JSONL, CSV) a blank line is no record; in files of texts it
+is a text. Anything else that cannot be read is an error or a problem with file and line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jina_jax.checks import check_unicode
+
+LONGEST_LINE = 1 << 26  # bytes; characters of a field of CSV. A book has a million.
 
 
 class Line(NamedTuple):
@@ -30,7 +35,12 @@ class Line(NamedTuple):
 
 def read_lines(file: BinaryIO) -> Iterator[Line]:
     """Yield every line of a file opened in binary; the first may begin with a byte order mark."""
-    for number, raw in enumerate(file, start=1):
+    for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(raw) > LONGEST_LINE:
+            while raw and not raw.endswith(b"\n"):
+                raw = file.readline(LONGEST_LINE)
+            yield Line(number, "", too_long("bytes"))
+            continue
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         try:
             line = Line(number, raw.decode("utf-8-sig" if number == 1 else "utf-8"))
@@ -38,6 +48,11 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
             reason = f"not UTF-8 ({error.reason} at byte {error.start})"
             line = Line(number, "", reason)
         yield line
+
+
+def too_long(unit: str) -> str:
+    """Return the reason why a line longer than ``LONGEST_LINE`` cannot be read."""
+    return f"expected lines of at most {LONGEST_LINE:,} {unit}, got a longer one"
 
 
 def named_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
@@ -64,6 +79,22 @@ def path_lines(path: Path) -> Iterator[tuple[str, str]]:
         yield from named_lines(file, str(path))
         if not file.tell():
             raise ValueError(f"{path}: is empty")
+
+
+def json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (label, line, object) for every line of JSONL that is not blank.
+
+    Args:
+      lines: (label, line), as ``named_lines`` and ``path_lines`` yield them.
+
+    Raises:
+      ValueError: as ``json_object``; names the line.
+    """
+    for label, line in lines:
+        if line.strip():
+            with labelled(label):
+                row = json_object(line)
+            yield label, line, row
 
 
 def json_object(line: str) -> dict[str, Any]:

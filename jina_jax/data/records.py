@@ -6,9 +6,9 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from jina_jax.data.lines import json_object, read_lines
+from jina_jax.data.lines import LONGEST_LINE, json_object, read_lines, too_long
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".ndjson", *DELIMITERS, ".parquet", ".txt")
@@ -90,8 +90,11 @@ def _lines(path: Path) -> Iterator[Record]:
 def _json_rows(path: Path, columns: Columns) -> Iterator[Record]:
     for record in _lines(path):
         if not record.reason:
+            line = record.fields[0][1]
+            if not line.strip():
+                continue
             try:
-                row = json_object(record.fields[0][1])
+                row = json_object(line)
                 fields = [(name, row[name]) for name in columns.among(list(row))]
                 record = Record(record.line, fields)
             except ValueError as error:
@@ -111,12 +114,13 @@ def read_delimited(path: Path) -> Iterator[Record]:
     """Yield every record of CSV or TSV, the header too, with positions from 0 as its columns.
 
     Raises:
-      DataError: for quotes that do not close.
+      DataError: for quotes that do not close, or a line longer than ``LONGEST_LINE``.
       OSError: if the file cannot be opened.
     """
     # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        lines = _bounded_lines(path, file)
+        reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
         while True:
             line = reader.line_num + 1
             try:
@@ -131,12 +135,21 @@ def read_delimited(path: Path) -> Iterator[Record]:
                         f"this record to close, read on to line {reader.line_num}"
                     ) from None
                 record = Record(line, reason=f"not valid CSV ({error})")
-            yield record
+            if record.fields or record.reason:  # else a blank line
+                yield record
+
+
+def _bounded_lines(path: Path, file: TextIO) -> Iterator[str]:
+    lines = iter(lambda: file.readline(LONGEST_LINE + 1), "")
+    for number, line in enumerate(lines, start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{path}:{number}: {too_long('characters')}")
+        yield line
 
 
 def _next(reader: Iterator[list[str]]) -> list[str]:
-    """Read one record, of fields of any length; the process's limit (128 KiB) stays as it was."""
-    limit = csv.field_size_limit(2**31 - 1)
+    """Read one record; the process's limit of fields (128 KiB) stays as it was."""
+    limit = csv.field_size_limit(LONGEST_LINE)
     try:
         return next(reader)
     finally:

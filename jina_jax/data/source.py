@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jina_jax.checks import check_integer
 from jina_jax.data.kinds import ROWS as KINDS
 from jina_jax.data.records import DELIMITERS, SUFFIXES, Columns, DataError, read_records
 from jina_jax.data.rows import Row, check_row, pair_overlap
@@ -109,8 +110,8 @@ def read_source(
     """Read files of one data set and check every row.
 
     A text is a string that is not blank, a score a finite number, a label a string or an integer;
-    no negative is the row's anchor or positive. CSV and TSV have quotes as in RFC 4180. An empty
-    line is a row that is bad, since rows of a teacher are counted by lines.
+    no negative is the row's anchor or positive. CSV and TSV have quotes as in RFC 4180. A blank
+    line is no row, except in .txt, where it is a bad one.
 
     Args:
       paths: .jsonl, .ndjson, .csv, .tsv, .parquet; for texts also .txt, one text per line.
@@ -166,8 +167,7 @@ def _check_options(kind: str, negatives: Any, bad_rows: str, drop_overlap: bool)
     if negatives is not None:
         if kind != "triplets":
             raise ValueError(f"negatives={negatives!r}: expected None, kind {kind!r} has none")
-        if type(negatives) is not int or negatives < 1:
-            raise ValueError(f"negatives={negatives!r}: expected an integer of at least 1")
+        check_integer("negatives", negatives, 1)
     if drop_overlap and kind != "pairs":
         raise ValueError(f"drop_overlap={drop_overlap!r}: expected False, kind is {kind!r}")
 

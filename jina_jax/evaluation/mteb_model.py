@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,9 @@ class MtebModel:
       truncate_dim: Matryoshka dimension; None for the model's own.
       max_length: maximum tokens per text; None for the model's limit.
 
+    Attributes:
+      mteb_model_meta: mteb's ``ModelMeta``; its ``CompressionWrapper`` sets another one.
+
     Raises:
       ValueError: for an argument out of range.
       ImportError: if mteb is not installed.
@@ -56,7 +59,7 @@ class MtebModel:
                 model.config.task_id(adapter)
         meta = optional("mteb.models.model_meta", '"jina-jax[mteb]"')
         self._similarity = optional("mteb.similarity_functions", '"jina-jax[mteb]"')
-        self._meta = meta.ModelMeta.create_empty(
+        self.mteb_model_meta = meta.ModelMeta.create_empty(
             {
                 "name": name,
                 "revision": revision,
@@ -67,11 +70,6 @@ class MtebModel:
                 "use_instructions": True,
             }
         )
-
-    @property
-    def mteb_model_meta(self) -> Any:
-        """The model's ``ModelMeta``."""
-        return self._meta
 
     def adapter(self, task_metadata: Any, prompt_type: Any = None) -> str | None:
         """Choose the adapter of a task.
@@ -110,6 +108,7 @@ class MtebModel:
         prompt_type: Any = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
+        precision: str = "float32",
     ) -> np.ndarray:
         """Embed the texts of mteb's batches.
 
@@ -120,17 +119,26 @@ class MtebModel:
           prompt_type: mteb's ``PromptType``, the side of a task with two.
           batch_size: ignored; batches are made by tokens (``JinaEmbeddings.batching``).
           show_progress_bar: as for ``JinaEmbeddings.encode``.
+          precision: "float32"; or "int8", "uint8", "binary" or "ubinary", quantised as
+            sentence-transformers does it.
 
         Returns:
-          float32 (n, d), unit vectors.
+          float32 (n, d), unit vectors; int8 or uint8 (n, d), or of bits (n, d / 8).
+
+        Raises:
+          ValueError: for a batch without texts, or an unknown precision.
         """
-        return self.model.encode(
-            [text for batch in inputs for text in batch["text"]],
+        vectors = self.model.encode(
+            [text for batch in inputs for text in _texts(batch)],
             task=self.adapter(task_metadata, prompt_type),
             truncate_dim=self.truncate_dim,
             max_length=self.max_length,
             show_progress_bar=show_progress_bar,
         )
+        if precision == "float32":
+            return vectors
+        theirs = optional("sentence_transformers", '"jina-jax[mteb]"')
+        return theirs.quantize_embeddings(vectors, precision=precision)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return the cosines of all pairs, a torch tensor (n, m)."""
@@ -139,6 +147,12 @@ class MtebModel:
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return the cosine of each pair, a torch tensor (n,)."""
         return self._similarity.pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def _texts(batch: Mapping[str, Any]) -> Sequence[str]:
+    if "text" not in batch:
+        raise ValueError(f"inputs: expected batches with 'text', got {', '.join(batch)}")
+    return batch["text"]
 
 
 def _side(adapters: Adapters, prompt_type: Any) -> str | None:

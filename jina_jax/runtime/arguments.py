@@ -43,7 +43,7 @@ def make_requests(
       ValueError: for an argument that is not one of these; the message names it.
     """
     single = isinstance(texts, str)
-    checked = check_texts([texts] if isinstance(texts, str) else texts)
+    checked = check_texts([texts] if isinstance(texts, str) else _plain(texts))
     tasks = _tasks(config, task, len(checked))
     prompts = _prompts(config, tasks, prompt, prompt_name)
     wanted = [None] * len(checked) if chunks is WHOLE else _chunkings(chunks, len(checked), single)
@@ -123,12 +123,17 @@ def _tasks(config: Config, task: Task, count: int) -> list[str | None]:
         return [task] * count
     if isinstance(task, bytes | Mapping | Set) or not isinstance(task, Iterable):
         raise ValueError(f"task={task!r}: expected None, a string, or one of these per text")
-    task = list(task)
+    task = list(_plain(task))
     if len(task) != count:
         raise ValueError(f"task: expected one for each of {count} texts, got {len(task)}")
     for one in set(map(_hashable, task)):
         _check_task(config, one)
     return task
+
+
+def _plain(values: Any) -> Any:
+    """Return a column of Arrow as a list; its elements are no strings of Python."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else values
 
 
 def _hashable(task: Any) -> str | None:

@@ -78,6 +78,23 @@ class Step(NamedTuple):
     pool_spans: np.ndarray | None = None
 
 
+class _Callers:
+    """The threads that run steps of an engine: how many, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.turn = threading.Lock()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.count -= 1
+
+
 class Engine:
     """An encoder on its devices, with the programs that were compiled for it.
 
@@ -116,7 +133,8 @@ class Engine:
         self.graph, _ = abstract_encoder(config, **self._kind)
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
-        self._lock = threading.Lock()
+        self._compiling: dict[Program, threading.Lock] = {}
+        self._callers = _Callers()
         self._process = os.getpid()
         self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
@@ -249,14 +267,15 @@ class Engine:
                 "start processes with the method 'spawn', or load the model in each of them"
             )
         waiting: list[tuple[Step, jax.Array]] = []
-        for step in steps:
-            if step is not None:
-                waiting.append((step, self._start(step, pooling)))
-            while len(waiting) > (0 if step is None else _STEPS_IN_FLIGHT):
-                done, output = waiting.pop(0)
+        with self._callers:
+            for step in steps:
+                if step is not None:
+                    waiting.append((step, self._start_in_turn(step, pooling)))
+                while len(waiting) > (0 if step is None else _STEPS_IN_FLIGHT):
+                    done, output = waiting.pop(0)
+                    yield done, np.asarray(output)
+            for done, output in waiting:
                 yield done, np.asarray(output)
-        for done, output in waiting:
-            yield done, np.asarray(output)
 
     def compile(self, programs: Sequence[Program], threads: int = 2) -> None:
         """Compile programs, several at once."""
@@ -265,37 +284,55 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        static = ("graph", "pooling", "kernel", "project", "output_sharding")
+        options = self._options(program)
+        static = ("graph", *options)
+        flags = quantizing.compiler_options(self.quantization, self.platform)
+        return jit(encode_batch, self.platform, flags, static_argnames=static).lower(
+            self.graph, self.state, program.inputs(self._rows), **options
+        )
+
+    def _options(self, program: Program) -> dict[str, Any]:
+        """Return the options of ``encode_batch``."""
         output_sharding = None
         if self.mesh is not None and jax.process_count() > 1:
             output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
-        options = quantizing.compiler_options(self.quantization, self.platform)
-        return jit(encode_batch, self.platform, options, static_argnames=static).lower(
-            self.graph,
-            self.state,
-            program.inputs(self._rows),
-            pooling=program.pooling,
-            kernel=self.choose_kernel(program).kernel,
-            project=False,
-            output_sharding=output_sharding,
-        )
+        return {
+            "pooling": program.pooling,
+            "kernel": self.choose_kernel(program).kernel,
+            "project": False,
+            "output_sharding": output_sharding,
+        }
+
+    def _start_in_turn(self, step: Step, pooling: str | None) -> jax.Array:
+        """Start a step; on CPU, where steps of several threads slow each other, one at a time."""
+        if self.platform != "cpu" or self._callers.count == 1:
+            return self._start(step, pooling)
+        with self._callers.turn:
+            return jax.block_until_ready(self._start(step, pooling))
 
     def _start(self, step: Step, pooling: str | None) -> jax.Array:
         batch = step.batch
         spans = None if step.pool_spans is None else step.pool_spans.shape[1]
         program = Program(*batch.shape, spans, step.task_ids is not None, pooling)
         inputs = Inputs(batch.input_ids, batch.text_spans, step.task_ids, step.pool_spans)
-        output = self._program(program)(self.state, jax.tree.map(self._place, inputs))
+        inputs = jax.tree.map(self._place, inputs)
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            inputs = jax.tree.map(jnp.asarray, inputs)
+            return encode_batch(self.graph, self.state, inputs, **self._options(program))
+        output = self._program(program)(self.state, inputs)
         output.copy_to_host_async()
         return output
 
     def _program(self, program: Program) -> jax.stages.Compiled:
+        """Return a compiled program; of several threads that need a new one, one compiles it."""
         found = self._programs.get(program)
         if found is None:
-            with compilation_cache(self._cache):
-                found = self.lower(program).compile()
-            with self._lock:
-                self._programs[program] = found
+            with self._compiling.setdefault(program, threading.Lock()):
+                found = self._programs.get(program)
+                if found is None:
+                    with compilation_cache(self._cache):
+                        found = self.lower(program).compile()
+                    self._programs[program] = found
         return found
 
     def _place(self, array: np.ndarray):

@@ -33,6 +33,17 @@ _LOGGER = logging.getLogger("jina_jax")
 class Model:
     """Weights, tokenizer and settings; copies and pickles compile their programs anew.
 
+    Threads may share a model, those of ``asyncio.to_thread`` too. Processes must be spawned, as JAX
+    does not survive a fork. A pickle has the weights; or each process loads the model once:
+
+    >>> def load():
+    ...     global model
+    ...     model = JinaEmbeddings.from_pretrained("jinaai/jina-embeddings-v3")
+    >>> def encode(texts):
+    ...     return model.encode(texts)
+    >>> with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), load) as pool:
+    ...     vectors = np.concatenate(list(pool.map(encode, batches)))
+
     Args:
       config: architecture, tasks, prompts and dimensions.
       state: the encoder's weights, an ``nnx.State``, where they are to be used.
@@ -270,7 +281,7 @@ class Model:
             # Texts that are padded alike are encoded together, the longest first.
             order = sorted(order, key=lambda i: -len(requests[i].text))
         tokens, dropped = np.zeros((2, len(requests)), np.int64)
-        hidden = not _is_shown(show_progress_bar)
+        hidden = not _is_shown(show_progress_bar, len(requests))
         with tqdm(total=len(requests), unit="text", disable=hidden) as progress:
             for result in pipeline.run(requests[i] for i in order):
                 index = order[result.position]
@@ -281,7 +292,7 @@ class Model:
         return EncodeInfo(tokens, dropped, pipeline.padding)
 
 
-def _is_shown(show_progress_bar: bool | None) -> bool:
-    if show_progress_bar is None:
-        return _LOGGER.getEffectiveLevel() <= logging.INFO
+def _is_shown(show_progress_bar: bool | None, texts: int) -> bool:
+    if show_progress_bar is None:  # a server that logs encodes one query at a time
+        return texts > 1 and _LOGGER.getEffectiveLevel() <= logging.INFO
     return show_progress_bar

@@ -34,7 +34,13 @@ _ABBREVIATED = regex.compile(
     """,
     regex.VERBOSE,
 )
-_LOWER_CASE_NEXT = regex.compile(rf"[^\p{{L}}{_MARK}]*+\p{{Ll}}")
+# A word in lower case follows; names such as iPad and addresses may begin a sentence.
+_LOWER_CASE_NEXT = regex.compile(
+    rf"[^\p{{L}}{_MARK}]*+ (?! \p{{Ll}}{{1,3}}\p{{Lu}} | \p{{Ll}}+:// | www\. ) \p{{Ll}}",
+    regex.VERBOSE,
+)
+# Abbreviations are shorter, but for a few German ones.
+_LONG_WORD = regex.compile(r"(?<=\p{L}{7}) (?<! \b(?:ein|aus)schl) \.", regex.VERBOSE)
 # All but white space and characters that the tokenizer may drop or join to others: these never make
 # a chunk of their own.
 _VISIBLE = regex.compile(r"[^\s\p{Cc}\p{Cf}\p{M}▁\uFFFD]")
@@ -45,10 +51,15 @@ def chunk_by_sentences(text: str, sentences: int = 1) -> list[Span]:
 
     A sentence ends at a line break, and behind a mark of any script (Unicode's Sentence_Terminal
     and "…") with its closing quotes and brackets. Behind ``.``, ``!``, ``?`` and "…" white space
-    must follow; a full stop or "…" ends nothing if the next word is in lower case, or after an
-    initial, a title ("Dr.") or a small number ("3. Oktober"); nor does any of them within quotes or
-    brackets if the next word is in lower case. Other abbreviations before a capital do end a
-    sentence. Scripts without marks (Thai) are cut at line breaks alone.
+    must follow; a full stop or "…" ends nothing if the next word is in lower case, unless that is a
+    name such as iPad or an address, or a full stop follows a word of seven letters or more, as
+    abbreviations are shorter. Nor does it after an initial, a title ("Dr.") or a small number
+    ("3. Oktober"), nor does any mark within quotes or brackets if the next word is in lower case.
+    Other abbreviations before a capital do end a sentence. Scripts without marks (Thai) are cut at
+    line breaks alone.
+
+    On public sentences joined to paragraphs, F1 of the ends is 0.99 or more in 17 languages
+    (tests/parity/test_parity_sentences.py).
 
     Args:
       text: any text.
@@ -103,6 +114,8 @@ def _ends_sentence(line: str, match: regex.Match[str]) -> bool:
     if not line[end].isspace() or (marks == "." and _ABBREVIATED.match(line, match.start())):
         return False
     if not _LOWER_CASE_NEXT.match(line, end):
+        return True
+    if marks == "." and _LONG_WORD.match(line, match.start()):
         return True
     return ("!" in marks or "?" in marks) and not marks.strip(_SOFT)
 
