@@ -78,6 +78,11 @@ class Model:
                 f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
                 f"got {tokenizer.vocab_size}"
             )
+        if tokenizer.pad_id != config.pad_token_id:
+            raise ValueError(
+                f"config: pad_token_id={config.pad_token_id}: expected {tokenizer.pad_id}, the "
+                "tokenizer's <pad>"
+            )
         if not isinstance(batching, Batching | CompleteBatching | None):
             raise ValueError(f"batching={batching!r}: expected a Batching or None")
         check_flags(split_special_tokens=split_special_tokens, scan_layers=scan_layers)
