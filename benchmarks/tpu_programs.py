@@ -157,7 +157,7 @@ def compile_one(chip: str, engine: Any, program: Any) -> Report:
         compiled = lowered.compile()
     except Exception as error:  # the compiler's refusal is the result
         reason = f"does not compile: {str(error).splitlines()[0][:200]}"
-        seconds, kernel = time.perf_counter() - start, engine.choose_kernel(program).name
+        seconds, kernel = time.perf_counter() - start, engine.choose_kernels(program).name
         return Report(chip, shape(program), kernel, seconds, 0, 0, 0, 0, 0, {}, reason)
     found = report(chip, engine, program, lowered, compiled)
     return found._replace(seconds=time.perf_counter() - start)
@@ -174,7 +174,7 @@ def report(chip: str, engine: Any, program: Any, lowered: Any, compiled: Any) ->
     problems = [f"{matmuls} float32 matmuls"] if matmuls else []
     problems += [f"needs {size / 1e9:.1f} GB"] if size > CHIPS[chip] else []
     problems += unwanted(collectives, engine.mesh.shape["model"])
-    kernel = engine.choose_kernel(program).name
+    kernel = engine.choose_kernels(program).name
     return Report(
         *(chip, shape(program), kernel, 0.0, size / 1e9, accessed / 1e9),
         *(copies, copied / 1e9, matmuls, collectives, "; ".join(problems)),

@@ -10,7 +10,8 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 from jina_jax.nn import cudnn
 from jina_jax.nn.attention import _block_size, attention, blocked_attention
 from jina_jax.nn.cudnn import cudnn_attention, cudnn_packed_attention, packed_layout
-from jina_jax.nn.kernels import choose
+from jina_jax.nn.kernels import BLOCKED, choose
+from jina_jax.nn.protocol import Kernels, by_heads
 from jina_jax.nn.splash import splash_attention
 
 
@@ -211,7 +212,7 @@ NO_CUDA = "needs an NVIDIA GPU, the platform is 'cpu'"
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("segments", [PADDED, PACKED])
 def test_cpu_takes_blocks(dtype, segments):
-    assert choose("cpu", dtype, 128, segments, 64) == ("blocked", blocked_attention, {})
+    assert choose("cpu", dtype, 128, segments, 64) == ("blocked", BLOCKED, {})
 
 
 @pytest.mark.parametrize(
@@ -230,8 +231,9 @@ def test_gpu(device, dtype, segments, name, refusals):
 
 
 def test_gpu_kernels_are_those_of_their_names(device):
-    assert choose("gpu", "bfloat16", 128, PADDED, 64).kernel is cudnn_attention
-    kernel = choose("gpu", "bfloat16", 128, PACKED, 64).kernel
+    kernels = choose("gpu", "bfloat16", 128, PADDED, 64).kernels
+    assert kernels == Kernels(by_heads(cudnn_attention))
+    (kernel,) = choose("gpu", "bfloat16", 128, PACKED, 64).kernels.attention.args
     assert (kernel.func, kernel.keywords) == (cudnn_packed_attention, {"segments": PACKED})
 
 
@@ -253,10 +255,8 @@ def test_head_sizes_of_cudnn(device, head_dim, name):
 def test_tpu(dtype, segments):
     choice = choose("tpu", dtype, 512, segments, 64)
     assert (choice.name, choice.refusals) == ("splash", {})
-    assert (choice.kernel.func, choice.kernel.keywords) == (
-        splash_attention,
-        {"mesh": None},
-    )
+    (kernel,) = choice.kernels.attention.args
+    assert (kernel.func, kernel.keywords) == (splash_attention, {"mesh": None})
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,18 @@ feed-forward width, L layers, K tasks, R adapter rank, V vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jina_jax.config import Config
-from jina_jax.nn.attention import Kernel, attention
 from jina_jax.nn.dropout import Dropout, drop
 from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, gelu
 from jina_jax.nn.lora import task_mask
-from jina_jax.nn.rope import apply_rotary, rotary_angles
+from jina_jax.nn.protocol import REFERENCE, Kernels, Rows
+from jina_jax.nn.rope import rotary_angles
 
 
 class EncoderOutput(NamedTuple):
@@ -40,19 +40,16 @@ class Context(NamedTuple):
     """What all layers share in one pass, beside the hidden states.
 
     Attributes:
-      attention_mask: bool (B, T), False for padding.
-      segment_ids: int (B, T), the number of each token's text in packed rows, 0 for padding; None
-        for rows of one text.
-      angles: cosine and sine, float32 (B or 1, T, H / 2); None without rotary positions.
+      rows: what attention knows of the rows, as ``kernels.prepare`` returns it.
+      is_packed: whether rows may have several texts.
       task_mask: bool (B, 1 or T, K), each token's adapter; None to skip the adapters.
-      kernel: how attention is computed.
+      kernels: how the parts of a layer are computed.
     """
 
-    attention_mask: jax.Array
-    segment_ids: jax.Array | None
-    angles: tuple[jax.Array, jax.Array] | None
+    rows: Any
+    is_packed: bool
     task_mask: jax.Array | None
-    kernel: Kernel
+    kernels: Kernels
 
 
 class Encoder(nnx.Module):
@@ -98,7 +95,7 @@ class Encoder(nnx.Module):
         *,
         segment_ids: jax.Array | None = None,
         output_hidden_states: bool = False,
-        kernel: Kernel = attention,
+        kernels: Kernels = REFERENCE,
         dropout: Dropout | None = None,
     ) -> EncoderOutput:
         """Encode token ids.
@@ -112,7 +109,7 @@ class Encoder(nnx.Module):
           segment_ids: int (B, T) for packed rows, the number of each token's text from 1, 0 where
             the mask is False; None for rows of one text.
           output_hidden_states: also return every layer's output.
-          kernel: how attention is computed (``jina_jax.nn.kernels.choose``).
+          kernels: how its parts are computed (``jina_jax.nn.kernels.choose``).
           dropout: for training; of the embeddings and of what each sub-layer adds, where
             XLM-RoBERTa has ``hidden_dropout_prob``. Attention weights are never dropped, as fused
             kernels cannot do it.
@@ -125,7 +122,8 @@ class Encoder(nnx.Module):
         angles = None
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
-        context = Context(attention_mask, segment_ids, angles, mask, kernel)
+        rows = kernels.prepare(Rows(attention_mask, segment_ids, angles))
+        context = Context(rows, segment_ids is not None, mask, kernels)
         first = drop(dropout, 0, self._embed(input_ids, position_ids, mask))
         x, others = self._run_layers(first, context, dropout, keep=output_hidden_states)
         pooled = None
@@ -195,10 +193,11 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, context: Context, dropout: Dropout | None = None) -> jax.Array:
         """Map (B, T, D) to (B, T, D), in the dtype of the weights."""
         # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
+        add_norm = context.kernels.add_norm
         attended = _gathered(self.attention(x, context), x.dtype, context)
-        x = self.norm1(x.astype(jnp.float32) + drop(dropout, 0, attended))
+        x = add_norm(x, drop(dropout, 0, attended), *self.norm1.weights)
         moved = _gathered(self.mlp(x, context.task_mask), x.dtype, context)
-        return self.norm2(x.astype(jnp.float32) + drop(dropout, 1, moved))
+        return add_norm(x, drop(dropout, 1, moved), *self.norm2.weights)
 
 
 def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:
@@ -207,7 +206,7 @@ def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:
     XLA for GPU does not gather factors of adapters within LayerNorm's kernel: it would write the
     sum before it, in float32.
     """
-    if context.task_mask is None or context.segment_ids is None:
+    if context.task_mask is None or not context.is_packed:
         return y
     return jax.lax.platform_dependent(
         y, cuda=lambda y: as_stored(y.astype(dtype)).astype(y.dtype), default=lambda y: y
@@ -223,20 +222,15 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
         width = config.hidden_size
-        self.heads = (config.num_attention_heads, config.head_dim)
+        self.head_dim = config.head_dim
         self.qkv_proj = Linear(width, width, config, dtype=dtype, rngs=rngs, parts=3)
         self.out_proj = Linear(width, width, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Map (B, T, D) to float32 (B, T, D)."""
-        rows, tokens, width = x.shape
         qkv = self.qkv_proj(x, context.task_mask)
-        query, key, value = (qkv[:, :, i].reshape(rows, tokens, *self.heads) for i in range(3))
-        if context.angles is not None:
-            query, key = (apply_rotary(a, *context.angles) for a in (query, key))
-        query, key, value = (a.astype(x.dtype) for a in (query, key, value))
-        mixed = context.kernel(query, key, value, context.attention_mask, context.segment_ids)
-        return self.out_proj(mixed.reshape(rows, tokens, width), context.task_mask)
+        mixed = context.kernels.attention(qkv, self.head_dim, x.dtype, context.rows)
+        return self.out_proj(mixed, context.task_mask)
 
 
 class Mlp(nnx.Module):

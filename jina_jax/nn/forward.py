@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jina_jax.nn.attention import Kernel
 from jina_jax.nn.dropout import Dropout
 from jina_jax.nn.pooling import pool
+from jina_jax.nn.protocol import Kernels
 
 A = TypeVar("A")
 
@@ -54,7 +54,7 @@ def encode_batch(
     inputs: Inputs[jax.Array],
     *,
     pooling: str | None,
-    kernel: Kernel,
+    kernels: Kernels,
     dropout: Dropout | None = None,
     output_sharding: NamedSharding | None = None,
 ) -> jax.Array:
@@ -64,7 +64,7 @@ def encode_batch(
       graph, state: of an ``Encoder``.
       inputs: the batch.
       pooling: "mean" or "cls", as for ``pool``; None for every token's vector.
-      kernel: how attention is computed (``jina_jax.nn.kernels.choose``).
+      kernels: how the parts of the network are computed (``jina_jax.nn.kernels.choose``).
       dropout: for training.
       output_sharding: where the result lies on a mesh; None leaves it to the compiler.
 
@@ -82,7 +82,7 @@ def encode_batch(
         task_ids,
         position_ids,
         segment_ids=segment_ids,
-        kernel=kernel,
+        kernels=kernels,
         dropout=dropout,
     ).last_hidden_state
     if pooling is None:

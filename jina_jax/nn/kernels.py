@@ -1,4 +1,4 @@
-"""Choice of the attention kernel of a program, with the reasons against the others."""
+"""Choice of the kernels of a program, with the reasons against others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 
 from jina_jax.nn import cudnn, splash
-from jina_jax.nn.attention import Kernel, attention, blocked_attention
+from jina_jax.nn.attention import HeadKernel, attention, blocked_attention
+from jina_jax.nn.protocol import Kernels, by_heads
 
 IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "splash")
 
@@ -21,18 +22,21 @@ _PREFERRED = {
 }
 _LONGEST_WHOLE = 512  # tokens of a row for which the reference may be chosen
 
+# For rows of any length, on every platform.
+BLOCKED = Kernels(by_heads(blocked_attention))
+
 
 class KernelChoice(NamedTuple):
-    """A kernel, and why others were passed over.
+    """The kernels of a program, and why others were passed over.
 
     Attributes:
-      name: one of ``IMPLEMENTATIONS``.
-      kernel: the function.
-      refusals: name → reason, for each kernel that was preferred to it.
+      name: that of attention, one of ``IMPLEMENTATIONS``.
+      kernels: all of them.
+      refusals: name → reason, for each kernel that was preferred to one of these.
     """
 
     name: str
-    kernel: Kernel
+    kernels: Kernels
     refusals: dict[str, str]
 
 
@@ -46,7 +50,7 @@ def choose(
     mesh: jax.sharding.Mesh | None = None,
     implementation: str | None = None,
 ) -> KernelChoice:
-    """Choose the attention kernel of a program.
+    """Choose the kernels of a program.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
@@ -68,13 +72,7 @@ def choose(
         raise ValueError(
             f"attn_implementation={implementation!r}: expected None or one of {IMPLEMENTATIONS}"
         )
-    kernels: dict[str, Kernel] = {
-        "reference": attention,
-        "blocked": blocked_attention,
-        "cudnn": cudnn.cudnn_attention,
-        "cudnn_packed": functools.partial(cudnn.cudnn_packed_attention, segments=segments),
-        "splash": functools.partial(splash.splash_attention, mesh=mesh),
-    }
+    kernels = head_kernels(segments, mesh)
     cannot = {name: _cannot_run(name, platform, dtype, head_dim) for name in kernels}
     if implementation is not None and cannot[implementation] is not None:
         raise ValueError(f"attn_implementation={implementation!r}: {cannot[implementation]}")
@@ -84,9 +82,20 @@ def choose(
         insisted = name == implementation == "reference"
         reason = cannot[name] or (None if insisted else _does_not_suit(name, tokens, segments))
         if reason is None:
-            return KernelChoice(name, kernels[name], refusals)
+            return KernelChoice(name, Kernels(by_heads(kernels[name])), refusals)
         refusals[name] = reason
     raise AssertionError("the last of the preferred kernels takes every program")
+
+
+def head_kernels(segments: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, HeadKernel]:
+    """Map the names of kernels that take heads apart to their functions."""
+    return {
+        "reference": attention,
+        "blocked": blocked_attention,
+        "cudnn": cudnn.cudnn_attention,
+        "cudnn_packed": functools.partial(cudnn.cudnn_packed_attention, segments=segments),
+        "splash": functools.partial(splash.splash_attention, mesh=mesh),
+    }
 
 
 def _cannot_run(name: str, platform: str, dtype: str, head_dim: int) -> str | None:

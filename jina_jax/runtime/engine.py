@@ -17,10 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.cache import compilation_cache
 from jina_jax.config import Config
-from jina_jax.nn.attention import blocked_attention
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
-from jina_jax.nn.kernels import KernelChoice, choose
+from jina_jax.nn.kernels import BLOCKED, KernelChoice, choose
 from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.nn.pooling import pool_masked
 from jina_jax.runtime.batching import Batch
@@ -112,7 +111,7 @@ class Engine:
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
+        self.choose_kernels(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
         """Return an engine with other weights of the same kind, which shares the programs."""
@@ -170,7 +169,7 @@ class Engine:
             if wrong := sorted(parameters.keys() ^ expected):
                 raise ValueError(f"parameters: expected those of the model, got others: {wrong}")
             encoder = nnx.merge(graph, from_dict(abstract, parameters))
-            output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
+            output = encoder(input_ids, attention_mask, task_ids, kernels=BLOCKED)
             return pool_masked(output.last_hidden_state, attention_mask, pooling)
 
         return apply, to_dict(self.state)
@@ -180,8 +179,8 @@ class Engine:
         """Programs compiled so far, those read from the compilation cache included."""
         return len(self._programs)
 
-    def choose_kernel(self, program: Program) -> KernelChoice:
-        """Return the attention kernel of a program, and why others were passed over."""
+    def choose_kernels(self, program: Program) -> KernelChoice:
+        """Return the kernels of a program, and why others were passed over."""
         return choose(
             self.platform,
             self.dtype,
@@ -231,7 +230,7 @@ class Engine:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Lower a program for the encoder's devices."""
-        static = ("graph", "pooling", "kernel", "output_sharding")
+        static = ("graph", "pooling", "kernels", "output_sharding")
         output_sharding = None
         if self.mesh is not None and jax.process_count() > 1:
             output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
@@ -240,7 +239,7 @@ class Engine:
             self.state,
             program.inputs(self._rows),
             pooling=program.pooling,
-            kernel=self.choose_kernel(program).kernel,
+            kernels=self.choose_kernels(program).kernels,
             output_sharding=output_sharding,
         )
 

@@ -100,7 +100,7 @@ class Programs:
         choice = choose(
             self._platform, network.dtype, tokens, slots, network.config.head_dim, self._mesh
         )
-        encoding = Encoding(network, choice.kernel, self._dropout, self._mesh)
+        encoding = Encoding(network, choice.kernels, self._dropout, self._mesh)
         if loss.name == "mlm":
             objective = mlm.mlm_objective(encoding)
         else:
