@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -82,9 +83,19 @@ def choose(
         insisted = name == implementation == "reference"
         reason = cannot[name] or (None if insisted else _does_not_suit(name, tokens, segments))
         if reason is None:
-            return KernelChoice(name, Kernels(by_heads(kernels[name])), refusals)
+            own = _tpu_kernels(mesh) if (platform, dtype) == ("tpu", "bfloat16") else {}
+            return KernelChoice(name, Kernels(by_heads(kernels[name]), **own), refusals)
         refusals[name] = reason
     raise AssertionError("the last of the preferred kernels takes every program")
+
+
+@functools.cache
+def _tpu_kernels(mesh: jax.sharding.Mesh | None) -> dict[str, Callable]:
+    """Map the parts that have a kernel on TPUs, beside attention, to it."""
+    # Imported on first use: on other platforms Pallas is slow to import and not needed.
+    from jina_jax.nn.tpu.norm import pallas_sum_norm
+
+    return {"sum_norm": functools.partial(pallas_sum_norm, mesh=mesh)}
 
 
 def head_kernels(segments: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, HeadKernel]:
