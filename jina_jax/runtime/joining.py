@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
-from jina_jax.nn.joined import Recipe, abstract_joined, joins, splits
+from jina_jax.nn.joined import abstract_joined
 from jina_jax.nn.lanes import padded
 from jina_jax.nn.parameters import from_dict, to_dict
+from jina_jax.nn.recipes import Recipe, joins, splits
 from jina_jax.nn.sum_norm import does_not_suit
 from jina_jax.runtime.sharding import partition_spec
 
