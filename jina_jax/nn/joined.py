@@ -8,7 +8,7 @@ and no weight is moved in a step:
 - ``out_proj`` and ``fc2`` multiply by ``[W | A]``, which gives ``[y | low]``.
 - The norms, each one kernel with the sum before it, add the second factors' products of that
   ``low``, and make the ``low`` of what follows: ``lora_a`` of a norm is the next map's.
-- The table of words has its first factor in whole vectors, with that of the token type behind.
+- A row of the table of words has its row of the first factor behind, and that of the token type.
 
 A program without tasks multiplies x by W alone, which XLA reads where it is. The kernel of
 ``qkv_proj`` is flat, (D, 3 · N · H), so that attention reads its result as it is; over G devices
@@ -43,7 +43,9 @@ class JoinedEncoder(Encoder):
         super().__init__(config, dtype=dtype, rngs=None, scan_layers=scan_layers)
         if config.lora_rank is not None:
             width = lanes.padded(2 * config.num_tasks * config.lora_rank)
-            self.word_embeddings.lora_a = _adapter((config.vocab_size, width), dtype)
+            shape = (config.vocab_size, config.hidden_size + width)
+            self.word_embeddings.embedding = nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
+            self.word_embeddings.lora_a = None
             self.word_embeddings.lora_b = _adapter((width, config.hidden_size), dtype)
             self.embedding_norm.lora_a = _adapter((config.hidden_size, _lanes(config)), dtype)
 
@@ -52,14 +54,17 @@ class JoinedEncoder(Encoder):
 
     def _embed(self, input_ids: jax.Array, position_ids: jax.Array, context: Context) -> jax.Array:
         """Sum the embeddings and normalise, in one pass over the words' rows: (B, T, D + P)."""
-        words, update, positions = self.word_embeddings, None, None
-        if context.task_ids is not None:
+        table, update, positions = self.word_embeddings.embedding[...], None, None
+        if context.task_ids is None:
+            words = table[input_ids, : self.config.hidden_size]
+        else:
+            words = table[input_ids]
             own = lanes.lane_tasks(self.config.num_tasks, self.config.lora_rank, repeats=2)
-            update = Update(words.lora_a[...][input_ids], words.lora_b[...], jnp.asarray(own))
+            update = Update(None, self.word_embeddings.lora_b[...], jnp.asarray(own))
         if self.position_embeddings is not None:
             positions = self._positions(input_ids, position_ids, context)
         terms = terms_of(self.embedding_norm, self.config, context)._replace(
-            addend=words.embedding[...][input_ids],
+            addend=words,
             residual=positions,
             row=self.token_type_embeddings.embedding[...][0],
             update=update,

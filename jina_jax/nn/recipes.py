@@ -31,8 +31,9 @@ def joins(paths: Collection[str], groups: int = 1) -> Recipe:
     """
     recipe: Recipe = {}
     if f"{_WORDS}.lora_a" in paths:
-        for leaf, join in (("lora_a", _side_by_side), ("lora_b", _below)):
-            recipe[f"{_WORDS}.{leaf}"] = join, (f"{_WORDS}.{leaf}", f"{_TYPES}.{leaf}")
+        a, b = ((f"{_WORDS}.{leaf}", f"{_TYPES}.{leaf}") for leaf in ("lora_a", "lora_b"))
+        recipe[f"{_WORDS}.embedding"] = _append_both, (f"{_WORDS}.embedding", *a)
+        recipe[f"{_WORDS}.lora_b"] = _below, b
     for layer, stacked in _layers(paths):
         qkv = f"{layer}attention.qkv_proj"
         flat = _bound(group, groups=groups)
@@ -81,8 +82,11 @@ def splits(paths: Collection[str], tasks: int, rank: int, groups: int = 1) -> Re
     used = lanes.padded(tasks * rank)
     recipe: Recipe = {}
     if rank:
-        a, b = f"{_WORDS}.lora_a", f"{_WORDS}.lora_b"
-        recipe |= {a: (first, (a,)), b: (_bound(lanes.split_second, tasks=tasks, rank=rank), (b,))}
+        table, b = f"{_WORDS}.embedding", f"{_WORDS}.lora_b"
+        left, right = (_bound(_cut, lanes.padded(2 * tasks * rank), -1, part) for part in (0, 1))
+        recipe[table] = left, (table,)
+        recipe[f"{_WORDS}.lora_a"] = _bound(_then, first, right), (table,)
+        recipe[b] = _bound(lanes.split_second, tasks=tasks, rank=rank), (b,)
     for layer, stacked in _layers(paths):
         qkv, fc1 = f"{layer}attention.qkv_proj", f"{layer}mlp.fc1"
         apart = _bound(ungroup, groups=groups)
@@ -156,11 +160,11 @@ def _same(array: jax.Array) -> jax.Array:
     return array
 
 
-def _side_by_side(words: jax.Array, types: jax.Array) -> jax.Array:
-    """Put the factor of token type 0 behind each word's: (V, P)."""
+def _append_both(table: jax.Array, words: jax.Array, types: jax.Array) -> jax.Array:
+    """Put the first factors of each word and of token type 0 behind the word's row."""
     tasks, count, rank = words.shape
     both = jnp.stack((words, jnp.broadcast_to(types[:, :1], words.shape)))
-    return lanes.join_first(both.reshape(2 * tasks, count, rank))
+    return _append_columns(table, both.reshape(2 * tasks, count, rank))
 
 
 def _below(words: jax.Array, types: jax.Array) -> jax.Array:

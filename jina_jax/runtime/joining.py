@@ -27,7 +27,7 @@ def joined_graph(
 
     Only TPUs do, in bfloat16, for widths that fill their vectors.
     """
-    width, lanes = config.hidden_size, padded(config.num_tasks * (config.lora_rank or 0))
+    width, lanes = config.hidden_size, padded(2 * config.num_tasks * (config.lora_rank or 0))
     if (platform, dtype) != ("tpu", "bfloat16") or does_not_suit(width, lanes) is not None:
         return None
     return abstract_joined(config, scan_layers=scan_layers, groups=devices_of_heads(mesh))[0]

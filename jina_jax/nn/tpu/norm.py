@@ -21,7 +21,9 @@ from jina_jax.nn.sum_norm import Terms, sum_norm
 _TILE = 512  # tokens per step
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
+    """The numbers of a kernel, and whether it is interpreted."""
+
     epsilon: float
     lora_scale: float
     interpret: bool
@@ -48,7 +50,7 @@ def pallas_sum_norm(
       As ``sum_norm``.
     """
     terms = _as_stored(terms)
-    run = functools.partial(_sum_norm, _Settings(epsilon, lora_scale, interpret))
+    run = functools.partial(_sum_norm, Settings(epsilon, lora_scale, interpret))
     if mesh is not None:
         rows = P("data")
         specs = jax.tree.map(lambda term: rows if term.ndim == 3 else P(), terms)
@@ -69,7 +71,7 @@ def _as_stored(terms: Terms) -> Terms:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_norm(settings: _Settings, terms: Terms) -> jax.Array:
+def _sum_norm(settings: Settings, terms: Terms) -> jax.Array:
     """Run the kernel on one device."""
     rows, tokens, _ = terms.addend.shape
     width = terms.scale.shape[0]
@@ -96,13 +98,17 @@ def _flatten(terms: Terms, tile: int) -> Terms:
     """Make rows of all tokens, (M, …), and one row of each vector; tasks are one row per tile."""
     flat = jax.tree.map(lambda a: a.reshape(1 if a.ndim == 1 else -1, a.shape[-1]), terms)
     if terms.task_ids is not None:
-        # A step past the last token reads tasks of none.
-        ids = terms.task_ids.reshape(-1)
-        padded = jnp.pad(ids, (0, -len(ids) % tile), constant_values=-1)
-        flat = flat._replace(task_ids=padded.reshape(-1, 1, tile))
+        flat = flat._replace(task_ids=flat_tasks(terms.task_ids, tile))
     if terms.update is not None and terms.update.low is None:
         flat = flat._replace(update=flat.update._replace(low=flat.addend))
     return flat
+
+
+def flat_tasks(task_ids: jax.Array, tile: int) -> jax.Array:
+    """Lay out tasks (B, T) as one row per step, (steps, 1, tile), -1 behind the last token."""
+    flat = task_ids.reshape(-1)
+    padded = jnp.pad(flat, (0, -len(flat) % tile), constant_values=-1)
+    return padded.reshape(-1, 1, tile)
 
 
 def _specs(flat: Terms, tile: int) -> Terms:
@@ -151,24 +157,42 @@ def touched(*operands: Any) -> int:
     return sum(array.size * array.dtype.itemsize for array in arrays.values())
 
 
-def _kernel(settings: _Settings, terms: Terms, out_ref: Any) -> None:
+def _kernel(settings: Settings, terms: Terms, out_ref: Any) -> None:
     total = terms.addend[...].astype(jnp.float32)
     if terms.residual is not None:
         total += terms.residual[...].astype(jnp.float32)
+    low = None if terms.update is None else terms.update.low[...]
+    out_ref[...] = finished(settings, total, low, terms)
+
+
+def finished(
+    settings: Settings, total: jax.Array, low: jax.Array | None, terms: Terms
+) -> jax.Array:
+    """Add the row and the update to a sum, normalise it, and put what follows behind.
+
+    Args:
+      settings: of the kernel.
+      total: float32 (M, D).
+      low: (M, P), the update's, in the dtype of the weights; None without adapters.
+      terms: references to the other terms; task_ids as (1, 1, M).
+
+    Returns:
+      (M, D) or (M, D + P), in the dtype of the weights.
+    """
+    dtype = terms.scale.dtype
     if terms.row is not None:
         total += terms.row[...].astype(jnp.float32)
     if terms.task_ids is not None:
         task_ids = column(terms.task_ids[0])
     if terms.update is not None:
-        kept = keep_own(terms.update.low[...], terms.update.lane_tasks[...], task_ids)
+        kept = keep_own(low, terms.update.lane_tasks[...], task_ids)
         total += settings.lora_scale * dot(kept, terms.update.lora_b[...])
-    out = normalized(total, terms.scale, terms.bias, settings.epsilon).astype(out_ref.dtype)
-    width = total.shape[1]
-    out_ref[:, :width] = out
-    if terms.following is not None:
-        low = settings.lora_scale * dot(out, terms.following.lora_a[...])
-        kept = keep_own(low, terms.following.lane_tasks[...], task_ids)
-        out_ref[:, width:] = kept.astype(out_ref.dtype)
+    out = _normalized(total, terms.scale, terms.bias, settings.epsilon).astype(dtype)
+    if terms.following is None:
+        return out
+    made = settings.lora_scale * dot(out, terms.following.lora_a[...])
+    kept = keep_own(made, terms.following.lane_tasks[...], task_ids)
+    return jnp.concatenate((out, kept.astype(dtype)), axis=1)
 
 
 def dot(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -183,7 +207,7 @@ def column(row: jax.Array) -> jax.Array:
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
 
 
-def normalized(total: jax.Array, scale_ref: Any, bias_ref: Any, epsilon: float) -> jax.Array:
+def _normalized(total: jax.Array, scale_ref: Any, bias_ref: Any, epsilon: float) -> jax.Array:
     """Compute LayerNorm of float32 (M, D), with scale and bias (1, D)."""
     centred = total - total.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -191,11 +215,11 @@ def normalized(total: jax.Array, scale_ref: Any, bias_ref: Any, epsilon: float) 
     return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
 
 
-def _forward(settings: _Settings, terms: Terms) -> tuple[jax.Array, Terms]:
+def _forward(settings: Settings, terms: Terms) -> tuple[jax.Array, Terms]:
     return _sum_norm(settings, terms), terms
 
 
-def _backward(settings: _Settings, terms: Terms, gradient: jax.Array) -> tuple[Terms]:
+def _backward(settings: Settings, terms: Terms, gradient: jax.Array) -> tuple[Terms]:
     plain = functools.partial(sum_norm, epsilon=settings.epsilon, lora_scale=settings.lora_scale)
     return jax.vjp(plain, terms)[1](gradient)
 
