@@ -7,18 +7,19 @@ from typing import NamedTuple
 
 import jax
 
-from jina_jax.nn import cudnn, splash
+from jina_jax.nn import cudnn
 from jina_jax.nn.attention import HeadKernel, attention, blocked_attention
 from jina_jax.nn.protocol import Kernels, by_heads
+from jina_jax.nn.tpu import attention as tpu
 
-IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "splash")
+IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "pallas")
 
 # For each platform the kernels in the order of preference; the last one takes every program.
 _PREFERRED = {
     "cpu": ("blocked",),
     "gpu": ("cudnn", "cudnn_packed", "blocked"),
     # Blocks are sized for a processor's cache: on short rows of a TPU they are many small steps.
-    "tpu": ("splash", "reference", "blocked"),
+    "tpu": ("pallas", "reference", "blocked"),
 }
 _LONGEST_WHOLE = 512  # tokens of a row for which the reference may be chosen
 
@@ -49,8 +50,12 @@ def choose(
     head_dim: int,
     mesh: jax.sharding.Mesh | None = None,
     implementation: str | None = None,
+    *,
+    heads: int | None = None,
 ) -> KernelChoice:
     """Choose the kernels of a program.
+
+    On a TPU a kernel's first choice in a process runs its check, ``jina_jax.nn.tpu.check``.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
@@ -61,6 +66,7 @@ def choose(
       mesh: where the program runs, for kernels that XLA does not partition; None for one device.
       implementation: one of ``IMPLEMENTATIONS`` to insist on, wherever it suits the rows; None for
         the platform's first choice that can run.
+      heads: N; None if it is a multiple of whatever a kernel takes at once.
 
     Raises:
       ValueError: for an unknown platform or implementation, or an implementation that cannot run
@@ -72,29 +78,42 @@ def choose(
         raise ValueError(
             f"attn_implementation={implementation!r}: expected None or one of {IMPLEMENTATIONS}"
         )
-    kernels = head_kernels(segments, mesh)
-    cannot = {name: _cannot_run(name, platform, dtype, head_dim) for name in kernels}
-    if implementation is not None and cannot[implementation] is not None:
-        raise ValueError(f"attn_implementation={implementation!r}: {cannot[implementation]}")
+
+    def cannot(name: str) -> str | None:
+        if name == "pallas" and platform == "tpu":
+            return tpu.cannot_run(dtype, head_dim, heads, mesh)
+        return _cannot_run(name, platform, dtype, head_dim)
+
+    if implementation is not None and (reason := cannot(implementation)) is not None:
+        raise ValueError(f"attn_implementation={implementation!r}: {reason}")
     preferred = _PREFERRED[platform] if implementation is None else (implementation, "blocked")
     refusals: dict[str, str] = {}
     for name in preferred:
         insisted = name == implementation == "reference"
-        reason = cannot[name] or (None if insisted else _does_not_suit(name, tokens, segments))
+        reason = cannot(name)
+        if reason is None and name == "pallas":
+            reason = _does_not_suit_tpu(tokens, dtype, mesh)
+        elif reason is None and not insisted:
+            reason = _does_not_suit(name, tokens, segments)
         if reason is None:
-            return KernelChoice(name, Kernels(by_heads(kernels[name])), refusals)
+            return KernelChoice(name, _kernels(name, segments, mesh), refusals)
         refusals[name] = reason
     raise AssertionError("the last of the preferred kernels takes every program")
 
 
-def head_kernels(segments: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, HeadKernel]:
+def _kernels(name: str, segments: int, mesh: jax.sharding.Mesh | None) -> Kernels:
+    if name == "pallas":
+        return Kernels(functools.partial(tpu.attention, mesh=mesh), tpu.prepare)
+    return Kernels(by_heads(head_kernels(segments)[name]))
+
+
+def head_kernels(segments: int) -> dict[str, HeadKernel]:
     """Map the names of kernels that take heads apart to their functions."""
     return {
         "reference": attention,
         "blocked": blocked_attention,
         "cudnn": cudnn.cudnn_attention,
         "cudnn_packed": functools.partial(cudnn.cudnn_packed_attention, segments=segments),
-        "splash": functools.partial(splash.splash_attention, mesh=mesh),
     }
 
 
@@ -104,7 +123,7 @@ def _cannot_run(name: str, platform: str, dtype: str, head_dim: int) -> str | No
         if platform != "gpu":
             return f"needs an NVIDIA GPU, the platform is {platform!r}"
         return cudnn.cannot_run(name, dtype, head_dim)
-    if name == "splash" and platform != "tpu":
+    if name == "pallas" and platform != "tpu":
         return f"needs a TPU, the platform is {platform!r}"
     return None
 
@@ -117,4 +136,23 @@ def _does_not_suit(name: str, tokens: int, segments: int) -> str | None:
         return "takes packed rows, these have one text"
     if name == "reference" and tokens > _LONGEST_WHOLE:
         return f"takes memory by the square of the length, these rows have {tokens} tokens"
-    return splash.does_not_suit(tokens) if name == "splash" else None
+    return None
+
+
+def _does_not_suit_tpu(tokens: int, dtype: str, mesh: jax.sharding.Mesh | None) -> str | None:
+    """Return why the TPU's kernel does not suit a device, one that is not here included."""
+    devices, here = _devices(mesh)
+    reason = tpu.does_not_suit(tokens, dtype, devices[0].device_kind)
+    if reason is not None or here is None:
+        return reason
+    from jina_jax.nn.tpu import check  # imports Pallas
+
+    return check.refusal(check.row_of(tokens), dtype, here)
+
+
+def _devices(mesh: jax.sharding.Mesh | None) -> tuple[list[jax.Device], jax.Device | None]:
+    """Return the devices that a program is for, and a TPU of this process among them, if any."""
+    own = jax.local_devices()
+    devices = own if mesh is None else list(mesh.devices.flat)
+    here = (device for device in devices if device in own and device.platform == "tpu")
+    return devices, next(here, None)
