@@ -173,9 +173,9 @@ def test_kernel_is_the_one_asked_for(checkpoint, state, asked, name, monkeypatch
 
 
 def test_a_kernel_that_can_never_run_is_refused_at_once(checkpoint, state):
-    message = "attn_implementation='splash': needs a TPU, the platform is 'cpu'"
+    message = "attn_implementation='pallas': needs a TPU, the platform is 'cpu'"
     with pytest.raises(ValueError, match=message):
-        Engine(checkpoint.config, state, attn_implementation="splash")
+        Engine(checkpoint.config, state, attn_implementation="pallas")
 
 
 def test_platform_of():

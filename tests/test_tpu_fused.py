@@ -1,68 +1,37 @@
 """The fused kernels of a layer, interpreted on CPU, against the layer that XLA composes."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AxisType
-from published import SMALL, published_config
 
-from jina_jax.config import Config
 from jina_jax.nn.encoder import Context
-from jina_jax.nn.joined import JoinedLayer
-from jina_jax.nn.protocol import REFERENCE, Rows
-from jina_jax.nn.rope import rotary_angles
-from jina_jax.nn.tpu import heads
-from jina_jax.nn.tpu.fused import does_not_suit, fused_layer
+from jina_jax.nn.kernels import choose
+from jina_jax.nn.protocol import REFERENCE
+from jina_jax.nn.tpu import check, heads
+from jina_jax.nn.tpu.attention import prepare
+from jina_jax.nn.tpu.fused import fused_layer
 from jina_jax.nn.tpu.norm import pallas_sum_norm
+from jina_jax.nn.tpu.sample import layer_of, rows_of, x_of
 
-SIZE = {**SMALL, "width": 256, "heads": 4, "inner": 512}
-FIELDS = {"default_prompt": "", "add_pooling_layer": True, "emb_pooler": "mean"}
-CONFIG = Config.from_dict({**published_config(SIZE), **FIELDS})
-
-
-def make_layer(dtype):
-    """A layer of random weights, none of them zero."""
-    rng = np.random.default_rng(0)
-    graph, state = nnx.split(JoinedLayer(CONFIG, dtype=dtype, rngs=None, groups=1))
-
-    def draw(leaf):
-        values = rng.standard_normal(leaf.shape)
-        values *= leaf.shape[0] ** -0.5 if leaf.ndim == 2 else 1
-        return jnp.asarray(values, dtype)
-
-    layer = nnx.merge(graph, jax.tree.map(draw, state))
-    used = CONFIG.num_tasks * CONFIG.lora_rank
-    for norm in (layer.norm1, layer.norm2):
-        norm.lora_a[...] = norm.lora_a[...].at[:, used:].set(0)
-    return layer
+TASK_IDS = {
+    "mixed": lambda shape: np.random.default_rng(1).integers(-1, 3, shape),
+    "one": lambda shape: np.full(shape, 2),
+    None: lambda shape: None,
+}
 
 
 def inputs(rows, tokens, tasks, dtype):
-    """x, and two contexts: of the plain layer, and of the kernels."""
-    rng = np.random.default_rng(1)
-    segments = np.ones((rows, tokens), np.int32)
-    segments[0, 37:] = 2
-    segments[0, tokens - 11 :] = 0
-    segments = jnp.asarray(segments)
-    angles = rotary_angles(jnp.arange(tokens)[None], 64, 20000.0)
-    ids, x = None, rng.standard_normal((rows, tokens, 256))
-    if tasks == "mixed":
-        ids = jnp.asarray(rng.integers(-1, CONFIG.num_tasks, (rows, tokens)), jnp.int32)
-    elif tasks == "one":
-        ids = jnp.full((rows, tokens), 3, jnp.int32)
-    if ids is not None:
-        own = np.repeat(np.arange(CONFIG.num_tasks), CONFIG.lora_rank) == np.asarray(ids)[..., None]
-        low = np.where(own, rng.standard_normal((rows, tokens, own.shape[-1])), 0)
-        x = np.concatenate((x, np.pad(low, ((0, 0), (0, 0), (0, 128 - own.shape[-1])))), -1)
-    plain = Context(Rows(segments > 0, segments, angles), True, None, REFERENCE, ids)
-    prepared = SimpleNamespace(segments=segments, table=heads.angle_table(*angles))
+    """x, and two contexts: of the layer that XLA composes, and of the kernels."""
+    ids = TASK_IDS[tasks]((rows, tokens))
+    given, x = rows_of(rows, tokens), x_of(rows, tokens, ids, dtype)
+    ids = None if ids is None else jnp.asarray(ids, jnp.int32)
+    plain = Context(given, True, None, REFERENCE, ids)
     kernels = REFERENCE._replace(layer=functools.partial(fused_layer, interpret=True))
-    return jnp.asarray(x, dtype), plain, plain._replace(rows=prepared, kernels=kernels)
+    return x, plain, plain._replace(rows=prepare(given), kernels=kernels)
 
 
 CASES = [(2, 128, "mixed"), (1, 384, "one"), (3, 256, None)]
@@ -70,14 +39,14 @@ CASES = [(2, 128, "mixed"), (1, 384, "one"), (3, 256, None)]
 
 @pytest.mark.parametrize(("rows", "tokens", "tasks"), CASES)
 def test_float32_equals_the_composed_layer(rows, tokens, tasks):
-    layer = make_layer(jnp.float32)
+    layer = layer_of(jnp.float32)
     x, plain, fused = inputs(rows, tokens, tasks, jnp.float32)
     np.testing.assert_allclose(run(layer, x, fused), run(layer, x, plain), atol=2e-4)
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_composed_layer():
-    exact = run(make_layer(jnp.float32), *inputs(2, 128, "mixed", jnp.float32)[:2])
-    layer, (x, plain, fused) = make_layer(jnp.bfloat16), inputs(2, 128, "mixed", jnp.bfloat16)
+    exact = run(layer_of(jnp.float32), *inputs(2, 128, "mixed", jnp.float32)[:2])
+    layer, (x, plain, fused) = layer_of(jnp.bfloat16), inputs(2, 128, "mixed", jnp.bfloat16)
     rounding, other = (np.linalg.norm(run(layer, x, context) - exact) for context in (plain, fused))
     assert 0 < other < 1.1 * rounding
 
@@ -85,7 +54,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_composed_layer():
 def test_mesh_of_data_changes_nothing():
     axes = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh((2, 1), ("data", "model"), axes, devices=jax.devices()[:2])
-    layer, (x, _, fused) = make_layer(jnp.bfloat16), inputs(2, 128, "mixed", jnp.bfloat16)
+    layer, (x, _, fused) = layer_of(jnp.bfloat16), inputs(2, 128, "mixed", jnp.bfloat16)
     split = functools.partial(fused_layer, interpret=True, mesh=mesh)
     over = fused._replace(kernels=fused.kernels._replace(layer=split))
     np.testing.assert_array_equal(run(layer, x, over), run(layer, x, fused))
@@ -95,20 +64,37 @@ def run(layer, x, context):
     return np.asarray(jax.jit(layer)(x, context), np.float64)
 
 
-def test_what_does_not_suit():
-    axes = (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh((1, 2), ("data", "model"), axes, devices=jax.devices()[:2])
-    assert does_not_suit(512, None) is None
-    assert does_not_suit(1024, None) is None
-    assert "these have 2048" in does_not_suit(2048, None)
-    assert "these have 64" in does_not_suit(64, None)
-    assert "these are on 2" in does_not_suit(512, mesh)
+def test_choice():
+    fused = choose("tpu", "bfloat16", 512, 8, 64, None, "pallas_fused")
+    assert fused.name == "pallas_fused"
+    assert fused.kernels.layer is not None
+    long = choose("tpu", "bfloat16", 2048, 8, 64, None, "pallas_fused")
+    assert long.name == "pallas"
+    assert long.kernels.layer is None
+    assert "up to 1024 tokens, these have 2048" in long.refusals["pallas_fused"]
+    mesh = jax.make_mesh((1, 2), ("data", "model"), (AxisType.Auto,) * 2, devices=jax.devices()[:2])
+    for dtype, over, rule in (
+        ("float32", None, "takes weights in bfloat16"),
+        ("bfloat16", mesh, "takes all heads on one device, these are on 2"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            choose("tpu", dtype, 512, 8, 64, over, "pallas_fused")
+    with pytest.raises(ValueError, match="needs a TPU"):
+        choose("cpu", "bfloat16", 512, 8, 64, None, "pallas_fused")
+
+
+def test_start_up_checks(monkeypatch):
+    device = jax.devices()[0]
+    assert check.fused_refusal.__wrapped__(device) is None
+    assert check.norm_refusal.__wrapped__(device) is None
+    monkeypatch.setattr(heads, "rotate", lambda pair, cos, sin: pair * cos - pair * sin)
+    assert "differs from the reference" in check.fused_refusal.__wrapped__(device)
 
 
 @pytest.mark.parametrize("tasks", ["mixed", None])
 @pytest.mark.parametrize("form", ["fused", "composed"])
 def test_declared_bytes_are_operands_and_results_once(form, tasks):
-    layer, (x, plain, fused) = make_layer(jnp.bfloat16), inputs(2, 128, tasks, jnp.bfloat16)
+    layer, (x, plain, fused) = layer_of(jnp.bfloat16), inputs(2, 128, tasks, jnp.bfloat16)
     norm = functools.partial(pallas_sum_norm, interpret=True)
     context = plain._replace(kernels=REFERENCE._replace(sum_norm=norm))
     context = fused if form == "fused" else context

@@ -106,7 +106,7 @@ class TestCompiled:
     def test_one_chip(self, tmp_path):
         status, (short, long) = run(tmp_path, "--lengths", 256, 1024)
         assert status == 0
-        assert (short["kernel"], long["kernel"]) == ("reference", "splash")
+        assert (short["kernel"], long["kernel"]) == ("pallas", "pallas")
         assert (short["shape"], long["shape"]) == ("64 x 256 x 32", "16 x 1024 x 1")
         assert 0.5 < short["memory_gb"] < 16
         assert short["float32_matmuls"] == long["float32_matmuls"] == 0

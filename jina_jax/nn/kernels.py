@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-from jina_jax.nn import cudnn, splash
+from jina_jax.nn import cudnn
 from jina_jax.nn.attention import HeadKernel, attention, blocked_attention
 from jina_jax.nn.protocol import Kernels, by_heads
+from jina_jax.nn.tpu import attention as tpu
 
-IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "splash")
+IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "pallas", "pallas_fused")
+_PALLAS = ("pallas", "pallas_fused")
 
 # For each platform the kernels in the order of preference; the last one takes every program.
 _PREFERRED = {
     "cpu": ("blocked",),
     "gpu": ("cudnn", "cudnn_packed", "blocked"),
     # Blocks are sized for a processor's cache: on short rows of a TPU they are many small steps.
-    "tpu": ("splash", "reference", "blocked"),
+    "tpu": ("pallas", "reference", "blocked"),
 }
 _LONGEST_WHOLE = 512  # tokens of a row for which the reference may be chosen
 
@@ -50,8 +51,12 @@ def choose(
     head_dim: int,
     mesh: jax.sharding.Mesh | None = None,
     implementation: str | None = None,
+    *,
+    heads: int | None = None,
 ) -> KernelChoice:
     """Choose the kernels of a program.
+
+    On a TPU a kernel's first choice in a process runs its check, ``jina_jax.nn.tpu.check``.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
@@ -62,6 +67,7 @@ def choose(
       mesh: where the program runs, for kernels that XLA does not partition; None for one device.
       implementation: one of ``IMPLEMENTATIONS`` to insist on, wherever it suits the rows; None for
         the platform's first choice that can run.
+      heads: N; None if it is a multiple of whatever a kernel takes at once.
 
     Raises:
       ValueError: for an unknown platform or implementation, or an implementation that cannot run
@@ -73,39 +79,65 @@ def choose(
         raise ValueError(
             f"attn_implementation={implementation!r}: expected None or one of {IMPLEMENTATIONS}"
         )
-    kernels = head_kernels(segments, mesh)
-    cannot = {name: _cannot_run(name, platform, dtype, head_dim) for name in kernels}
-    if implementation is not None and cannot[implementation] is not None:
-        raise ValueError(f"attn_implementation={implementation!r}: {cannot[implementation]}")
+
+    def cannot(name: str) -> str | None:
+        if name in _PALLAS and platform == "tpu":
+            reason = tpu.cannot_run(dtype, head_dim, heads, mesh)
+            return _cannot_fuse(dtype, mesh) if name == "pallas_fused" and not reason else reason
+        return _cannot_run(name, platform, dtype, head_dim)
+
+    if implementation is not None and (reason := cannot(implementation)) is not None:
+        raise ValueError(f"attn_implementation={implementation!r}: {reason}")
     preferred = _PREFERRED[platform] if implementation is None else (implementation, "blocked")
+    if implementation == "pallas_fused":
+        preferred = _PALLAS + _PREFERRED[platform][1:]
     refusals: dict[str, str] = {}
     for name in preferred:
         insisted = name == implementation == "reference"
-        reason = cannot[name] or (None if insisted else _does_not_suit(name, tokens, segments))
+        reason = cannot(name)
+        if reason is None and name in _PALLAS:
+            reason = _does_not_suit_tpu(name, tokens, dtype, mesh)
+        elif reason is None and not insisted:
+            reason = _does_not_suit(name, tokens, segments)
         if reason is None:
-            own = _tpu_kernels(mesh) if (platform, dtype) == ("tpu", "bfloat16") else {}
-            return KernelChoice(name, Kernels(by_heads(kernels[name]), **own), refusals)
+            found = KernelChoice(name, _kernels(name, segments, mesh), refusals)
+            is_tpu = (platform, dtype) == ("tpu", "bfloat16")
+            return _with_tpu_norms(found, mesh) if is_tpu else found
         refusals[name] = reason
     raise AssertionError("the last of the preferred kernels takes every program")
 
 
-@functools.cache
-def _tpu_kernels(mesh: jax.sharding.Mesh | None) -> dict[str, Callable]:
-    """Map the parts that have a kernel on TPUs, beside attention, to it."""
+def _kernels(name: str, segments: int, mesh: jax.sharding.Mesh | None) -> Kernels:
+    if name in _PALLAS:
+        found = Kernels(functools.partial(tpu.attention, mesh=mesh), tpu.prepare)
+        if name == "pallas":
+            return found
+        from jina_jax.nn.tpu.fused import fused_layer
+
+        return found._replace(layer=functools.partial(fused_layer, mesh=mesh))
+    return Kernels(by_heads(head_kernels(segments)[name]))
+
+
+def _with_tpu_norms(choice: KernelChoice, mesh: jax.sharding.Mesh | None) -> KernelChoice:
+    """Add the kernel of sums and norms, or the reason against it."""
     # Imported on first use: on other platforms Pallas is slow to import and not needed.
+    from jina_jax.nn.tpu import check
     from jina_jax.nn.tpu.norm import pallas_sum_norm
 
-    return {"sum_norm": functools.partial(pallas_sum_norm, mesh=mesh)}
+    _, here = _devices(mesh)
+    if here is not None and (reason := check.norm_refusal(here)) is not None:
+        return choice._replace(refusals={**choice.refusals, "sum_norm": reason})
+    sum_norm = functools.partial(pallas_sum_norm, mesh=mesh)
+    return choice._replace(kernels=choice.kernels._replace(sum_norm=sum_norm))
 
 
-def head_kernels(segments: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, HeadKernel]:
+def head_kernels(segments: int) -> dict[str, HeadKernel]:
     """Map the names of kernels that take heads apart to their functions."""
     return {
         "reference": attention,
         "blocked": blocked_attention,
         "cudnn": cudnn.cudnn_attention,
         "cudnn_packed": functools.partial(cudnn.cudnn_packed_attention, segments=segments),
-        "splash": functools.partial(splash.splash_attention, mesh=mesh),
     }
 
 
@@ -115,7 +147,7 @@ def _cannot_run(name: str, platform: str, dtype: str, head_dim: int) -> str | No
         if platform != "gpu":
             return f"needs an NVIDIA GPU, the platform is {platform!r}"
         return cudnn.cannot_run(name, dtype, head_dim)
-    if name == "splash" and platform != "tpu":
+    if name in _PALLAS and platform != "tpu":
         return f"needs a TPU, the platform is {platform!r}"
     return None
 
@@ -128,4 +160,38 @@ def _does_not_suit(name: str, tokens: int, segments: int) -> str | None:
         return "takes packed rows, these have one text"
     if name == "reference" and tokens > _LONGEST_WHOLE:
         return f"takes memory by the square of the length, these rows have {tokens} tokens"
-    return splash.does_not_suit(tokens) if name == "splash" else None
+    return None
+
+
+def _cannot_fuse(dtype: str, mesh: jax.sharding.Mesh | None) -> str | None:
+    """Return why the kernels of whole sub-layers cannot run, where the others can."""
+    if dtype != "bfloat16":
+        return f"takes weights in bfloat16, these are {dtype}"
+    if mesh is not None and mesh.shape["model"] > 1:
+        return f"takes all heads on one device, these are on {mesh.shape['model']}"
+    return None
+
+
+def _does_not_suit_tpu(
+    name: str, tokens: int, dtype: str, mesh: jax.sharding.Mesh | None
+) -> str | None:
+    """Return why a TPU's kernel does not suit a device, one that is not here included."""
+    devices, here = _devices(mesh)
+    reason = tpu.does_not_suit(tokens, dtype, devices[0].device_kind)
+    if name == "pallas_fused":
+        reason = reason or tpu.does_not_fuse(tokens, devices[0].device_kind)
+    if reason is not None or here is None:
+        return reason
+    from jina_jax.nn.tpu import check  # imports Pallas
+
+    if name == "pallas_fused":
+        return check.fused_refusal(here)
+    return check.refusal(check.row_of(tokens), dtype, here)
+
+
+def _devices(mesh: jax.sharding.Mesh | None) -> tuple[list[jax.Device], jax.Device | None]:
+    """Return the devices that a program is for, and a TPU of this process among them, if any."""
+    own = jax.local_devices()
+    devices = own if mesh is None else list(mesh.devices.flat)
+    here = (device for device in devices if device in own and device.platform == "tpu")
+    return devices, next(here, None)

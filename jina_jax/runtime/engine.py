@@ -217,6 +217,7 @@ class Engine:
             self.config.head_dim,
             self.mesh,
             self._implementation,
+            heads=self.config.num_attention_heads,
         )
 
     def run(

@@ -81,15 +81,6 @@ def fused_layer(
     return run(*operands)
 
 
-def does_not_suit(tokens: int, mesh: Mesh | None) -> str | None:
-    """Return why the kernels do not suit rows of T tokens on a mesh, or None if they do."""
-    if mesh is not None and mesh.shape["model"] > 1:
-        return f"takes all heads on one device, these are on {mesh.shape['model']}"
-    if tokens % LANES or tokens > 2 * _TILE:
-        return f"takes rows of a multiple of {LANES} tokens up to {2 * _TILE}, these have {tokens}"
-    return None
-
-
 def _pair(
     first: Linear, second: Linear, norm: LayerNorm, layer: JoinedLayer, context: Context
 ) -> Pair:
@@ -137,10 +128,12 @@ def _attention_block(settings, x, task_ids, segments, table, pair: Pair) -> jax.
         pair, specs = _with_tasks(pair, specs, task_ids, rows * tokens)
     block = pl.BlockSpec((rows, tokens, width), lambda step: (step, 0, 0))
     line = pl.BlockSpec((rows, 1, tokens), lambda step: (step, 0, 0))
-    shared = table.shape[0] == 1
-    angles = pl.BlockSpec(
-        (1 if shared else rows, tokens, LANES), lambda step: (0 if shared else step, 0, 0)
-    )
+    angles = None
+    if table is not None:
+        shared = table.shape[0] == 1
+        angles = pl.BlockSpec(
+            (1 if shared else rows, tokens, LANES), lambda step: (0 if shared else step, 0, 0)
+        )
     count = batch * tokens
     flops = 2 * count * (width * 3 * columns + columns * width) + 4 * count * tokens * columns
     operands = (x, segments.reshape(batch, 1, tokens), table, pair)
@@ -172,9 +165,7 @@ def _attention_kernel(settings, x_ref, segments_ref, table_ref, pair, out_ref, *
         at = slice(start, min(start + _CHUNK, size))
         made = dot(x, pair.kernel[:, at]) + pair.bias[:, at].astype(jnp.float32)
         qkv_ref[:, :, at] = made.astype(x.dtype).reshape(rows, tokens, -1)
-    whole_rows._step(
-        qkv_ref, segments_ref, table_ref, mixed_ref, bias_ref, factors_ref, rotary=True
-    )
+    whole_rows.attend_rows(qkv_ref, segments_ref, table_ref, mixed_ref, bias_ref, factors_ref)
     mixed = mixed_ref[...].reshape(rows * tokens, -1)
     out_ref[...] = _finish(settings, x, dot(mixed, pair.second[...]), pair.terms).reshape(
         x_ref.shape
