@@ -13,7 +13,7 @@ from jina_jax.nn.protocol import Kernels, by_heads
 from jina_jax.nn.tpu import attention as tpu
 
 IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "pallas", "pallas_fused")
-_PALLAS = ("pallas", "pallas_fused")
+_PALLAS = ("pallas_fused", "pallas")
 
 # For each platform the kernels in the order of preference; the last one takes every program.
 _PREFERRED = {
