@@ -142,7 +142,7 @@ class JoinedLayer(Layer):
 
 
 def terms_of(norm: LayerNorm, config: Config, context: Context) -> Terms:
-    """Return the terms that a norm and the batch provide; the others are to be filled in."""
+    """Return the terms that a norm and the batch provide, with None for the others."""
     following = None
     if context.task_ids is not None:
         following = Following(norm.lora_a[...], own_lanes(config))

@@ -8,7 +8,7 @@ memory. ``tpu.norm`` does all of it in one pass.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,10 @@ import jax.numpy as jnp
 from jina_jax.nn.lanes import LANES, keep_own
 from jina_jax.nn.layers import layer_norm
 from jina_jax.nn.matmul import einsum
+
+
+# An array; within a kernel a reference to it, and beforehand the block that it is read in.
+Array = Any
 
 
 class Update(NamedTuple):
@@ -28,9 +32,9 @@ class Update(NamedTuple):
       lane_tasks: int32 (1, P), the task of each lane.
     """
 
-    low: jax.Array | None
-    lora_b: jax.Array
-    lane_tasks: jax.Array
+    low: Array | None
+    lora_b: Array
+    lane_tasks: Array
 
 
 class Following(NamedTuple):
@@ -41,15 +45,16 @@ class Following(NamedTuple):
       lane_tasks: int32 (1, P), the task of each lane.
     """
 
-    lora_a: jax.Array
-    lane_tasks: jax.Array
+    lora_a: Array
+    lane_tasks: Array
 
 
 class Terms(NamedTuple):
     """What is summed and normalised.
 
     Attributes:
-      addend: (B, T, D), what a sub-layer made; (B, T, D + P) with the update's ``low`` behind.
+      addend: (B, T, D), what a sub-layer made; (B, T, D + P) with the update's ``low`` behind. None
+        only within kernels that make it.
       scale, bias: (D,), of LayerNorm, in the dtype of the result.
       residual: (B, T, D), what the sub-layer got, or None; columns from D on are ignored.
       row: (D,), added to every token, or None.
@@ -58,12 +63,12 @@ class Terms(NamedTuple):
       following: computed from the result, or None.
     """
 
-    addend: jax.Array
-    scale: jax.Array
-    bias: jax.Array
-    residual: jax.Array | None = None
-    row: jax.Array | None = None
-    task_ids: jax.Array | None = None
+    addend: Array
+    scale: Array
+    bias: Array
+    residual: Array | None = None
+    row: Array | None = None
+    task_ids: Array | None = None
     update: Update | None = None
     following: Following | None = None
 
