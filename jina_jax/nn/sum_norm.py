@@ -17,7 +17,6 @@ from jina_jax.nn.lanes import LANES, keep_own
 from jina_jax.nn.layers import layer_norm
 from jina_jax.nn.matmul import einsum
 
-
 # An array; within a kernel a reference to it, and beforehand the block that it is read in.
 Array = Any
 
