@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from published import SMALL, published_config
 
 from jina_jax.config import Config
@@ -113,7 +114,7 @@ def test_heads_shared_by_devices():
     state = from_dict(state, arrays)
     found = join_state(CONFIG, state, mesh, scan_layers=False)
     kernel = to_dict(found)["layers.0.attention.qkv_proj.kernel"]
-    assert kernel.sharding.spec == (None, "model")
+    assert kernel.sharding.spec == P(None, "model")
     joined, _ = abstract_joined(CONFIG, jnp.float32, groups=2)
     np.testing.assert_allclose(vectors(joined, found, TASK_IDS["mixed"]), expected, atol=2e-5)
     back = to_dict(split_state(CONFIG, found, mesh, scan_layers=False))

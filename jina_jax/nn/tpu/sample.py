@@ -56,8 +56,12 @@ def layer_of(dtype: Any, config: Config = CONFIG) -> JoinedLayer:
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = random.standard_normal(leaf.shape)
         values *= leaf.shape[0] ** -0.5 if leaf.ndim == 2 else 1
-        if "lora_a" in jax.tree_util.keystr(path):
+        name = jax.tree_util.keystr(path)
+        if "lora_a" in name:
             values[:, used:] = 0
+        if "qkv_proj" in name and "kernel" in name:
+            # Tokens attend to few others, so that a wrong score is seen in what they get.
+            values[:, : 2 * config.hidden_size] *= 2
         return jnp.asarray(values, dtype)
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
