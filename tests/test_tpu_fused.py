@@ -88,7 +88,8 @@ def test_start_up_checks(monkeypatch):
     device = jax.devices()[0]
     assert check.fused_refusal.__wrapped__(device) is None
     assert check.norm_refusal.__wrapped__(device) is None
-    monkeypatch.setattr(heads, "rotate", lambda pair, cos, sin: pair * cos - pair * sin)
+    rotate = heads.rotate
+    monkeypatch.setattr(heads, "rotate", lambda pair, cos, sin: rotate(pair, cos, -sin))
     assert "differs from the reference" in check.fused_refusal.__wrapped__(device)
 
 
