@@ -355,7 +355,7 @@ def on_device(fresh, monkeypatch):
 
 
 def test_a_right_kernel_is_chosen(on_device):
-    choice = choose("tpu", "bfloat16", 384, 1, 64)
+    choice = choose("tpu", "float32", 384, 1, 64)
     assert (choice.name, choice.refusals) == ("pallas", {})
 
 
@@ -377,7 +377,7 @@ def test_a_kernel_that_fails_is_passed_over(on_device, monkeypatch):
         raise NotImplementedError("Unsupported shape")
 
     monkeypatch.setattr(heads, "rotate", refuse)
-    choice = choose("tpu", "bfloat16", 256, 1, 64, None, "pallas")
+    choice = choose("tpu", "float32", 256, 1, 64, None, "pallas")
     reason = "fails on cpu: NotImplementedError: Unsupported shape"
     assert (choice.name, choice.refusals) == ("blocked", {"pallas": reason})
 

@@ -19,6 +19,7 @@ from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, gelu
 from jina_jax.nn.lora import task_mask
 from jina_jax.nn.protocol import REFERENCE, Kernels, Rows
 from jina_jax.nn.rope import rotary_angles
+from jina_jax.nn.sum_norm import Terms
 
 
 class EncoderOutput(NamedTuple):
@@ -44,12 +45,14 @@ class Context(NamedTuple):
       is_packed: whether rows may have several texts.
       task_mask: bool (B, 1 or T, K), each token's adapter; None to skip the adapters.
       kernels: how the parts of a layer are computed.
+      task_ids: int (B, T), the same as a number, -1 for no adapter.
     """
 
     rows: Any
     is_packed: bool
     task_mask: jax.Array | None
     kernels: Kernels
+    task_ids: jax.Array | None = None
 
 
 class Encoder(nnx.Module):
@@ -82,7 +85,7 @@ class Encoder(nnx.Module):
             Embed(config.max_position_embeddings, width, **options) if absolute else None
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
-        layers = [Layer(**options) for _ in range(config.num_hidden_layers)]
+        layers = [self._layer(**options) for _ in range(config.num_hidden_layers)]
         self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
 
@@ -123,13 +126,20 @@ class Encoder(nnx.Module):
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
         rows = kernels.prepare(Rows(attention_mask, segment_ids, angles))
-        context = Context(rows, segment_ids is not None, mask, kernels)
-        first = drop(dropout, 0, self._embed(input_ids, position_ids, mask))
+        if mask is None:
+            task_ids = None
+        elif task_ids.ndim == 1:
+            task_ids = jnp.broadcast_to(task_ids[:, None], input_ids.shape)
+        context = Context(rows, segment_ids is not None, mask, kernels, task_ids)
+        first = drop(dropout, 0, self._embed(input_ids, position_ids, context))
         x, others = self._run_layers(first, context, dropout, keep=output_hidden_states)
         pooled = None
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
         return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
+
+    def _layer(self, **options) -> Layer:
+        return Layer(**options)
 
     def _run_layers(
         self, x: jax.Array, context: Context, dropout: Dropout | None, *, keep: bool
@@ -156,16 +166,21 @@ class Encoder(nnx.Module):
         x, kept = jax.lax.scan(turn, x, (numbers, stacked))
         return x, list(kept) if keep else []
 
-    def _embed(
-        self, input_ids: jax.Array, position_ids: jax.Array, task_mask: jax.Array | None
-    ) -> jax.Array:
+    def _embed(self, input_ids: jax.Array, position_ids: jax.Array, context: Context) -> jax.Array:
         """Sum the embeddings (token type 0 for every token) and normalise: (B, T, D)."""
-        x = self.word_embeddings(input_ids, task_mask)
-        x += self.token_type_embeddings(jnp.zeros_like(input_ids), task_mask)
+        x = self.word_embeddings(input_ids, context.task_mask)
+        x += self.token_type_embeddings(jnp.zeros_like(input_ids), context.task_mask)
         if self.position_embeddings is not None:
-            ids = position_ids + self.config.pad_token_id + 1
-            x += self.position_embeddings(jnp.broadcast_to(ids, input_ids.shape), task_mask)
+            x += self._positions(input_ids, position_ids, context)
         return self.embedding_norm(x)
+
+    def _positions(
+        self, input_ids: jax.Array, position_ids: jax.Array, context: Context
+    ) -> jax.Array:
+        """Look up absolute positions, which start behind the pad id: float32 (B, T, D)."""
+        ids = position_ids + self.config.pad_token_id + 1
+        ids = jnp.broadcast_to(ids, input_ids.shape)
+        return self.position_embeddings(ids, context.task_mask)
 
 
 def _stack(layers: list[Layer]) -> Layer:
@@ -193,11 +208,14 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, context: Context, dropout: Dropout | None = None) -> jax.Array:
         """Map (B, T, D) to (B, T, D), in the dtype of the weights."""
         # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
-        add_norm = context.kernels.add_norm
         attended = _gathered(self.attention(x, context), x.dtype, context)
-        x = add_norm(x, drop(dropout, 0, attended), *self.norm1.weights)
+        x = self._add(x, drop(dropout, 0, attended), self.norm1, context)
         moved = _gathered(self.mlp(x, context.task_mask), x.dtype, context)
-        return add_norm(x, drop(dropout, 1, moved), *self.norm2.weights)
+        return self._add(x, drop(dropout, 1, moved), self.norm2, context)
+
+    def _add(self, x: jax.Array, made: jax.Array, norm: LayerNorm, context: Context) -> jax.Array:
+        terms = Terms(made, norm.scale[...], norm.bias[...], residual=x)
+        return context.kernels.sum_norm(terms, norm.epsilon)
 
 
 def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:

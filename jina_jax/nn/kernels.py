@@ -12,7 +12,8 @@ from jina_jax.nn.attention import HeadKernel, attention, blocked_attention
 from jina_jax.nn.protocol import Kernels, by_heads
 from jina_jax.nn.tpu import attention as tpu
 
-IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "pallas")
+IMPLEMENTATIONS = ("reference", "blocked", "cudnn", "cudnn_packed", "pallas", "pallas_fused")
+_PALLAS = ("pallas_fused", "pallas")
 
 # For each platform the kernels in the order of preference; the last one takes every program.
 _PREFERRED = {
@@ -90,13 +91,15 @@ def choose(
     asked = _Asked(platform, dtype, tokens, segments, head_dim, mesh, heads)
     if wanted is not None:
         _check_implementation(wanted, asked)
-        preferred = (wanted, "blocked")
+        preferred = _PALLAS + preferred[1:] if wanted == "pallas_fused" else (wanted, "blocked")
     refusals: dict[str, str] = {}
     for name in preferred:
         insisted = name == wanted == "reference"
         reason = _cannot_run(name, asked) or (None if insisted else _does_not_suit(name, asked))
         if reason is None:
-            return KernelChoice(name, _kernels(name, segments, mesh), refusals)
+            found = KernelChoice(name, _kernels(name, segments, mesh), refusals)
+            is_tpu = (platform, dtype) == ("tpu", "bfloat16")
+            return _with_tpu_norms(found, mesh) if is_tpu else found
         refusals[name] = reason
     raise AssertionError("the last of the preferred kernels takes every program")
 
@@ -110,9 +113,27 @@ def _check_implementation(name: str, asked: _Asked) -> None:
 
 
 def _kernels(name: str, segments: int, mesh: jax.sharding.Mesh | None) -> Kernels:
-    if name == "pallas":
-        return Kernels(functools.partial(tpu.attention, mesh=mesh), tpu.prepare)
+    if name in _PALLAS:
+        found = Kernels(functools.partial(tpu.attention, mesh=mesh), tpu.prepare)
+        if name == "pallas":
+            return found
+        from jina_jax.nn.tpu.fused import fused_layer
+
+        return found._replace(layer=functools.partial(fused_layer, mesh=mesh))
     return Kernels(by_heads(head_kernels(segments)[name]))
+
+
+def _with_tpu_norms(choice: KernelChoice, mesh: jax.sharding.Mesh | None) -> KernelChoice:
+    """Add the kernel of sums and norms, or the reason against it."""
+    # Imported on first use: on other platforms Pallas is slow to import and not needed.
+    from jina_jax.nn.tpu import check
+    from jina_jax.nn.tpu.norm import pallas_sum_norm
+
+    _, here = _devices(mesh)
+    if here is not None and (reason := check.norm_refusal(here)) is not None:
+        return choice._replace(refusals={**choice.refusals, "sum_norm": reason})
+    sum_norm = functools.partial(pallas_sum_norm, mesh=mesh)
+    return choice._replace(kernels=choice.kernels._replace(sum_norm=sum_norm))
 
 
 def head_kernels(segments: int) -> dict[str, HeadKernel]:
@@ -131,11 +152,14 @@ def _cannot_run(name: str, asked: _Asked) -> str | None:
         if asked.platform != "gpu":
             return f"needs an NVIDIA GPU, the platform is {asked.platform!r}"
         return cudnn.cannot_run(name, asked.dtype, asked.head_dim)
-    if name == "pallas":
-        if asked.platform != "tpu":
-            return f"needs a TPU, the platform is {asked.platform!r}"
-        return tpu.cannot_run(asked.dtype, asked.head_dim, asked.heads, asked.mesh)
-    return None
+    if name not in _PALLAS:
+        return None
+    if asked.platform != "tpu":
+        return f"needs a TPU, the platform is {asked.platform!r}"
+    reason = tpu.cannot_run(asked.dtype, asked.head_dim, asked.heads, asked.mesh)
+    if name == "pallas_fused":
+        return reason or _cannot_fuse(asked.dtype, asked.mesh)
+    return reason
 
 
 def _does_not_suit(name: str, asked: _Asked) -> str | None:
@@ -146,17 +170,30 @@ def _does_not_suit(name: str, asked: _Asked) -> str | None:
         return "takes packed rows, these have one text"
     if name == "reference" and asked.tokens > _LONGEST_WHOLE:
         return f"takes memory by the square of the length, these rows have {asked.tokens} tokens"
-    return _does_not_suit_tpu(asked) if name == "pallas" else None
+    return _does_not_suit_tpu(name, asked) if name in _PALLAS else None
 
 
-def _does_not_suit_tpu(asked: _Asked) -> str | None:
-    """Return why the TPU's kernel does not suit a device, one that is not here included."""
+def _cannot_fuse(dtype: str, mesh: jax.sharding.Mesh | None) -> str | None:
+    """Return why the kernels of whole sub-layers cannot run, where the others can."""
+    if dtype != "bfloat16":
+        return f"takes weights in bfloat16, these are {dtype}"
+    if mesh is not None and mesh.shape["model"] > 1:
+        return f"takes all heads on one device, these are on {mesh.shape['model']}"
+    return None
+
+
+def _does_not_suit_tpu(name: str, asked: _Asked) -> str | None:
+    """Return why a TPU's kernel does not suit a device, one that is not here included."""
     devices, here = _devices(asked.mesh)
     reason = tpu.does_not_suit(asked.tokens, asked.dtype, devices[0].device_kind)
+    if name == "pallas_fused":
+        reason = reason or tpu.does_not_fuse(asked.tokens, devices[0].device_kind)
     if reason is not None or here is None:
         return reason
     from jina_jax.nn.tpu import check  # imports Pallas
 
+    if name == "pallas_fused":
+        return check.fused_refusal(here)
     return check.refusal(check.row_of(asked.tokens), asked.dtype, here)
 
 

@@ -110,13 +110,8 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(draw(rngs, initializers.ones, shape, dtype))
         self.bias = nnx.Param(draw(rngs, initializers.zeros, shape, dtype))
 
-    @property
-    def weights(self) -> tuple[jax.Array, jax.Array, float]:
-        """Scale, bias and epsilon, as ``layer_norm`` takes them."""
-        return self.scale[...], self.bias[...], self.epsilon
-
     def __call__(self, x: jax.Array) -> jax.Array:
-        return layer_norm(x, *self.weights)
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
@@ -127,13 +122,6 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     x = centred * jax.lax.rsqrt(variance + epsilon)
     wide_scale, wide_bias = (as_wide(leaf.astype(jnp.float32), x) for leaf in (scale, bias))
     return as_stored((x * wide_scale + wide_bias).astype(scale.dtype))
-
-
-def add_norm(
-    x: jax.Array, y: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> jax.Array:
-    """Normalise the sum of x, in the dtype of the weights, and of y, float32; both (B, T, D)."""
-    return layer_norm(x.astype(jnp.float32) + y, scale, bias, epsilon)
 
 
 def gelu(x: jax.Array) -> jax.Array:

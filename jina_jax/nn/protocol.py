@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jina_jax.nn.attention import HeadKernel, attention
-from jina_jax.nn.layers import add_norm
 from jina_jax.nn.rope import apply_rotary
+from jina_jax.nn.sum_norm import sum_norm
 
 
 class Rows(NamedTuple):
@@ -66,12 +66,15 @@ class Kernels(NamedTuple):
         heads, (B, T, 3, N · H) as the projection returns them, not yet rotated, to (B, T, N · H) in
         ``dtype``, that of the weights: every token attends to the tokens of its text.
       prepare: rows → prepared rows, computed once per batch and passed to every layer's attention.
-      add_norm: (x, y, scale, bias, epsilon) → LayerNorm of ``x + y``, as ``layers.add_norm``.
+      sum_norm: (terms, epsilon, lora_scale) → LayerNorm of a sum, as ``sum_norm.sum_norm``.
+      layer: (layer, x, context) → its output: a whole ``joined.JoinedLayer``; None to compose it of
+        the others.
     """
 
     attention: Callable[[jax.Array, int, Any, Any], jax.Array] = by_heads(attention)
     prepare: Callable[[Rows], Any] = _as_they_are
-    add_norm: Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float], jax.Array] = add_norm
+    sum_norm: Callable[..., jax.Array] = sum_norm
+    layer: Callable[..., jax.Array] | None = None
 
 
 REFERENCE = Kernels()

@@ -24,6 +24,7 @@ from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.nn.pooling import pool_masked
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
+from jina_jax.runtime.joining import join_state, joined_graph, split_state
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
 
 # Steps that may be under way at once: the host packs and fetches while the device computes.
@@ -80,7 +81,6 @@ class Engine:
 
     Attributes:
       config: of the encoder.
-      state: its weights; ``jax.ShapeDtypeStruct`` with shardings will do to ``lower`` programs.
       mesh: where it lies; None for one device.
       platform: "cpu", "gpu" or "tpu".
       dtype: of the weights.
@@ -98,8 +98,16 @@ class Engine:
         attn_implementation: str | None = None,
         cache: bool | str | os.PathLike[str] = False,
     ):
+        """Keep weights in the form in which the platform's programs take them.
+
+        Args:
+          config: of the encoder.
+          state: its weights; ``jax.ShapeDtypeStruct`` with shardings will do to ``lower`` programs.
+          mesh: where it lies; None for one device.
+          scan_layers: whether the state has its layers stacked.
+          attn_implementation, cache: see ``JinaEmbeddings.from_pretrained``.
+        """
         self.config = config
-        self.state = state
         self.mesh = mesh
         leaf = jax.tree.leaves(state)[0]
         self.dtype = leaf.dtype.name
@@ -107,6 +115,8 @@ class Engine:
         self.row_multiple = 1 if mesh is None else mesh.shape["data"]
         self.graph, _ = abstract_encoder(config, scan_layers=scan_layers)
         self._implementation, self._scan_layers = attn_implementation, scan_layers
+        self._joined = joined_graph(config, self.platform, self.dtype, mesh, scan_layers)
+        self._weights = self._as_run(state)
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
@@ -116,8 +126,26 @@ class Engine:
     def with_state(self, state: nnx.State) -> Engine:
         """Return an engine with other weights of the same kind, which shares the programs."""
         other = object.__new__(Engine)
-        vars(other).update(vars(self), state=state)
+        vars(other).update(vars(self), _weights=self._as_run(state))
         return other
+
+    @property
+    def state(self) -> nnx.State:
+        """The encoder's weights; computed of what is on the devices where that has another form."""
+        if self._joined is None:
+            return self._weights
+        return split_state(self.config, self._weights, self.mesh, scan_layers=self._scan_layers)
+
+    @property
+    def device(self) -> jax.Device:
+        """The device of the weights; of a mesh the first."""
+        return min(jax.tree.leaves(self._weights)[0].devices(), key=lambda device: device.id)
+
+    def _as_run(self, state: nnx.State) -> nnx.State:
+        """Return an encoder's weights as programs take them."""
+        if self._joined is None:
+            return state
+        return join_state(self.config, state, self.mesh, scan_layers=self._scan_layers)
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights and settings travel; programs are compiled anew where they arrive."""
@@ -146,7 +174,7 @@ class Engine:
 
     def put(self, values: Any) -> Any:
         """Put NumPy arrays on the weights' devices, whole on each."""
-        leaf = jax.tree.leaves(self.state)[0].sharding
+        leaf = jax.tree.leaves(self._weights)[0].sharding
         sharding = leaf if self.mesh is None else NamedSharding(self.mesh, P())
         return jax.device_put(values, sharding)
 
@@ -236,8 +264,8 @@ class Engine:
         if self.mesh is not None and jax.process_count() > 1:
             output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
         return jit(encode_batch, self.platform, static_argnames=static).lower(
-            self.graph,
-            self.state,
+            self.graph if self._joined is None else self._joined,
+            self._weights,
             program.inputs(self._rows),
             pooling=program.pooling,
             kernels=self.choose_kernels(program).kernels,
@@ -249,7 +277,7 @@ class Engine:
         spans = None if step.pool_spans is None else step.pool_spans.shape[1]
         program = Program(*batch.shape, spans, step.task_ids is not None, pooling)
         inputs = Inputs(batch.input_ids, batch.text_spans, step.task_ids, step.pool_spans)
-        output = self._program(program)(self.state, jax.tree.map(self._place, inputs))
+        output = self._program(program)(self._weights, jax.tree.map(self._place, inputs))
         output.copy_to_host_async()
         return output
 

@@ -100,7 +100,7 @@ class Model:
     @property
     def device(self) -> jax.Device:
         """The device of the weights; of a mesh the first."""
-        return min(jax.tree.leaves(self.state)[0].devices(), key=lambda device: device.id)
+        return self.engine.device
 
     @property
     def max_seq_length(self) -> int:

@@ -171,6 +171,18 @@ def cannot_run(dtype: str, head_dim: int, heads: int | None, mesh: Mesh | None) 
     return None
 
 
+def does_not_fuse(tokens: int, device_kind: str) -> str | None:
+    """Return why ``fused`` does not suit rows that attention's kernel takes, or None if it does."""
+    if device_kind.startswith(_SMALL):
+        return f"needs the vector memory of newer devices, this is a {device_kind}"
+    if tokens % _LANES or tokens > LONGEST_WHOLE:
+        return (
+            f"takes rows of a multiple of {_LANES} up to {LONGEST_WHOLE} tokens, "
+            f"these have {tokens}"
+        )
+    return None
+
+
 def does_not_suit(tokens: int, dtype: str, device_kind: str) -> str | None:
     """Return why the kernels do not suit rows of T tokens on a device, or None if they do."""
     small = device_kind.startswith(_SMALL)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jina_jax.nn.attention import blocked_attention
-from jina_jax.nn.protocol import Kernels, Rows, by_heads
+from jina_jax.nn.protocol import REFERENCE, Kernels, Rows, by_heads
 from jina_jax.nn.rope import rotary_angles
 from jina_jax.nn.tpu.attention import LONGEST_WHOLE, attention, prepare
 
@@ -38,11 +38,49 @@ def refusal(tokens: int, dtype: str, device: jax.Device) -> str | None:
         found = _compute(Kernels(run, prepare), tokens, dtype, device)
         expected = _compute(Kernels(by_heads(blocked_attention)), tokens, dtype, device)
     except Exception as error:  # whatever a compiler or a device says is the reason
-        return f"fails on {device.device_kind}: {type(error).__name__}: {str(error)[:300]}"
+        return _failure(error, device)
+    return _difference(found, expected, device)
+
+
+def _failure(error: Exception, device: jax.Device) -> str:
+    return f"fails on {device.device_kind}: {type(error).__name__}: {str(error)[:300]}"
+
+
+def _difference(found: np.ndarray, expected: np.ndarray, device: jax.Device) -> str | None:
     difference = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     if difference <= _LARGEST:  # False for NaN
         return None
     return f"differs from the reference on {device.device_kind}, by {difference:.2g} of its values"
+
+
+@functools.cache
+def norm_refusal(device: jax.Device) -> str | None:
+    """Return why sums and norms are not to be one kernel on a device, or None if they may be."""
+    from jina_jax.nn.tpu.norm import pallas_sum_norm
+
+    kernel = functools.partial(pallas_sum_norm, interpret=device.platform != "tpu")
+    kernels = REFERENCE._replace(sum_norm=kernel)
+    return _refusal_of_layer(kernels, device)
+
+
+@functools.cache
+def fused_refusal(device: jax.Device) -> str | None:
+    """Return why a layer is not to be two kernels on a device, or None if it may be."""
+    from jina_jax.nn.tpu.fused import fused_layer
+
+    kernel = functools.partial(fused_layer, interpret=device.platform != "tpu")
+    return _refusal_of_layer(Kernels(prepare=prepare, layer=kernel), device)
+
+
+def _refusal_of_layer(kernels: Kernels, device: jax.Device) -> str | None:
+    """Compare a layer of random weights, with tasks, computed by kernels and by the reference."""
+    from jina_jax.nn.tpu.sample import layer_output
+
+    try:
+        found, expected = (layer_output(form, device) for form in (kernels, REFERENCE))
+    except Exception as error:  # as in ``refusal``
+        return _failure(error, device)
+    return _difference(found, expected, device)
 
 
 def row_of(tokens: int) -> int:

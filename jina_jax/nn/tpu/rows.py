@@ -69,8 +69,23 @@ def row_attention(
 
 
 def _step(qkv_ref, segments_ref, *refs, rotary: bool) -> None:
-    """Compute a few rows, each with all its heads."""
+    """Compute a few rows."""
     table_ref, out_ref, bias_ref, factors_ref = refs if rotary else (None, *refs, None)
+    attend_rows(qkv_ref, segments_ref, table_ref, out_ref, bias_ref, factors_ref)
+
+
+def attend_rows(qkv_ref, segments_ref, table_ref, out_ref, bias_ref, factors_ref) -> None:
+    """Compute a few rows, each with all its heads, within a kernel.
+
+    Args:
+      qkv_ref: (rows, T, 3 · D).
+      segments_ref: int32 (rows, 1, T).
+      table_ref: (rows or 1, T, 128); None for no rotation.
+      out_ref: (rows, T, D).
+      bias_ref: scratch, float32 (T, T).
+      factors_ref: scratch, float32 (2, T, 128).
+    """
+    rotary = table_ref is not None
     rows, tokens, width = out_ref.shape
     for row in range(rows):
         segments = segments_ref[row]
