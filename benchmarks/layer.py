@@ -72,7 +72,7 @@ def parts(config, args) -> dict[str, tuple]:
     layer = Layer(config, dtype=dtype, rngs=nnx.Rngs(0))
     norm = LayerNorm(config, dtype=dtype, rngs=nnx.Rngs(0))
     choice = choose(jax.default_backend(), args.dtype, tokens, 1, config.head_dim)
-    kernel = head_kernels(1)[choice.name]
+    kernel = head_kernels(1).get(choice.name, attention)  # a TPU's does not take heads apart
     prepared = choice.kernels.prepare(Rows(mask, None, angles))
     context = Context(prepared, False, None, choice.kernels)
     kernels = [

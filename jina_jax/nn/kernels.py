@@ -42,6 +42,18 @@ class KernelChoice(NamedTuple):
     refusals: dict[str, str]
 
 
+class _Asked(NamedTuple):
+    """The program that kernels are chosen for: arguments of ``choose``."""
+
+    platform: str
+    dtype: str
+    tokens: int
+    segments: int
+    head_dim: int
+    mesh: jax.sharding.Mesh | None
+    heads: int | None
+
+
 @functools.lru_cache(maxsize=256)
 def choose(
     platform: str,
@@ -75,36 +87,29 @@ def choose(
     """
     if platform not in _PREFERRED:
         raise ValueError(f"platform={platform!r}: expected one of {tuple(_PREFERRED)}")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"attn_implementation={implementation!r}: expected None or one of {IMPLEMENTATIONS}"
-        )
-
-    def cannot(name: str) -> str | None:
-        if name in _PALLAS and platform == "tpu":
-            reason = tpu.cannot_run(dtype, head_dim, heads, mesh)
-            return _cannot_fuse(dtype, mesh) if name == "pallas_fused" and not reason else reason
-        return _cannot_run(name, platform, dtype, head_dim)
-
-    if implementation is not None and (reason := cannot(implementation)) is not None:
-        raise ValueError(f"attn_implementation={implementation!r}: {reason}")
-    preferred = _PREFERRED[platform] if implementation is None else (implementation, "blocked")
-    if implementation == "pallas_fused":
-        preferred = _PALLAS + _PREFERRED[platform][1:]
+    preferred, wanted = _PREFERRED[platform], implementation
+    asked = _Asked(platform, dtype, tokens, segments, head_dim, mesh, heads)
+    if wanted is not None:
+        _check_implementation(wanted, asked)
+        preferred = _PALLAS + preferred[1:] if wanted == "pallas_fused" else (wanted, "blocked")
     refusals: dict[str, str] = {}
     for name in preferred:
-        insisted = name == implementation == "reference"
-        reason = cannot(name)
-        if reason is None and name in _PALLAS:
-            reason = _does_not_suit_tpu(name, tokens, dtype, mesh)
-        elif reason is None and not insisted:
-            reason = _does_not_suit(name, tokens, segments)
+        insisted = name == wanted == "reference"
+        reason = _cannot_run(name, asked) or (None if insisted else _does_not_suit(name, asked))
         if reason is None:
             found = KernelChoice(name, _kernels(name, segments, mesh), refusals)
             is_tpu = (platform, dtype) == ("tpu", "bfloat16")
             return _with_tpu_norms(found, mesh) if is_tpu else found
         refusals[name] = reason
     raise AssertionError("the last of the preferred kernels takes every program")
+
+
+def _check_implementation(name: str, asked: _Asked) -> None:
+    """Refuse an implementation that is unknown or cannot run."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation={name!r}: expected None or one of {IMPLEMENTATIONS}")
+    if (reason := _cannot_run(name, asked)) is not None:
+        raise ValueError(f"attn_implementation={name!r}: {reason}")
 
 
 def _kernels(name: str, segments: int, mesh: jax.sharding.Mesh | None) -> Kernels:
@@ -141,26 +146,31 @@ def head_kernels(segments: int) -> dict[str, HeadKernel]:
     }
 
 
-def _cannot_run(name: str, platform: str, dtype: str, head_dim: int) -> str | None:
+def _cannot_run(name: str, asked: _Asked) -> str | None:
     """Return why a kernel cannot run on these devices, or None if it can."""
     if name in ("cudnn", "cudnn_packed"):
-        if platform != "gpu":
-            return f"needs an NVIDIA GPU, the platform is {platform!r}"
-        return cudnn.cannot_run(name, dtype, head_dim)
-    if name in _PALLAS and platform != "tpu":
-        return f"needs a TPU, the platform is {platform!r}"
-    return None
+        if asked.platform != "gpu":
+            return f"needs an NVIDIA GPU, the platform is {asked.platform!r}"
+        return cudnn.cannot_run(name, asked.dtype, asked.head_dim)
+    if name not in _PALLAS:
+        return None
+    if asked.platform != "tpu":
+        return f"needs a TPU, the platform is {asked.platform!r}"
+    reason = tpu.cannot_run(asked.dtype, asked.head_dim, asked.heads, asked.mesh)
+    if name == "pallas_fused":
+        return reason or _cannot_fuse(asked.dtype, asked.mesh)
+    return reason
 
 
-def _does_not_suit(name: str, tokens: int, segments: int) -> str | None:
+def _does_not_suit(name: str, asked: _Asked) -> str | None:
     """Return why a kernel does not suit rows of this kind, or None if it does."""
-    if name == "cudnn" and segments > 1:
-        return f"takes rows of one text, these have up to {segments}"
-    if name == "cudnn_packed" and segments == 1:
+    if name == "cudnn" and asked.segments > 1:
+        return f"takes rows of one text, these have up to {asked.segments}"
+    if name == "cudnn_packed" and asked.segments == 1:
         return "takes packed rows, these have one text"
-    if name == "reference" and tokens > _LONGEST_WHOLE:
-        return f"takes memory by the square of the length, these rows have {tokens} tokens"
-    return None
+    if name == "reference" and asked.tokens > _LONGEST_WHOLE:
+        return f"takes memory by the square of the length, these rows have {asked.tokens} tokens"
+    return _does_not_suit_tpu(name, asked) if name in _PALLAS else None
 
 
 def _cannot_fuse(dtype: str, mesh: jax.sharding.Mesh | None) -> str | None:
@@ -172,21 +182,19 @@ def _cannot_fuse(dtype: str, mesh: jax.sharding.Mesh | None) -> str | None:
     return None
 
 
-def _does_not_suit_tpu(
-    name: str, tokens: int, dtype: str, mesh: jax.sharding.Mesh | None
-) -> str | None:
+def _does_not_suit_tpu(name: str, asked: _Asked) -> str | None:
     """Return why a TPU's kernel does not suit a device, one that is not here included."""
-    devices, here = _devices(mesh)
-    reason = tpu.does_not_suit(tokens, dtype, devices[0].device_kind)
+    devices, here = _devices(asked.mesh)
+    reason = tpu.does_not_suit(asked.tokens, asked.dtype, devices[0].device_kind)
     if name == "pallas_fused":
-        reason = reason or tpu.does_not_fuse(tokens, devices[0].device_kind)
+        reason = reason or tpu.does_not_fuse(asked.tokens, devices[0].device_kind)
     if reason is not None or here is None:
         return reason
     from jina_jax.nn.tpu import check  # imports Pallas
 
     if name == "pallas_fused":
         return check.fused_refusal(here)
-    return check.refusal(check.row_of(tokens), dtype, here)
+    return check.refusal(check.row_of(asked.tokens), asked.dtype, here)
 
 
 def _devices(mesh: jax.sharding.Mesh | None) -> tuple[list[jax.Device], jax.Device | None]:

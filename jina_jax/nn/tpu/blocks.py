@@ -50,24 +50,13 @@ def block_attention(
     batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     pairs, blocks = width // LANES, ranges.shape[1]
     queries = tokens // blocks
-    specs = [
-        pl.BlockSpec((1, queries, LANES), lambda row, pair, block, _: (row, block, pair)),
-        pl.BlockSpec((1, tokens, LANES), lambda row, pair, block, _: (row, 0, pairs + pair)),
-        pl.BlockSpec((1, tokens, LANES), lambda row, pair, block, _: (row, 0, 2 * pairs + pair)),
-        pl.BlockSpec((1, 1, tokens), lambda row, pair, block, _: (row, 0, 0)),
-    ]
     operands = [segments.reshape(batch, 1, tokens)]
     statistics = pltpu.VMEM((2, queries, LANES), jnp.float32)
     scratch = [statistics, statistics]
     if table is not None:
-        shared = table.shape[0] == 1
         operands.append(table)
-        specs.append(
-            pl.BlockSpec(
-                (1, tokens, LANES), lambda row, pair, block, _: (0 if shared else row, 0, 0)
-            )
-        )
         scratch.append(pltpu.VMEM((tokens, LANES), qkv.dtype))
+    specs = _specs(tokens, queries, pairs, table)
     ranges = ranges.reshape(-1)
     return pl.pallas_call(
         functools.partial(_step, keys=keys, rotary=table is not None),
@@ -86,6 +75,21 @@ def block_attention(
         interpret=interpret,
         name="block_attention",
     )(ranges, qkv, qkv, qkv, *operands)
+
+
+def _specs(tokens: int, queries: int, pairs: int, table: jax.Array | None) -> list[pl.BlockSpec]:
+    """Describe what a grid step reads: its queries, and keys, values and angles of the row."""
+    specs = [
+        pl.BlockSpec((1, queries, LANES), lambda row, pair, block, _: (row, block, pair)),
+        pl.BlockSpec((1, tokens, LANES), lambda row, pair, block, _: (row, 0, pairs + pair)),
+        pl.BlockSpec((1, tokens, LANES), lambda row, pair, block, _: (row, 0, 2 * pairs + pair)),
+        pl.BlockSpec((1, 1, tokens), lambda row, pair, block, _: (row, 0, 0)),
+    ]
+    if table is None:
+        return specs
+    own = int(table.shape[0] > 1)  # or one table for all rows
+    angles = pl.BlockSpec((1, tokens, LANES), lambda row, pair, block, _: (own * row, 0, 0))
+    return [*specs, angles]
 
 
 def block_ranges(segments: jax.Array, *, queries: int = QUERIES, keys: int = KEYS) -> jax.Array:
