@@ -1,5 +1,6 @@
 """The encoder of joined weights, interpreted on CPU, against the encoder that they were made of."""
 
+import dataclasses
 import functools
 
 import jax
@@ -171,3 +172,10 @@ class TestEngine:
             to_dict(doubled)["embedding_norm.scale"],
         )
         assert not np.allclose(next(other.run([step], "mean"))[1], found)
+
+    def test_widths_that_do_not_fill_the_lanes_run_as_they_are(self, engines):
+        many = dataclasses.replace(CONFIG, lora_rank=16)  # with both tables' factors 160 lanes
+        _, state = weights(many, jnp.bfloat16)
+        assert Engine(many, state).state is state
+        with pytest.raises(ValueError, match="'pallas_fused': takes a width that is a multiple of"):
+            Engine(many, state, attn_implementation="pallas_fused")

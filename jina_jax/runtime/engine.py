@@ -19,12 +19,12 @@ from jina_jax.cache import compilation_cache
 from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
-from jina_jax.nn.kernels import BLOCKED, KernelChoice, choose
+from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.parameters import from_dict, to_dict
-from jina_jax.nn.pooling import pool_masked
 from jina_jax.runtime.batching import Batch
 from jina_jax.runtime.compiling import jit, platform_of
-from jina_jax.runtime.joining import join_state, joined_graph, split_state
+from jina_jax.runtime.functional import pure_function
+from jina_jax.runtime.joining import check_fused, join_state, joined_graph, split_state
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
 
 # Steps that may be under way at once: the host packs and fetches while the device computes.
@@ -116,6 +116,7 @@ class Engine:
         self.graph, _ = abstract_encoder(config, scan_layers=scan_layers)
         self._implementation, self._scan_layers = attn_implementation, scan_layers
         self._joined = joined_graph(config, self.platform, self.dtype, mesh, scan_layers)
+        check_fused(config, attn_implementation, self._joined)
         self._weights = self._as_run(state)
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
@@ -180,26 +181,7 @@ class Engine:
 
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return a pure function and its parameters, see ``Model.functional``."""
-        graph, pooling = self.graph, self.config.emb_pooler
-        _, abstract = abstract_encoder(self.config, scan_layers=self._scan_layers)
-
-        def apply(parameters, input_ids, attention_mask=None, task_ids=None):
-            shape = np.shape(input_ids)
-            square = shape if len(shape) == 2 and shape[1] else "(B, T)"
-            _check_array("input_ids", input_ids, np.integer, square, range(self.config.vocab_size))
-            if attention_mask is None:
-                attention_mask = jnp.ones(shape, bool)
-            _check_array("attention_mask", attention_mask, np.bool_, shape)
-            if task_ids is not None:
-                tasks = range(-1, self.config.num_tasks)
-                _check_array("task_ids", task_ids, np.integer, shape[:1], tasks)
-            expected = to_dict(abstract).keys()
-            if wrong := sorted(parameters.keys() ^ expected):
-                raise ValueError(f"parameters: expected those of the model, got others: {wrong}")
-            encoder = nnx.merge(graph, from_dict(abstract, parameters))
-            output = encoder(input_ids, attention_mask, task_ids, kernels=BLOCKED)
-            return pool_masked(output.last_hidden_state, attention_mask, pooling)
-
+        apply = pure_function(self.config, self.graph, scan_layers=self._scan_layers)
         return apply, to_dict(self.state)
 
     @property
@@ -301,21 +283,6 @@ class Engine:
     def _rows(self) -> NamedSharding | None:
         """How inputs lie on the mesh: their rows on its data axis."""
         return None if self.mesh is None else NamedSharding(self.mesh, BATCH)
-
-
-def _check_array(
-    name: str, array: Any, kind: type, shape: Any, values: range | None = None
-) -> None:
-    """Check the dtype and shape of an array, and its values, unless they are traced."""
-    found, dtype = np.shape(array), getattr(array, "dtype", None)
-    if dtype is None or found != shape or not jnp.issubdtype(dtype, kind):
-        wanted, got = kind.__name__.rstrip("_"), dtype or type(array).__name__
-        raise ValueError(f"{name}: expected {wanted} {shape}, got {got} {found}")
-    if values is None or isinstance(array, jax.core.Tracer):
-        return
-    wrong = [value for value in np.unique(array).tolist() if value not in values]
-    if wrong:
-        raise ValueError(f"{name}: expected {values[0]} to {values[-1]}, got {wrong[0]}")
 
 
 def _put_alone(_: str, array: np.ndarray) -> jax.Array:

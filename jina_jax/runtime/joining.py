@@ -27,10 +27,21 @@ def joined_graph(
 
     Only TPUs do, in bfloat16, for widths that fill their vectors.
     """
-    width, lanes = config.hidden_size, padded(2 * config.num_tasks * (config.lora_rank or 0))
-    if (platform, dtype) != ("tpu", "bfloat16") or does_not_suit(width, lanes) is not None:
+    if (platform, dtype) != ("tpu", "bfloat16") or _does_not_suit(config) is not None:
         return None
     return abstract_joined(config, scan_layers=scan_layers, groups=devices_of_heads(mesh))[0]
+
+
+def check_fused(config: Config, implementation: str | None, joined: nnx.GraphDef | None) -> None:
+    """Refuse kernels of whole sub-layers for weights that cannot be joined."""
+    reason = _does_not_suit(config)
+    if implementation == "pallas_fused" and joined is None and reason is not None:
+        raise ValueError(f"attn_implementation='pallas_fused': {reason}")
+
+
+def _does_not_suit(config: Config) -> str | None:
+    lanes = padded(2 * config.num_tasks * (config.lora_rank or 0))
+    return does_not_suit(config.hidden_size, lanes)
 
 
 def join_state(
