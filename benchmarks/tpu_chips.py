@@ -58,7 +58,7 @@ def chip_of(kind: str) -> str | None:
 
 def route_of(engine: Any, program: Any) -> Any:
     """Return a program's ``KernelChoice``: its attention route, and why others were refused."""
-    return engine.choose_kernel(program)
+    return engine.choose_kernels(program)
 
 
 def flops_per_token(tokens: int, layers: int, tasks: bool) -> float:

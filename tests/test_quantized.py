@@ -23,11 +23,11 @@ from jina_jax.checkpoints.native import save_native
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.cli.main import main
 from jina_jax.config import Config
-from jina_jax.nn.attention import attention
 from jina_jax.nn.encoder import Encoder, abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.names import QUANTIZATIONS
 from jina_jax.nn.parameters import checkpoint_shape, to_dict
+from jina_jax.nn.protocol import REFERENCE
 from jina_jax.nn.quantized import quantize_kernel, quantize_tokens, quantized_product
 from jina_jax.runtime import quantizing
 from jina_jax.verify.record import TEXTS
@@ -147,7 +147,7 @@ def vectors(quantization, form, outliers):
     ids = np.random.default_rng(1).integers(4, SIZE["vocab"], (2, 32)).astype(np.int32)
     spans, tasks = FORMS[form]
     state, inputs = state_of(quantization, outliers), Inputs(ids, spans, tasks)
-    found = encode_batch(graph, state, inputs, pooling="mean", kernel=attention)
+    found = encode_batch(graph, state, inputs, pooling="mean", kernels=REFERENCE)
     return np.asarray(found)[spans[..., 1] > spans[..., 0]]
 
 
