@@ -8,6 +8,8 @@ and codes q(x / s), which are integers or float8_e4m3fn, the product is
 
 (arXiv 2206.01861: weights per channel, activations per token; float8: arXiv 2209.05433). Sums of
 int8 are exact in int32. Nothing is calibrated, and outliers cost only the tokens that have them.
+Of normally distributed values int8 keeps three times as much as float8: rounding errors of 0.8 %
+and 2.6 % of their size.
 """
 
 from __future__ import annotations
