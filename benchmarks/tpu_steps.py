@@ -214,6 +214,5 @@ def _with_adapters(state: Any) -> Any:
     values = to_dict(state)
     for path, leaf in values.items():
         if path.endswith("lora_b"):
-            drawn = 0.1 * rng.standard_normal(leaf.shape, np.float32)
-            values[path] = jnp.asarray(drawn, leaf.dtype)
+            values[path] = jnp.asarray(rng.standard_normal(leaf.shape, np.float32), leaf.dtype)
     return from_dict(state, values)
