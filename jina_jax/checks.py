@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
@@ -32,6 +33,12 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     if number < least or (most is not None and number > most):
         raise ValueError(f"{name}={number}: expected an integer {bounds}")
     return number
+
+
+def is_integer(value: Any, least: int) -> bool:
+    """Return whether a value is an integer of at least ``least``: NumPy's are, booleans are not."""
+    is_number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_number and value >= least
 
 
 def check_flags(**values: Any) -> None:

@@ -478,6 +478,14 @@ def measures(ranking, judged):
 
 
 class TestRetrieval:
+    def test_relevance_may_be_of_numpy(self):
+        model, corpus = Stub(random_vectors("abcq")), {name: name for name in "abc"}
+        found = [
+            evaluation.retrieval(model, corpus, {"q": "q"}, {"q": {"a": kind(2), "b": kind(1)}})
+            for kind in (int, np.int64)
+        ]
+        assert found[0] == found[1]
+
     def data(self):
         """Make 150 documents and 9 queries, two of them documents as well; grades 0, 1, 2."""
         rng = np.random.default_rng(3)

@@ -741,3 +741,9 @@ def test_names_in_configuration_files():
         "contrastive_distillation": "contrastive_distillation",
         "mlm": "masked_lm",
     }
+
+
+def test_dims_may_be_of_numpy():
+    embeddings = np.eye(4, 6, dtype=np.float32) + 0.1
+    found = matryoshka(info_nce, [np.int64(4), np.int32(2)])(embeddings, embeddings)
+    assert float(found) == float(matryoshka(info_nce, [4, 2])(embeddings, embeddings))

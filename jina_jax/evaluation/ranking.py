@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -85,7 +86,7 @@ def _check(corpus: Mapping[str, Document], queries: Mapping[str, str], qrels: Qr
         raise ValueError("qrels: expected documents of the corpus, got none of them")
     for query, judged in qrels.items():
         for document, relevance in judged.items():
-            if type(relevance) is not int:
+            if isinstance(relevance, bool) or not isinstance(relevance, numbers.Integral):
                 raise ValueError(
                     f"qrels[{query!r}][{document!r}]={relevance!r}: expected an integer"
                 )
@@ -128,7 +129,10 @@ class _Best:
 
 
 def _metrics(qrels: Qrels, run: dict[str, dict[str, float]]) -> dict[str, float]:
-    judged = {query: dict(documents) for query, documents in qrels.items()}
+    judged = {
+        query: {document: int(relevance) for document, relevance in documents.items()}
+        for query, documents in qrels.items()
+    }
     results = _mean(judged, run, {"ndcg_cut.10", "recall.10,100"})
     # trec_eval has no reciprocal rank with a cut-off; here it gets ten documents.
     tops = {query: dict(list(found.items())[:10]) for query, found in run.items()}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jina_jax.checks import is_integer
 from jina_jax.nn.matmul import einsum
 from jina_jax.training.settings import Loss as LossSection
 from jina_jax.training.vocabulary import LOSSES
@@ -312,7 +313,7 @@ def _matryoshka_factors(
 ) -> list[float]:
     """Check the arguments of ``matryoshka`` and return the factor of each part."""
     _reducer(reduction)
-    if not dims or not all(type(dim) is int and dim > 0 for dim in dims):
+    if not dims or not all(is_integer(dim, 1) for dim in dims):
         raise ValueError(f"dims={dims!r}: expected one positive integer or more")
     values = [1.0] * len(dims) if weights is None else [float(weight) for weight in weights]
     if len(values) != len(dims):
