@@ -43,15 +43,20 @@ def cosines(first, second):
     return (first * second).sum(axis=-1) / norms
 
 
-def formula(values, quantization):
-    """Return codes and scales of the last axis, float64."""
-    values = np.asarray(values, np.float64)
-    scale = np.abs(values).max(axis=-1, keepdims=True) / MOST[quantization]
-    scale[scale == 0] = 1
-    scaled = values / scale
-    if quantization == "int8":
-        return np.rint(scaled), scale
-    return scaled.astype(np.float32).astype(DTYPES["fp8"]).astype(np.float64), scale
+def check_codes(values, codes, scale, quantization):
+    """Check codes and scales of the last axis; return what they stand for, float64."""
+    values, codes = np.asarray(values, np.float64), np.asarray(codes, np.float64)
+    most = np.abs(values).max(axis=-1) / MOST[quantization]
+    scale = np.asarray(scale, np.float64)
+    np.testing.assert_allclose(scale[most > 0], most[most > 0], rtol=1e-6)
+    scaled = values / scale[..., None]
+    nearest = np.rint(scaled)
+    if quantization == "fp8":
+        nearest = scaled.astype(np.float32).astype(DTYPES["fp8"]).astype(np.float64)
+    # In the middle between two codes, float32 may take either.
+    np.testing.assert_allclose(np.abs(codes - scaled), np.abs(nearest - scaled), atol=2e-4)
+    assert (codes != nearest).mean() < 0.01
+    return codes * scale[..., None]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -70,14 +75,12 @@ def test_a_product_is_that_of_the_formula(quantization, out, dtype):
     assert (scale.dtype, scale.shape) == (np.float32, out)
     found = jax.jit(quantized_product)(jnp.asarray(x), codes, scale)
     assert (found.dtype, found.shape) == (jnp.float32, (2, 5, *out))
-    x_codes, x_scale = formula(x, quantization)
-    w_codes, w_scale = formula(np.moveaxis(np.asarray(kernel, np.float64), 0, -1), quantization)
-    expected = np.tensordot(x_codes, w_codes, (-1, -1))
-    expected *= x_scale.reshape(2, 5, *(1 for _ in out)) * w_scale[..., 0]
-    # A code at the middle between two may be rounded to the other one.
-    size = np.linalg.norm(expected, axis=-1, keepdims=True) + 1e-12
-    np.testing.assert_allclose(found / size, expected / size, atol=2e-3)
-    assert np.median(np.abs(found - expected) / size) < 1e-6
+    tokens = quantize_tokens(jnp.asarray(x), codes.dtype)
+    left = check_codes(x, *tokens, quantization)
+    right = check_codes(np.moveaxis(kernel, 0, -1), codes, scale, quantization)
+    expected = np.tensordot(left, right, (-1, -1))
+    size = np.abs(expected).reshape(2, 5, -1).max(axis=-1).reshape(2, 5, *(1 for _ in out)) + 1e-30
+    np.testing.assert_allclose(found / size, expected / size, atol=5e-6)
     exact = np.tensordot(np.asarray(x, np.float64), np.asarray(kernel, np.float64), (-1, 0))
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert error < {"int8": 0.012, "fp8": 0.05}[quantization]
