@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType
 
 from jina_jax.nn.encoder import Context
@@ -34,7 +35,7 @@ def inputs(rows, tokens, tasks, dtype):
     return x, plain, plain._replace(rows=prepare(given), kernels=kernels)
 
 
-CASES = [(2, 128, "mixed"), (1, 384, "one"), (3, 256, None)]
+CASES = [(2, 128, "mixed"), (1, 384, "one"), (1, 256, None)]
 
 
 @pytest.mark.parametrize(("rows", "tokens", "tasks"), CASES)
@@ -119,5 +120,5 @@ def pallas_calls(jaxpr):
         if equation.primitive.name == "pallas_call":
             yield equation
         else:
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 yield from pallas_calls(inner)
