@@ -45,6 +45,13 @@ def test_float32_equals_the_composed_layer(rows, tokens, tasks):
     np.testing.assert_allclose(run(layer, x, fused), run(layer, x, plain), atol=2e-4)
 
 
+def test_without_rotation():
+    layer, (x, plain, fused) = layer_of(jnp.float32), inputs(1, 128, None, jnp.float32)
+    plain = plain._replace(rows=plain.rows._replace(angles=None))
+    fused = fused._replace(rows=prepare(plain.rows))
+    np.testing.assert_allclose(run(layer, x, fused), run(layer, x, plain), atol=2e-4)
+
+
 def test_bfloat16_is_as_near_to_float32_as_the_composed_layer():
     exact = run(layer_of(jnp.float32), *inputs(2, 128, "mixed", jnp.float32)[:2])
     layer, (x, plain, fused) = layer_of(jnp.bfloat16), inputs(2, 128, "mixed", jnp.bfloat16)
