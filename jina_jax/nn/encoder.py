@@ -118,18 +118,18 @@ class Encoder(nnx.Module):
             kernels cannot do it.
         """
         mask = None
-        if task_ids is not None and self.config.num_tasks:
+        if task_ids is None or not self.config.num_tasks:
+            task_ids = None
+        else:
             mask = task_mask(task_ids, self.config.num_tasks)
+            if task_ids.ndim == 1:
+                task_ids = jnp.broadcast_to(task_ids[:, None], input_ids.shape)
         if position_ids is None:
             position_ids = jnp.arange(input_ids.shape[1])[None, :]
         angles = None
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
         rows = kernels.prepare(Rows(attention_mask, segment_ids, angles))
-        if mask is None:
-            task_ids = None
-        elif task_ids.ndim == 1:
-            task_ids = jnp.broadcast_to(task_ids[:, None], input_ids.shape)
         context = Context(rows, segment_ids is not None, mask, kernels, task_ids)
         first = drop(dropout, 0, self._embed(input_ids, position_ids, context))
         x, others = self._run_layers(first, context, dropout, keep=output_hidden_states)
@@ -178,6 +178,7 @@ class Encoder(nnx.Module):
         self, input_ids: jax.Array, position_ids: jax.Array, context: Context
     ) -> jax.Array:
         """Look up absolute positions, which start behind the pad id: float32 (B, T, D)."""
+        assert self.position_embeddings is not None
         ids = position_ids + self.config.pad_token_id + 1
         ids = jnp.broadcast_to(ids, input_ids.shape)
         return self.position_embeddings(ids, context.task_mask)
