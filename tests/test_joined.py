@@ -96,6 +96,24 @@ def test_stacked_layers_equal_the_encoder():
     np.testing.assert_allclose(vectors(joined, found, TASK_IDS["mixed"]), expected, atol=2e-5)
 
 
+def test_hidden_states_and_pooler_equal_the_encoders():
+    _, state = weights(CONFIG, jnp.float32)
+    forms = {abstract_encoder(CONFIG)[0]: state}
+    forms[abstract_joined(CONFIG, jnp.float32)[0]] = join_state(
+        CONFIG, state, None, scan_layers=False
+    )
+    ids, mask = jnp.arange(32, dtype=jnp.int32).reshape(2, 16), jnp.ones((2, 16), bool)
+
+    def run(graph, state):
+        encoder = nnx.merge(graph, state)
+        return encoder(ids, mask, jnp.array([3, -1], jnp.int32), output_hidden_states=True)
+
+    expected, found = (jax.jit(run, static_argnums=0)(*form) for form in forms.items())
+    assert len(found.hidden_states) == SIZE["layers"] + 1
+    for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-5)
+
+
 def test_bfloat16_is_as_near_to_float32_as_the_encoder():
     exact = vectors(*weights(CONFIG, jnp.float32), TASK_IDS["mixed"])
     graph, state = weights(CONFIG, jnp.bfloat16)

@@ -132,11 +132,11 @@ class Encoder(nnx.Module):
         rows = kernels.prepare(Rows(attention_mask, segment_ids, angles))
         context = Context(rows, segment_ids is not None, mask, kernels, task_ids)
         first = drop(dropout, 0, self._embed(input_ids, position_ids, context))
-        x, others = self._run_layers(first, context, dropout, keep=output_hidden_states)
+        x, kept = self._run_layers(first, context, dropout, keep=output_hidden_states)
         pooled = None
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
-        return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
+        return EncoderOutput(x, pooled, tuple(kept) if output_hidden_states else None)
 
     def _layer(self, **options) -> Layer:
         return Layer(**options)
@@ -144,12 +144,12 @@ class Encoder(nnx.Module):
     def _run_layers(
         self, x: jax.Array, context: Context, dropout: Dropout | None, *, keep: bool
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Return the last layer's output, (B, T, D), and if they are to be kept every layer's."""
+        """Return the last layer's output, (B, T, D), and if they are to be kept x and every one."""
 
         def run(layer: Layer, x: jax.Array, number: jax.Array | int) -> jax.Array:
             return layer(x, context, None if dropout is None else dropout.fold(number))
 
-        outputs: list[jax.Array] = []
+        outputs = [x] if keep else []
         if isinstance(self.layers, nnx.List):
             for number, layer in enumerate(self.layers, start=1):
                 x = run(layer, x, number)
@@ -164,7 +164,7 @@ class Encoder(nnx.Module):
 
         numbers = jnp.arange(1, self.config.num_hidden_layers + 1)
         x, kept = jax.lax.scan(turn, x, (numbers, stacked))
-        return x, list(kept) if keep else []
+        return x, [*outputs, *kept] if keep else []
 
     def _embed(self, input_ids: jax.Array, position_ids: jax.Array, context: Context) -> jax.Array:
         """Sum the embeddings (token type 0 for every token) and normalise: (B, T, D)."""
