@@ -61,8 +61,9 @@ def vectors(graph, state, task_ids, kernels=REFERENCE):
     return np.asarray(run(state))[kept]
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("config", [CONFIG, PLAIN], ids=["adapters", "no adapters"])
+@pytest.mark.parametrize(
+    ("config", "scan_layers"), [(CONFIG, False), (CONFIG, True), (PLAIN, False)]
+)
 def test_back_and_forth_are_the_same_bits(config, scan_layers):
     _, state = weights(config, jnp.bfloat16, scan_layers)
     joined = join_state(config, state, None, scan_layers=scan_layers)
@@ -75,8 +76,9 @@ def test_back_and_forth_are_the_same_bits(config, scan_layers):
         np.testing.assert_array_equal(back[path], array, err_msg=path)
 
 
-@pytest.mark.parametrize("form", KERNELS)
-@pytest.mark.parametrize("tasks", TASK_IDS)
+@pytest.mark.parametrize(
+    ("tasks", "form"), [*((tasks, "plain forms") for tasks in TASK_IDS), ("mixed", "kernels")]
+)
 def test_float32_equals_the_encoder(tasks, form):
     graph, state = weights(CONFIG, jnp.float32)
     expected = vectors(graph, state, TASK_IDS[tasks])
@@ -86,13 +88,30 @@ def test_float32_equals_the_encoder(tasks, form):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("tasks", ["mixed", "none"])
-def test_stacked_layers_equal_the_encoder(tasks):
+def test_stacked_layers_equal_the_encoder():
     graph, state = weights(CONFIG, jnp.float32, scan_layers=True)
     joined, _ = abstract_joined(CONFIG, jnp.float32, scan_layers=True)
     found = join_state(CONFIG, state, None, scan_layers=True)
-    expected = vectors(graph, state, TASK_IDS[tasks])
-    np.testing.assert_allclose(vectors(joined, found, TASK_IDS[tasks]), expected, atol=2e-5)
+    expected = vectors(graph, state, TASK_IDS["mixed"])
+    np.testing.assert_allclose(vectors(joined, found, TASK_IDS["mixed"]), expected, atol=2e-5)
+
+
+def test_hidden_states_and_pooler_equal_the_encoders():
+    _, state = weights(CONFIG, jnp.float32)
+    forms = {abstract_encoder(CONFIG)[0]: state}
+    forms[abstract_joined(CONFIG, jnp.float32)[0]] = join_state(
+        CONFIG, state, None, scan_layers=False
+    )
+    ids, mask = jnp.arange(32, dtype=jnp.int32).reshape(2, 16), jnp.ones((2, 16), bool)
+
+    def run(graph, state):
+        encoder = nnx.merge(graph, state)
+        return encoder(ids, mask, jnp.array([3, -1], jnp.int32), output_hidden_states=True)
+
+    expected, found = (jax.jit(run, static_argnums=0)(*form) for form in forms.items())
+    assert len(found.hidden_states) == SIZE["layers"] + 1
+    for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-5)
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_encoder():

@@ -139,25 +139,25 @@ class Encoder(nnx.Module):
             kernels cannot do it.
         """
         mask = None
-        if task_ids is not None and self.config.num_tasks:
+        if task_ids is None or not self.config.num_tasks:
+            task_ids = None
+        else:
             mask = task_mask(task_ids, self.config.num_tasks)
+            if task_ids.ndim == 1:
+                task_ids = jnp.broadcast_to(task_ids[:, None], input_ids.shape)
         if position_ids is None:
             position_ids = jnp.arange(input_ids.shape[1])[None, :]
         angles = None
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
         rows = kernels.prepare(Rows(attention_mask, segment_ids, angles))
-        if mask is None:
-            task_ids = None
-        elif task_ids.ndim == 1:
-            task_ids = jnp.broadcast_to(task_ids[:, None], input_ids.shape)
         context = Context(rows, segment_ids is not None, mask, kernels, task_ids)
         first = drop(dropout, 0, self._embed(input_ids, position_ids, context))
-        x, others = self._run_layers(first, context, dropout, keep=output_hidden_states)
+        x, kept = self._run_layers(first, context, dropout, keep=output_hidden_states)
         pooled = None
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
-        return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
+        return EncoderOutput(x, pooled, tuple(kept) if output_hidden_states else None)
 
     def _layer(self, **options) -> Layer:
         return Layer(**options)
@@ -165,12 +165,12 @@ class Encoder(nnx.Module):
     def _run_layers(
         self, x: jax.Array, context: Context, dropout: Dropout | None, *, keep: bool
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Return the last layer's output, (B, T, D), and if they are to be kept every layer's."""
+        """Return the last layer's output, (B, T, D), and if they are to be kept x and every one."""
 
         def run(layer: Layer, x: jax.Array, number: jax.Array | int) -> jax.Array:
             return layer(x, context, None if dropout is None else dropout.fold(number))
 
-        outputs: list[jax.Array] = []
+        outputs = [x] if keep else []
         if isinstance(self.layers, nnx.List):
             for number, layer in enumerate(self.layers, start=1):
                 x = run(layer, x, number)
@@ -185,7 +185,7 @@ class Encoder(nnx.Module):
 
         numbers = jnp.arange(1, self.config.num_hidden_layers + 1)
         x, kept = jax.lax.scan(turn, x, (numbers, stacked))
-        return x, list(kept) if keep else []
+        return x, [*outputs, *kept] if keep else []
 
     def _embed(self, input_ids: jax.Array, position_ids: jax.Array, context: Context) -> jax.Array:
         """Sum the embeddings (token type 0 for every token) and normalise: (B, T, D)."""
@@ -199,6 +199,7 @@ class Encoder(nnx.Module):
         self, input_ids: jax.Array, position_ids: jax.Array, context: Context
     ) -> jax.Array:
         """Look up absolute positions: float32 (B, T, D)."""
+        assert self.position_embeddings is not None
         ids = jnp.broadcast_to(position_ids, input_ids.shape) + self.config.position_offset
         if self.config.position_offset:
             ids = _without_pads(ids, input_ids, self.config)

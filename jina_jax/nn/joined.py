@@ -75,9 +75,9 @@ class JoinedEncoder(Encoder):
     def _run_layers(
         self, x: jax.Array, context: Context, dropout: Dropout | None, *, keep: bool
     ) -> tuple[jax.Array, list[jax.Array]]:
-        x, others = super()._run_layers(x, context, dropout, keep=keep)
+        x, kept = super()._run_layers(x, context, dropout, keep=keep)
         width = self.config.hidden_size
-        return x[..., :width], [other[..., :width] for other in others]
+        return x[..., :width], [output[..., :width] for output in kept]
 
 
 class JoinedLayer(Layer):

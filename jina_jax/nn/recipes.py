@@ -55,17 +55,17 @@ def joins(paths: Collection[str], groups: int = 1) -> Recipe:
 def _low_of_next(layer: str, paths: Collection[str]) -> Recipe:
     """Give the first factor of each ``qkv_proj`` to the norm before it."""
     leaf = "attention.qkv_proj.lora_a"
-    number = _LAYER.match(layer)[1]
+    number = _number(layer)
     if number is None:
         first = _bound(_then, _bound(_at, 0), lanes.join_first)
         shifted = _bound(_then, _shift, lanes.join_first)
         own = (f"{layer}{leaf}",)
         return {"embedding_norm.lora_a": (first, own), f"{layer}norm2.lora_a": (shifted, own)}
-    following = f"layers.{int(number) + 1}.{leaf}"
+    following = f"layers.{number + 1}.{leaf}"
     is_last = following not in paths
     join = _bound(_then, jnp.zeros_like, lanes.join_first) if is_last else lanes.join_first
     made: Recipe = {f"{layer}norm2.lora_a": (join, (f"{layer}{leaf}" if is_last else following,))}
-    if int(number) == 0:
+    if number == 0:
         made["embedding_norm.lora_a"] = lanes.join_first, (f"{layer}{leaf}",)
     return made
 
@@ -111,10 +111,10 @@ def splits(paths: Collection[str], tasks: int, rank: int, groups: int = 1) -> Re
 
 def _low_of_own(layer: str, first: Callable) -> tuple[Callable, tuple[str, ...]]:
     """Take the first factor of a ``qkv_proj`` from the norm before it."""
-    number = _LAYER.match(layer)[1]
+    number = _number(layer)
     if number is None:
         return _bound(_then, first, _unshift), ("embedding_norm.lora_a", f"{layer}norm2.lora_a")
-    before = f"layers.{int(number) - 1}.norm2" if int(number) else "embedding_norm"
+    before = f"layers.{number - 1}.norm2" if number else "embedding_norm"
     return first, (f"{before}.lora_a",)
 
 
@@ -122,6 +122,12 @@ def _layers(paths: Collection[str]) -> list[tuple[str, int]]:
     """Name each layer as its paths begin, with the number of stacked axes."""
     matches = filter(None, map(_LAYER.match, paths))
     return sorted({(match[0], int(match[1] is None)) for match in matches})
+
+
+def _number(layer: str) -> int | None:
+    """Return a layer's number, from the beginning of its paths; None for stacked layers."""
+    match = _LAYER.match(layer)
+    return int(match[1]) if match and match[1] else None
 
 
 def _append_rows(stacked: int, kernel: jax.Array, lora_b: jax.Array) -> jax.Array:

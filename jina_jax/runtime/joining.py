@@ -91,7 +91,7 @@ def _made(
     made = dict(arrays)
     for path, (function, sources) in recipe.items():
         operands = [arrays[source] for source in sources]
-        options = {}
+        options: dict[str, Any] = {}
         if mesh is not None:
             options["out_shardings"] = NamedSharding(mesh, spec(path))
         if isinstance(operands[0], jax.ShapeDtypeStruct):

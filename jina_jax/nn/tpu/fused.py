@@ -99,23 +99,15 @@ def _layer(settings, x, task_ids, segments, table, pair: Pair, inner: Pair) -> j
     return _mlp_block(settings, x, task_ids, inner)
 
 
-def _blocks(pair: Pair, width: int, columns: int) -> Pair:
-    """Return the part of each weight that a kernel reads: W alone where x has no ``low``.
+def _blocks(pair: Pair, width: int) -> Pair:
+    """Return the part of each weight that is read: W alone where x, of ``width``, has no low."""
 
-    ``width`` and ``columns`` are those of x and of the model.
-    """
-
-    def part(array: jax.Array, shape: tuple[int, int]) -> pl.BlockSpec:
-        return pl.BlockSpec(shape, lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
+    def part(rows: int, columns: int) -> pl.BlockSpec:
+        return pl.BlockSpec((rows, columns), lambda *_: (0, 0), pipeline_mode=pl.Buffered(1))
 
     inner = pair.bias.shape[1]
-    features = pair.second.shape[0]
-    return Pair(
-        part(pair.kernel, (width, inner)),
-        part(pair.bias, (1, inner)),
-        part(pair.second, (features, width)),
-        jax.tree.map(whole, pair.terms),
-    )
+    weights = (part(width, inner), part(1, inner), part(pair.second.shape[0], width))
+    return Pair(*weights, jax.tree.map(whole, pair.terms))
 
 
 def _attention_block(settings, x, task_ids, segments, table, pair: Pair) -> jax.Array:
@@ -123,7 +115,7 @@ def _attention_block(settings, x, task_ids, segments, table, pair: Pair) -> jax.
     batch, tokens, width = x.shape
     columns = pair.terms.scale.shape[1]
     rows = next(r for r in range(max(1, _TILE // tokens), 0, -1) if batch % r == 0)
-    specs = _blocks(pair, width, columns)
+    specs = _blocks(pair, width)
     if task_ids is not None:
         pair, specs = _with_tasks(pair, specs, task_ids, rows * tokens)
     block = pl.BlockSpec((rows, tokens, width), lambda step: (step, 0, 0))
@@ -175,9 +167,9 @@ def _attention_kernel(settings, x_ref, segments_ref, table_ref, pair, out_ref, *
 def _mlp_block(settings, x: jax.Array, task_ids: jax.Array | None, pair: Pair) -> jax.Array:
     """Compute the feed-forward network, the sum and LayerNorm of (B, T, D or D + P)."""
     batch, tokens, width = x.shape
-    columns, inner, count = pair.terms.scale.shape[1], pair.bias.shape[1], batch * tokens
+    inner, count = pair.bias.shape[1], batch * tokens
     tile = min(_TILE, count)
-    specs = _blocks(pair, width, columns)
+    specs = _blocks(pair, width)
     if task_ids is not None:
         pair, specs = _with_tasks(pair, specs, task_ids, tile)
     block = pl.BlockSpec((tile, width), lambda step: (step, 0))
