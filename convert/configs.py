@@ -229,6 +229,10 @@ def _rotary_emb_base(raw: Mapping[str, Any]) -> float:
             "config: rotary_emb_base is missing (or rope_parameters.rope_theta in the "
             "transformers dialect); rotary positions need it"
         )
+    if isinstance(bases[0], bool) or not isinstance(bases[0], int | float) or bases[0] <= 0:
+        raise ConfigError(
+            f"config: rotary_emb_base or rope_theta={bases[0]!r}: expected a positive number"
+        )
     if any(base != bases[0] for base in bases):
         raise ConfigError(f"config: rotary_emb_base and rope_theta differ: {bases}")
     return bases[0]

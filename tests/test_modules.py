@@ -268,6 +268,11 @@ REFUSED = [
     ("modules.json", {}, "expected a list of objects"),
     (
         "modules.json",
+        [modules("Transformer")[0], {**modules("Pooling")[0], "name": "1"}],
+        "path='': expected a folder of Pooling",
+    ),
+    (
+        "modules.json",
         modules("Transformer", "Pooling", first=".."),
         r"path='\.\.': expected a path",
     ),
