@@ -36,11 +36,10 @@ _DIALECT_ONLY = (
 )
 # Of config.json of jinaai/jina-embeddings-v3; transformers loads them with trust_remote_code.
 _CODE = "jinaai/xlm-roberta-flash-implementation--"
-_WITH_ADAPTERS = "modeling_lora.XLMRobertaLoRA"
 _WITHOUT_ADAPTERS = "modeling_xlm_roberta.XLMRobertaModel"
 _PUBLISHED_CLASSES = {
     "AutoConfig": f"{_CODE}configuration_xlm_roberta.XLMRobertaFlashConfig",
-    "AutoModel": f"{_CODE}{_WITH_ADAPTERS}",
+    "AutoModel": f"{_CODE}modeling_lora.XLMRobertaLoRA",
 }
 _PLAIN_ROPE = {"rope_theta": 0, "rope_type": "default", "partial_rotary_factor": 1.0}
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
@@ -185,17 +184,20 @@ def dump_config(
     return {**carried, **named, "dtype": dtype.name, **fields}
 
 
-def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, str]:
+def _auto_map(config: Config, extras: Mapping[str, Any]) -> dict[str, Any]:
     """Name the classes of the published code: a checkpoint's own, else those on the Hub.
 
     Those of ``modeling_lora`` need adapters.
     """
     known = extras.get("auto_map")
-    classes = {**_PUBLISHED_CLASSES, **(known if isinstance(known, dict) else {})}
+    classes = dict(known) if isinstance(known, dict) and known else dict(_PUBLISHED_CLASSES)
     if config.num_tasks:
         return classes
-    plain = {k: v.replace(_WITH_ADAPTERS, _WITHOUT_ADAPTERS) for k, v in classes.items()}
-    return {k: v for k, v in plain.items() if "modeling_lora." not in v}
+    return {
+        name: re.sub(r"modeling_lora\.\w+", _WITHOUT_ADAPTERS, path)
+        for name, path in classes.items()
+        if isinstance(path, str)
+    }
 
 
 def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
@@ -229,6 +231,10 @@ def _rotary_emb_base(raw: Mapping[str, Any]) -> float:
         raise ConfigError(
             "config: rotary_emb_base is missing (or rope_parameters.rope_theta in the "
             "transformers dialect); rotary positions need it"
+        )
+    if isinstance(bases[0], bool) or not isinstance(bases[0], int | float) or bases[0] <= 0:
+        raise ConfigError(
+            f"config: rotary_emb_base or rope_theta={bases[0]!r}: expected a positive number"
         )
     if any(base != bases[0] for base in bases):
         raise ConfigError(f"config: rotary_emb_base and rope_theta differ: {bases}")

@@ -126,6 +126,8 @@ def _listed(directory: Path) -> list[tuple[str, str]]:
                 f"{file}: type={module['type']!r}: not supported; expected Transformer, Pooling, "
                 "Dense, Normalize or Dropout of sentence-transformers"
             )
+        if kind in ("Pooling", "Dense") and not module["path"].strip("./"):
+            raise ConfigError(f"{file}: path={module['path']!r}: expected a folder of {kind}")
         kinds.append((kind, module["path"]))
     if len({module["name"] for module in modules}) < len(modules):
         raise ConfigError(f"{file}: name: expected a name of its own for every module")

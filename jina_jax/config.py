@@ -476,7 +476,7 @@ _CONFIG_RULES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("truncate_dim", "null or one of matryoshka_dimensions", _has_truncate_dim),
     (
         "include_prompt",
-        "true with the pooler 'weightedmean', whose weights would depend on the prompt",
+        "true with emb_pooler or pooling_mode 'weightedmean', whose weights the prompt would shift",
         lambda c: c.include_prompt is not False or c.emb_pooler != "weightedmean",
     ),
     ("max_seq_length", "null or an integer from 2 to the number of positions", _has_max_seq_length),

@@ -153,8 +153,7 @@ class JinaEmbeddings(Model):
           texts: a string, or n in a list, generator or column; the same on each process of a mesh.
           task: adapter to use, one of ``config.lora_adaptations``, or None for the base model; or
             a sequence with one of these per text.
-          prompt: "auto" for the prompt of each text's task, None for no prompt, or a string to
-            prepend to every text.
+          prompt: "auto" for the prompt of each text's task, None for none, or a string for all.
           prompt_name: one of ``config.prompts`` or a task, to use its prompt for every text.
           truncate_dim: Matryoshka dimension d, cut to before normalising; None or 0: the model's.
           max_length: most tokens that the encoder sees at once, prompt, ``<s>`` and ``</s>``

@@ -174,7 +174,7 @@ def test_fields_of_sentence_transformers(config):
     with pytest.raises(ValueError, match=r"prompt_name='q': expected one of .*'query'"):
         found.named_prompt("q")
     assert Config.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    with pytest.raises(ConfigError, match="include_prompt=False: expected true with the pooler"):
+    with pytest.raises(ConfigError, match="include_prompt=False: expected true with emb_pooler"):
         Config.from_dict({**FIELDS, "include_prompt": False, "emb_pooler": "weightedmean"})
 
 

@@ -268,6 +268,11 @@ REFUSED = [
     ("modules.json", {}, "expected a list of objects"),
     (
         "modules.json",
+        [modules("Transformer")[0], {**modules("Pooling")[0], "name": "1"}],
+        "path='': expected a folder of Pooling",
+    ),
+    (
+        "modules.json",
         modules("Transformer", "Pooling", first=".."),
         r"path='\.\.': expected a path",
     ),
@@ -286,7 +291,7 @@ REFUSED = [
     (
         "1_Pooling/config.json",
         {"pooling_mode": "weightedmean", "include_prompt": False},
-        "include_prompt=False: expected true with the pooler 'weightedmean'",
+        "include_prompt=False: expected true with emb_pooler or pooling_mode 'weight",
     ),
     ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case=True: expected False"),
     ("sentence_bert_config.json", {"max_seq_length": 1}, "max_seq_length=1: expected null or"),

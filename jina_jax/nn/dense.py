@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,10 @@ from jax.nn import initializers
 from jina_jax.config import Config, Dense
 from jina_jax.nn.matmul import einsum
 
-_HOST_ACTIVATIONS = {"identity": np.asarray, "tanh": np.tanh}
+_HOST_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": np.asarray,
+    "tanh": np.tanh,
+}
 _ACTIVATIONS = {"identity": jnp.asarray, "tanh": jnp.tanh}
 
 
