@@ -116,7 +116,7 @@ class Jax:
         self._run(step, 2)
         with tempfile.TemporaryDirectory() as scratch:
             found = gpu_profile.trace(lambda: self._run(step, steps), Path(scratch))
-        kernel = self.engine.choose_kernel(program_of(step)).name
+        kernel = self.engine.choose_kernels(program_of(step)).name
         return {**gpu_profile.summary(found, steps), "attention": kernel}
 
     def _run(self, step, count: int) -> None:
@@ -239,7 +239,7 @@ class Jax:
 
         length = max(batching.row_lengths, default=128)
         program = Program(1, length, batching.slots(length), None, True, "mean")
-        return self.engine.choose_kernel(program).name
+        return self.engine.choose_kernels(program).name
 
     def attention(self, name: str, length: int, tokens: int, seconds: float) -> dict[str, float]:
         """Time a kernel on full rows, and compare it with ``blocked``."""
@@ -273,7 +273,7 @@ class Jax:
 
     def _attention_kernel(self, name: str, tokens: int, packed: int):
         """Return a kernel as the library would call it for such rows."""
-        from jina_jax.nn.kernels import choose
+        from jina_jax.nn.kernels import choose, head_kernels
         from jina_jax.runtime.batching import CompleteBatching
 
         batching = CompleteBatching(max(8, tokens), row_lengths=(max(8, tokens),))
@@ -286,7 +286,7 @@ class Jax:
             raise Missing(str(refusal).split(": ", 1)[-1]) from None
         if choice.name != name:
             raise Missing(choice.refusals[name])
-        return choice.kernel
+        return head_kernels(segments)[name]
 
 
 def program_of(step):

@@ -28,9 +28,10 @@ from published import FULL, published_config  # noqa: E402
 from jina_jax.config import Config  # noqa: E402
 from jina_jax.nn.attention import attention  # noqa: E402
 from jina_jax.nn.encoder import Context, Layer  # noqa: E402
-from jina_jax.nn.kernels import choose  # noqa: E402
+from jina_jax.nn.kernels import choose, head_kernels  # noqa: E402
 from jina_jax.nn.layers import LayerNorm, gelu  # noqa: E402
 from jina_jax.nn.matmul import einsum  # noqa: E402
+from jina_jax.nn.protocol import Rows  # noqa: E402
 from jina_jax.nn.rope import apply_rotary, rotary_angles  # noqa: E402
 
 
@@ -70,8 +71,10 @@ def parts(config, args) -> dict[str, tuple]:
     angles = rotary_angles(jnp.arange(tokens)[None], config.head_dim, config.rotary_emb_base)
     layer = Layer(config, dtype=dtype, rngs=nnx.Rngs(0))
     norm = LayerNorm(config, dtype=dtype, rngs=nnx.Rngs(0))
-    kernel = choose(jax.default_backend(), args.dtype, tokens, 1, config.head_dim).kernel
-    context = Context(mask, None, angles, None, kernel)
+    choice = choose(jax.default_backend(), args.dtype, tokens, 1, config.head_dim)
+    kernel = head_kernels(1).get(choice.name, attention)  # a TPU's does not take heads apart
+    prepared = choice.kernels.prepare(Rows(mask, None, angles))
+    context = Context(prepared, False, None, choice.kernels)
     kernels = [
         draw(width, 3 * width),
         draw(width, width),

@@ -162,7 +162,7 @@ def kernels(run: Run) -> None:
                 row["runs"] = routes.taken(name, step)
                 vectors = routes.token_vectors(name, "bfloat16", step)
             except Missing as reason:
-                run.add(row | {"right": f"left out, {reason}"})
+                run.add(row | {"right": f"left out: {reason}"})
             except Exception as error:  # a refusal of the compiler is a result
                 run.wrong += not run.args.small  # one of the interpreter is not
                 run.add(row | {"right": f"{type(error).__name__}: {str(error)[:150]}"})

@@ -56,9 +56,9 @@ def chip_of(kind: str) -> str | None:
     return next((name for name, chip in CHIPS.items() if chip.kind == kind), None)
 
 
-def route_of(engine: Any, program: Any) -> str:
-    """Return the name of a program's attention route."""
-    return engine.choose_kernel(program).name
+def route_of(engine: Any, program: Any) -> Any:
+    """Return a program's ``KernelChoice``: its attention route, and why others were refused."""
+    return engine.choose_kernels(program)
 
 
 def flops_per_token(tokens: int, layers: int, tasks: bool) -> float:

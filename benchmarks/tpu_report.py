@@ -121,7 +121,7 @@ def compile_one(options: Options, rows: int, tokens: int, slots: int, tasks: boo
     route = options.route or ""
     try:
         engines = [engine_of(options, layers, scan) for layers, scan in forms]
-        route = route_of(engines[0], program)
+        route = route_of(engines[0], program).name
         lowered = [engine.lower(program) for engine in engines]
         with ThreadPoolExecutor(len(forms)) as pool:
             whole, *unrolled = pool.map(lambda own: own.compile(), lowered)

@@ -87,9 +87,9 @@ class Routes:
           Missing: if it is not the one of this name.
         """
         route = route_of(self.engine(name), program_of(step, "mean"))
-        if name not in (DEFAULT, route):
-            raise Missing(f"{route}: this one does not suit such rows")
-        return route
+        if name not in (DEFAULT, route.name):
+            raise Missing(f"{route.name} runs: {name} {route.refusals[name]}")
+        return route.name
 
     def exact(self, tokens: int) -> str:
         """Return the route without a kernel that rows of this length fit in."""
@@ -214,6 +214,5 @@ def _with_adapters(state: Any) -> Any:
     values = to_dict(state)
     for path, leaf in values.items():
         if path.endswith("lora_b"):
-            drawn = 0.1 * rng.standard_normal(leaf.shape, np.float32)
-            values[path] = jnp.asarray(drawn, leaf.dtype)
+            values[path] = jnp.asarray(rng.standard_normal(leaf.shape, np.float32), leaf.dtype)
     return from_dict(state, values)

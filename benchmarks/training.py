@@ -157,9 +157,9 @@ class Ours:
         _, _, tokens = self._micro_batches.input_ids.shape
         slots = self._micro_batches.text_spans.shape[2]
         platform = jax.default_backend()
-        kernel = choose(platform, dtype, tokens, slots, checkpoint.config.head_dim).kernel
+        kernels = choose(platform, dtype, tokens, slots, checkpoint.config.head_dim).kernels
         rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=100_000))
-        objective = text_objective(Encoding(network, kernel), losses.function_of(name), columns)
+        objective = text_objective(Encoding(network, kernels), losses.function_of(name), columns)
         self._step = make_step(objective, rule)
         self._trained, self._frozen = trained, frozen
         self._opt_state = rule.init(self._trained)
@@ -339,10 +339,10 @@ def paper_step(args: argparse.Namespace) -> tuple[Any, tuple, Any]:
         array((texts,), jnp.int32),
     )
     platform = "tpu" if args.tpu else "cpu"
-    kernel = choose(platform, "bfloat16", tokens, slots, config.head_dim, mesh).kernel
+    kernels = choose(platform, "bfloat16", tokens, slots, config.head_dim, mesh).kernels
     rule = optimizer(Optimizer(learning_rate=LEARNING_RATE, steps=20_000, warmup_steps=1_000))
     objective = text_objective(
-        Encoding(network, kernel, mesh=mesh), triplet_info_nce, PAPER["texts"]
+        Encoding(network, kernels, mesh=mesh), triplet_info_nce, PAPER["texts"]
     )
     opt_state = jax.tree.map(
         lambda leaf: array(leaf.shape, leaf.dtype), jax.eval_shape(rule.init, trained)

@@ -27,6 +27,7 @@ PUBLISHED_INSTRUCTIONS = {
     "text-matching": "",
 }
 
+_NATIVE_TYPE = "jina_embeddings_v3"  # of transformers' JinaEmbeddingsV3Config
 _ABSOLUTE_TYPES = ("xlm-roberta", "camembert", "roberta")
 _CLASSES = {"xlm-roberta": "XLMRobertaModel", "bert": "BertModel"}
 _DIALECT_ONLY = (
@@ -84,7 +85,8 @@ def read_config(
     values["position_embedding_type"] = kind = _position_embedding_type(raw, layout)
     values["rotary_emb_base"] = _rotary_emb_base(raw) if kind == "rotary" else None
     values["add_pooling_layer"] = has_pooler
-    own = raw if layout == "published" else {}  # only the published code reads them here
+    # Only the published code reads these here; transformers' own class has another model_type.
+    own = raw if layout == "published" and raw.get("model_type") != _NATIVE_TYPE else {}
     values["emb_pooler"] = _agreed("emb_pooler", own, modules.pooler) or "mean"
     values["truncate_dim"] = _agreed("truncate_dim", own, modules.truncate_dim)
     values.setdefault("matryoshka_dimensions", [])
@@ -160,7 +162,7 @@ def dump_config(
     carried = {name: value for name, value in extras.items() if name not in _DIALECT_ONLY}
     fields = {k: v for k, v in config.to_dict().items() if k not in _MODULE_FIELDS}
     native = {
-        "model_type": "jina_embeddings_v3",
+        "model_type": _NATIVE_TYPE,
         "rope_parameters": {"rope_theta": config.rotary_emb_base, "rope_type": "default"},
     }
     if layout == "published":
@@ -211,7 +213,7 @@ def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
         return raw.get("position_embedding_type", "absolute")
     if "position_embedding_type" in raw:
         return raw["position_embedding_type"]
-    if model_type == "jina_embeddings_v3":
+    if model_type == _NATIVE_TYPE:
         return "rotary"
     raise ConfigError("config: position_embedding_type is missing")
 

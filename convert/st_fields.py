@@ -27,6 +27,9 @@ refused, unless without effect       other modules and activations, Dense on tok
                                      quantization_config and the others of ``jina_jax.config``
 ===================================  ===================================================
 
+Of rotary models, max_seq_length and model_max_length above the number of positions less
+``pad_token_id + 1`` (8,192) are that number, with a warning where a text is cut.
+
 Unknown fields are refused where sentence-transformers refuses them (module files), and ignored
 where it ignores them, too.
 """

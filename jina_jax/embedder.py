@@ -29,7 +29,7 @@ from jina_jax.runtime.results import (
     warn_dropped,
     warn_user,
 )
-from jina_jax.runtime.sharding import check_mesh, make_mesh, placer
+from jina_jax.runtime.sharding import check_mesh, placer, usual_mesh
 from jina_jax.tasks import AUTO, Task, usual_tasks
 from jina_jax.text.spans import Chunker
 from jina_jax.text.tokenizer import Tokenizer
@@ -85,11 +85,8 @@ class JinaEmbeddings(Model):
             raise TypeError(f"from_pretrained: unexpected keyword argument {min(unknown)!r}")
         checkpoint = open_checkpoint(fetch(name_or_path, **hub), **hub)
         warn_user(*checkpoint.notes)
-        tokenizer = Tokenizer.from_file(checkpoint.tokenizer)
-        if mesh is None and len(jax.devices()) > 1:
-            mesh = make_mesh()
-        if scan_layers is None:
-            scan_layers = jax.default_backend() == "tpu"
+        mesh = usual_mesh() if mesh is None else mesh
+        scan_layers = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
         options: Any = {"scan_layers": scan_layers, "quantization": quantization}
         if mesh is not None:
             check_mesh(mesh, checkpoint.config)
@@ -100,7 +97,7 @@ class JinaEmbeddings(Model):
         return cls(
             checkpoint.config,
             state,
-            tokenizer,
+            Tokenizer.from_file(checkpoint.tokenizer),
             split_special_tokens=split_special_tokens,
             mesh=mesh,
             batching=batching,
@@ -211,8 +208,7 @@ class JinaEmbeddings(Model):
             found = self._project(found)[:, :dim]
             found = finish(found, self.engine.dtype, normalize=normalize_embeddings)
         embeddings = found[0] if isinstance(texts, str) else found
-        if not convert_to_numpy:
-            embeddings = self.engine.put(embeddings)
+        embeddings = embeddings if convert_to_numpy else self.engine.put(embeddings)
         return (embeddings, info) if return_info else embeddings
 
     def encode_query(self, texts: Texts, **options: Unpack[EncodeOptions]) -> np.ndarray:

@@ -134,7 +134,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if found := damage(path):
-        raise ConfigError(f"{path}: {found}")
+        raise ConfigError(f"{path}: not valid JSON, but {found}")
     content = path.read_bytes()
     try:
         values = json.loads(content.decode(json.detect_encoding(content)))

@@ -10,8 +10,9 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 from jina_jax.nn import cudnn
 from jina_jax.nn.attention import _block_size, attention, blocked_attention
 from jina_jax.nn.cudnn import cudnn_attention, cudnn_packed_attention, packed_layout
-from jina_jax.nn.kernels import choose
-from jina_jax.nn.splash import splash_attention
+from jina_jax.nn.kernels import BLOCKED, choose
+from jina_jax.nn.protocol import Kernels, by_heads
+from jina_jax.nn.tpu import attention as tpu
 
 
 def numpy_attention(query, key, value, mask):
@@ -211,7 +212,7 @@ NO_CUDA = "needs an NVIDIA GPU, the platform is 'cpu'"
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("segments", [PADDED, PACKED])
 def test_cpu_takes_blocks(dtype, segments):
-    assert choose("cpu", dtype, 128, segments, 64) == ("blocked", blocked_attention, {})
+    assert choose("cpu", dtype, 128, segments, 64) == ("blocked", BLOCKED, {})
 
 
 @pytest.mark.parametrize(
@@ -230,8 +231,9 @@ def test_gpu(device, dtype, segments, name, refusals):
 
 
 def test_gpu_kernels_are_those_of_their_names(device):
-    assert choose("gpu", "bfloat16", 128, PADDED, 64).kernel is cudnn_attention
-    kernel = choose("gpu", "bfloat16", 128, PACKED, 64).kernel
+    kernels = choose("gpu", "bfloat16", 128, PADDED, 64).kernels
+    assert kernels == Kernels(by_heads(cudnn_attention))
+    (kernel,) = choose("gpu", "bfloat16", 128, PACKED, 64).kernels.attention.args
     assert (kernel.func, kernel.keywords) == (cudnn_packed_attention, {"segments": PACKED})
 
 
@@ -252,21 +254,16 @@ def test_head_sizes_of_cudnn(device, head_dim, name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tpu(dtype, segments):
     choice = choose("tpu", dtype, 512, segments, 64)
-    assert (choice.name, choice.refusals) == ("splash", {})
-    assert (choice.kernel.func, choice.kernel.keywords) == (
-        splash_attention,
-        {"mesh": None},
-    )
+    assert (choice.name, choice.refusals) == ("pallas", {})
+    assert choice.kernels.attention.func is tpu.attention
+    assert choice.kernels.prepare is tpu.prepare
 
 
-@pytest.mark.parametrize(
-    ("tokens", "reason", "name"),
-    [(256, "512 tokens and more", "reference"), (1000, "of 128", "blocked")],
-)
-def test_tpu_rows_that_do_not_suit(tokens, reason, name):
-    choice = choose("tpu", "bfloat16", tokens, PADDED, 64)
+@pytest.mark.parametrize(("tokens", "name"), [(256, "reference"), (1000, "blocked")])
+def test_tpu_heads_of_another_size(tokens, name):
+    choice = choose("tpu", "bfloat16", tokens, PADDED, 32)
     assert choice.name == name
-    assert reason in choice.refusals["splash"]
+    assert choice.refusals["pallas"] == "takes heads of 64, these have 32"
 
 
 def test_a_chosen_kernel_is_used_where_it_suits(device):
@@ -282,9 +279,9 @@ def test_a_chosen_kernel_is_used_where_it_suits(device):
     [
         ("cpu", "bfloat16", "cudnn", NO_CUDA),
         ("cpu", "bfloat16", "cudnn_packed", NO_CUDA),
-        ("cpu", "float32", "splash", "needs a TPU, the platform is 'cpu'"),
+        ("cpu", "float32", "pallas", "needs a TPU, the platform is 'cpu'"),
         ("gpu", "float32", "cudnn", NO_FLOAT32),
-        ("gpu", "bfloat16", "splash", "needs a TPU, the platform is 'gpu'"),
+        ("gpu", "bfloat16", "pallas", "needs a TPU, the platform is 'gpu'"),
         ("tpu", "bfloat16", "cudnn", "needs an NVIDIA GPU, the platform is 'tpu'"),
         ("cpu", "float32", "flash", r"expected None or one of \('reference', 'blocked', "),
     ],

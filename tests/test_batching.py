@@ -110,6 +110,23 @@ def test_packing_wastes_little():
     assert lengths.sum() >= 0.95 * sum(batch.input_ids.size for batch in batches)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [
+        ([10], (1, 128)),
+        ([200], (1, 256)),
+        ([900], (1, 1024)),
+        ([900, 90], (1, 1024)),
+        ([2500], (1, 4096)),
+        ([5000], (1, 8192)),
+        ([60] * 12, (4, 256)),
+    ],
+)
+def test_few_texts_have_a_row_that_fits(lengths, shape):
+    (batch,) = make_batches(texts(lengths), DEFAULTS["tpu"], 1)
+    assert batch.shape[:2] == shape
+
+
 def test_a_mostly_empty_step_is_two():
     heights = [batch.shape[0] for batch in make_batches(texts([16] * 5), PADDED, 1)]
     assert heights == [4, 1]
@@ -124,6 +141,7 @@ def test_a_mostly_empty_step_is_two():
         (DEFAULTS["gpu"], 90),
         (Batching(packing=True).on("gpu"), 16),
         (DEFAULTS["tpu"], 16),
+        (DEFAULTS["tpu"]._replace(max_texts=1), 8),
     ],
 )
 def test_number_of_shapes_is_bounded(batching, most):

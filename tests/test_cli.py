@@ -402,7 +402,7 @@ class TestCheckpoints:
         facts = json.loads(run("info", "--devices", "--json").stdout)
         assert facts["platform"] == "cpu"
         assert facts["attention"]["blocked"] == {"bfloat16": None, "float32": None}
-        assert "needs a TPU" in facts["attention"]["splash"]["bfloat16"]
+        assert "needs a TPU" in facts["attention"]["pallas"]["bfloat16"]
         assert facts["chosen"]["float32, packed rows"]["8192"] == "blocked"
         assert facts["batching"]["token_budget"] == 1024
         text = run("info", "--devices").stdout

@@ -159,23 +159,24 @@ def test_an_error_in_the_steps_comes_through(engine):
 @pytest.mark.parametrize(("asked", "name"), [(None, "blocked"), ("reference", "reference")])
 def test_kernel_is_the_one_asked_for(checkpoint, state, asked, name, monkeypatch):
     engine = Engine(checkpoint.config, state, attn_implementation=asked)
-    choice = engine.choose_kernel(Program(1, 16, 1, None, False, None))
+    choice = engine.choose_kernels(Program(1, 16, 1, None, False, None))
     assert (choice.name, choice.refusals) == (name, {})
     used = []
 
-    def kernel(query, *others):
-        used.append(query.shape)
-        return choice.kernel(query, *others)
+    def attention(qkv, *others):
+        used.append(qkv.shape)
+        return choice.kernels.attention(qkv, *others)
 
-    monkeypatch.setattr(Engine, "choose_kernel", lambda *_: choice._replace(kernel=kernel))
+    kernels = choice.kernels._replace(attention=attention)
+    monkeypatch.setattr(Engine, "choose_kernels", lambda *_: choice._replace(kernels=kernels))
     engine.lower(Program(3, 16, 2, None, False, "mean"))
-    assert used == [(3, 16, 2, 32)]
+    assert used == [(3, 16, 3, 64)]
 
 
 def test_a_kernel_that_can_never_run_is_refused_at_once(checkpoint, state):
-    message = "attn_implementation='splash': needs a TPU, the platform is 'cpu'"
+    message = "attn_implementation='pallas': needs a TPU, the platform is 'cpu'"
     with pytest.raises(ValueError, match=message):
-        Engine(checkpoint.config, state, attn_implementation="splash")
+        Engine(checkpoint.config, state, attn_implementation="pallas")
 
 
 def test_platform_of():

@@ -13,10 +13,10 @@ from tiny import TINY, write_tiny
 from jina_jax.checkpoints.load import to_state
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.attention import attention
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch, unpack
 from jina_jax.nn.parameters import parameter_shapes
+from jina_jax.nn.protocol import REFERENCE
 
 # The last one has pads inside, which absolute positions do not count.
 TEXTS = [[0, 5, 6, 7, 2], [0, 9, 2], [0, 11, 1, 1, 14, 15, 2]]
@@ -55,7 +55,7 @@ def encode(request, tmp_path_factory):
     graph, _ = abstract_encoder(config)
     state = to_state(config, tensors)
     run = jax.jit(
-        functools.partial(encode_batch, graph, kernel=attention), static_argnames="pooling"
+        functools.partial(encode_batch, graph, kernels=REFERENCE), static_argnames="pooling"
     )
     return lambda inputs, pooling: np.asarray(run(state, inputs, pooling=pooling))
 

@@ -8,11 +8,11 @@ from flax import nnx
 from published import SMALL, published_config
 
 from jina_jax.config import Config
-from jina_jax.nn.attention import attention
 from jina_jax.nn.encoder import Encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.matmul import einsum
 from jina_jax.nn.parameters import from_dict, is_adapter, to_dict
+from jina_jax.nn.protocol import REFERENCE
 
 FIELDS = {"default_prompt": "", "add_pooling_layer": False, "emb_pooler": "mean"}
 CONFIG = Config.from_dict({**published_config(SMALL), **FIELDS})
@@ -53,7 +53,7 @@ def vectors_and_gradients(dtype, form, tasks):
 
     def total(arrays):
         state = from_dict(abstract, arrays)
-        vectors = encode_batch(graph, state, inputs, pooling="mean", kernel=attention)
+        vectors = encode_batch(graph, state, inputs, pooling="mean", kernels=REFERENCE)
         return (vectors * weights[None, None]).sum(), vectors
 
     gradients, vectors = jax.jit(jax.grad(total, has_aux=True))(arrays)

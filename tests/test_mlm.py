@@ -16,7 +16,7 @@ from tokenizer_fixtures import dialects, write
 
 from jina_jax import compiler_options
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.attention import attention
+from jina_jax.nn.protocol import REFERENCE
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training.micro_batches import Packing, pack
 from jina_jax.training.mlm import (
@@ -288,7 +288,7 @@ def head(checkpoint):
 def ours(checkpoint, head, texts, packing, train="all"):
     """Loss and gradients, as a step takes them."""
     network, trained, frozen = load_network(checkpoint, (), train, dtype="float32")
-    objective = mlm_objective(Encoding(network, attention))
+    objective = mlm_objective(Encoding(network, REFERENCE))
     loss, gradients = jax.jit(jax.value_and_grad(objective), compiler_options=FAST)(
         {**trained, **head},
         frozen,
@@ -383,7 +383,7 @@ def test_frozen_tables_are_the_decoder_too(checkpoint, head, tokenizer, whole):
 def test_loss_of_no_masked_token_is_zero(checkpoint, head):
     network, trained, frozen = load_network(checkpoint, (), "all", dtype="float32")
     text = MaskedText([0, 5, 2], np.zeros(0, int), np.zeros(0, int), 0)
-    objective = jax.jit(mlm_objective(Encoding(network, attention)), compiler_options=FAST)
+    objective = jax.jit(mlm_objective(Encoding(network, REFERENCE)), compiler_options=FAST)
     trained = {**trained, **head}
     micro_batches = micro_batches_of([text], Packing(64, (32,)))
     assert float(objective(trained, frozen, micro_batches, {}, jax.random.key(0))) == 0.0

@@ -235,6 +235,12 @@ def test_an_unused_head_and_an_assumed_mean_are_reported(directory):
         JinaEmbeddings.from_pretrained(directory)
 
 
+def test_padding_of_config_and_tokenizer_agree(directory):
+    put(directory, {"config.json": xlm_roberta_config(SIZE, pad_token_id=2)})
+    with pytest.raises(ValueError, match="pad_token_id=2: expected 1, the tokenizer's <pad>"):
+        JinaEmbeddings.from_pretrained(directory)
+
+
 def test_cls_and_prompts_survive_the_native_layout(directory, tmp_path):
     put(
         directory,

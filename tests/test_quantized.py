@@ -1,6 +1,7 @@
 """Linear layers in 8 bits: the arithmetic against NumPy, the encoder and tiny against bfloat16."""
 
 import csv
+import functools
 import json
 import pickle
 from types import SimpleNamespace
@@ -22,11 +23,11 @@ from jina_jax.checkpoints.native import save_native
 from jina_jax.checkpoints.tensors import LazyTensor
 from jina_jax.cli.main import main
 from jina_jax.config import Config
-from jina_jax.nn.attention import attention
 from jina_jax.nn.encoder import Encoder, abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.names import QUANTIZATIONS
 from jina_jax.nn.parameters import checkpoint_shape, to_dict
+from jina_jax.nn.protocol import REFERENCE
 from jina_jax.nn.quantized import quantize_kernel, quantize_tokens, quantized_product
 from jina_jax.runtime import quantizing
 from jina_jax.verify.record import TEXTS
@@ -100,7 +101,7 @@ def test_gradients_are_refused():
 # ---------------------------------------------------------------- the encoder
 
 FIELDS = {"default_prompt": "", "add_pooling_layer": True, "emb_pooler": "mean"}
-SIZE = {**SMALL, "width": 256, "inner": 1024, "layers": 6}
+SIZE = {**SMALL, "width": 256, "inner": 1024, "layers": 4}
 OUTLIERS = (7, 64, 130, 201)  # the same channels in every layer, as in XLM-R
 PADDED = np.array([[[0, 32]], [[0, 19]]], np.int32)
 PACKED = np.array([[[0, 9], [9, 10], [10, 27]], [[0, 32], [0, 0], [0, 0]]], np.int32)
@@ -112,13 +113,22 @@ FORMS = {
 }
 
 
-def realistic(config, outliers):
-    """Draw tensors: weights of 0.02, LayerNorm near one, with a few channels 20 times as large."""
+CONFIG = Config.from_dict({**published_config(SIZE), **FIELDS})
+
+
+@functools.cache
+def realistic(outliers):
+    """Draw tensors: weights of 0.02, adapters of half of that, LayerNorm near one.
+
+    With outliers, a few channels of LayerNorm are 20 times as large.
+    """
     rng = np.random.default_rng(0)
     tensors = {}
-    for path, leaf in to_dict(abstract_encoder(config)[1]).items():
+    for path, leaf in to_dict(abstract_encoder(CONFIG)[1]).items():
         values = 0.02 * rng.standard_normal(leaf.shape)
-        if path.endswith("norm.scale") or (".norm" in path and path.endswith("scale")):
+        if path.endswith(".lora_b"):
+            values *= 50
+        if path.endswith(".scale"):
             values = 1 + 5 * values
             values[[*OUTLIERS]] *= 20 if outliers else 1
         values = values.astype(np.float32).reshape(checkpoint_shape(path, leaf.shape))
@@ -126,41 +136,40 @@ def realistic(config, outliers):
     return tensors
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["even", "outliers"])
-def network(request):
-    config = Config.from_dict({**published_config(SIZE), **FIELDS})
-    return config, realistic(config, request.param), request.param
+@functools.cache
+def state_of(quantization, outliers):
+    return to_state(CONFIG, realistic(outliers), "bfloat16", quantization=quantization)
 
 
-def vectors(network, quantization, form):
-    config, tensors, _ = network
-    state = to_state(config, tensors, "bfloat16", quantization=quantization)
-    graph, _ = abstract_encoder(config, quantization=quantization)
+@functools.cache
+def vectors(quantization, form, outliers):
+    graph, _ = abstract_encoder(CONFIG, quantization=quantization)
     ids = np.random.default_rng(1).integers(4, SIZE["vocab"], (2, 32)).astype(np.int32)
     spans, tasks = FORMS[form]
-    found = encode_batch(graph, state, Inputs(ids, spans, tasks), pooling="mean", kernel=attention)
+    state, inputs = state_of(quantization, outliers), Inputs(ids, spans, tasks)
+    found = encode_batch(graph, state, inputs, pooling="mean", kernels=REFERENCE)
     return np.asarray(found)[spans[..., 1] > spans[..., 0]]
 
 
+@pytest.mark.parametrize("outliers", [False, True], ids=["even", "outliers"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_vectors_of_random_weights(network, quantization, form):
-    expected, found = (vectors(network, own, form) for own in (None, quantization))
+def test_vectors_of_random_weights(quantization, form, outliers):
+    expected, found = (vectors(own, form, outliers) for own in (None, quantization))
     assert not np.array_equal(found, expected)
     cosine = cosines(found, expected)
-    if network[2]:  # without the few channels that make up most of a vector's length
+    if outliers:  # also without the few channels that make up most of a vector's length
         found, expected = (np.delete(own, OUTLIERS, axis=-1) for own in (found, expected))
         cosine = np.minimum(cosine, cosines(found, expected))
-    print(f"{quantization}, {form}, outliers {network[2]}: {cosine.min():.6f}")
+    print(f"{quantization}, {form}, outliers {outliers}: {cosine.min():.6f}")
     assert cosine.min() >= 0.999
 
 
-def test_the_state_has_codes_where_weights_were(network):
-    config, tensors, _ = network
-    plain = to_dict(to_state(config, tensors, "bfloat16"))
-    arrays = to_dict(to_state(config, tensors, "bfloat16", quantization="int8"))
+def test_the_state_has_codes_where_weights_were():
+    tensors, plain = realistic(False), to_dict(state_of(None, False))
+    arrays = to_dict(state_of("int8", False))
     linear = {path for path in plain if path.endswith(".kernel") and path.startswith("layers.")}
-    assert len(linear) == 4 * config.num_hidden_layers
+    assert len(linear) == 4 * CONFIG.num_hidden_layers
     added = {f"{path}_{leaf}" for path in linear for leaf in ("codes", "scale")}
     assert arrays.keys() == plain.keys() - linear | added
     for path in linear:
@@ -168,14 +177,15 @@ def test_the_state_has_codes_where_weights_were(network):
         codes, scale = quantize_kernel(weight.reshape(plain[path].shape), "int8")
         np.testing.assert_array_equal(arrays[f"{path}_codes"], codes)
         np.testing.assert_array_equal(arrays[f"{path}_scale"], scale)
-    stacked = to_dict(to_state(config, tensors, "bfloat16", scan_layers=True, quantization="int8"))
+    options = {"scan_layers": True, "quantization": "int8"}
+    stacked = to_dict(to_state(CONFIG, tensors, "bfloat16", **options))
     for name in ("attention.qkv_proj.kernel_codes", "mlp.fc2.kernel_scale"):
-        own = [arrays[f"layers.{i}.{name}"] for i in range(config.num_hidden_layers)]
+        own = [arrays[f"layers.{i}.{name}"] for i in range(CONFIG.num_hidden_layers)]
         np.testing.assert_array_equal(stacked[f"layers.{name}"], np.stack(own))
 
 
-def test_random_encoders(network):
-    config = network[0]
+def test_random_encoders():
+    config = Config.from_dict({**published_config(EIGHT), **FIELDS})
     options = {"dtype": jnp.bfloat16, "quantization": "fp8"}
     drawn = to_dict(nnx.split(Encoder(config, rngs=nnx.Rngs(0), **options))[1])
     shapes = to_dict(abstract_encoder(config, **options)[1])
@@ -183,8 +193,6 @@ def test_random_encoders(network):
         k: (v.shape, v.dtype) for k, v in shapes.items()
     }
 
-
-# ---------------------------------------------------------------- models
 
 LINES = ["A man is playing a guitar.", "", "Ein Mann spielt.", "!?", "x" * 40, "one", "six"]
 MIXED = ["retrieval.query", None, "separation", "text-matching", None, "classification", None]
@@ -280,9 +288,7 @@ def test_other_names_and_devices_are_refused(directory):
     for version in ("8.0", "7.5", "gfx942"):
         device = SimpleNamespace(platform="gpu", compute_capability=version)
         quantizing.check_device("int8", device)
-        with pytest.raises(
-            ValueError, match=f"of compute capability {version}; quantization='int8"
-        ):
+        with pytest.raises(ValueError, match=f"of compute capability {version}, where 'int8'"):
             quantizing.check_device("fp8", device)
 
 

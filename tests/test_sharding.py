@@ -18,6 +18,7 @@ from jina_jax.convert import open_checkpoint
 from jina_jax.nn.attention import blocked_attention
 from jina_jax.nn.kernels import KernelChoice
 from jina_jax.nn.parameters import parameter_shapes
+from jina_jax.nn.protocol import Kernels, by_heads
 from jina_jax.runtime.sharding import (
     RULES,
     abstract_state,
@@ -191,7 +192,7 @@ def test_attention_in_blocks_on_a_mesh(directory, single, monkeypatch):
         traced.append(str(jax.make_jaxpr(blocked_attention)(*arrays)).count("scan["))
         return blocked_attention(*arrays)
 
-    choice = KernelChoice("blocked", kernel, {})
+    choice = KernelChoice("blocked", Kernels(by_heads(kernel)), {})
     monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: choice)
     model = JinaEmbeddings.from_pretrained(directory, mesh=make_mesh(model=2), batching=PACKED)
     vectors = model.encode(TEXTS, task=MIXED, prompt=None)

@@ -17,8 +17,8 @@ from tiny import TINY, write_tiny
 from jina_jax import Batching, JinaEmbeddings, compiler_options
 from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.attention import attention
 from jina_jax.nn.dropout import drop
+from jina_jax.nn.protocol import REFERENCE
 from jina_jax.runtime.sharding import make_mesh
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import losses
@@ -75,7 +75,7 @@ class Program:
 
     def __init__(self, loaded, micro_batches, **options):
         network, *self.fixed = loaded
-        objective = text_objective(Encoding(network, attention, **options), contrast, 2)
+        objective = text_objective(Encoding(network, REFERENCE, **options), contrast, 2)
         gradient = jax.value_and_grad(objective)
         self.executable = compiled(gradient, *self.fixed, micro_batches, {}, KEY)
 
@@ -138,7 +138,7 @@ def test_frozen_weights_cost_no_gradient(networks, programs):
     """Work of a gradient is that of the hidden states, and as much again for those of weights."""
     (network, trained, frozen), micro_batches = networks["adapters"], pairs(WHOLE)
     args = (trained, frozen, micro_batches, KEY)
-    forward = compiled(lambda *args: embed(Encoding(network, attention), *args), *args)
+    forward = compiled(lambda *args: embed(Encoding(network, REFERENCE), *args), *args)
     adapters, every = (
         programs(train, WHOLE).executable.cost_analysis()["flops"]
         / forward.cost_analysis()["flops"]
@@ -271,7 +271,7 @@ def test_every_text_drops_other_values(networks):
     micro_batches = pack([[0, 7, 8, 9, 2]] * 24, [0] * 24, Packing(32, (32,)), PAD)
     assert micro_batches.used.sum() > 4
     args = (trained, frozen, micro_batches, KEY)
-    vectors = compiled(lambda *args: embed(Encoding(network, attention, 0.3), *args), *args)(*args)
+    vectors = compiled(lambda *args: embed(Encoding(network, REFERENCE, 0.3), *args), *args)(*args)
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1)
     assert distances[~np.eye(24, dtype=bool)].min() > 0.1
 
@@ -300,7 +300,7 @@ def test_vectors_are_those_of_inference(directory, checkpoint):
         )
         micro_batches = pack(ids, task_ids, Packing(64, (64,)), PAD)
         args = (trained, frozen, micro_batches, KEY)
-        found = compiled(lambda *args: embed(Encoding(network, attention), *args), *args)(*args)
+        found = compiled(lambda *args: embed(Encoding(network, REFERENCE), *args), *args)(*args)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
         # A task makes a difference.
@@ -391,7 +391,7 @@ def mesh():
 
 def on_devices(checkpoint, mesh, tasks, train):
     network, trained, frozen = load_network(checkpoint, tasks, train, dtype="float32", mesh=mesh)
-    return Encoding(network, attention, mesh=mesh), trained, frozen
+    return Encoding(network, REFERENCE, mesh=mesh), trained, frozen
 
 
 def test_every_loss_on_eight_devices_is_that_of_one(checkpoint, mesh):
@@ -451,7 +451,7 @@ def test_adapters_of_a_bfloat16_base_learn(checkpoint, programs):
     frozen_before = {path: np.array(array) for path, array in frozen.items()}
     rate = 0.1
     chain = optax.sgd(rate)
-    objective = text_objective(Encoding(network, attention), contrast, 2)
+    objective = text_objective(Encoding(network, REFERENCE), contrast, 2)
     micro_batches = pairs(MANY)
     args = (given, chain.init(given), frozen, micro_batches, {}, KEY)
     lowered = make_step(objective, chain).lower(*args)

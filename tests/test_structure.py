@@ -53,7 +53,7 @@ def wings() -> dict[str, list[Path]]:
     package = ROOT / "jina_jax"
     folders = [ROOT / "convert", *(path for path in package.iterdir() if path.is_dir())]
     found = {path.stem: [path] for path in package.glob("*.py")}
-    return found | {path.name: own for path in folders if (own := sorted(path.glob("*.py")))}
+    return found | {path.name: own for path in folders if (own := sorted(path.rglob("*.py")))}
 
 
 def imports(path: Path) -> set[str]:

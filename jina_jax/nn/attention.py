@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jina_jax.nn.matmul import einsum
 
 # (query, key, value, attention_mask, segment_ids) → mixed, as for ``attention``.
-Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+HeadKernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 # Finite, so that a row with no key at all gives an even average and never NaN.
 _MASKED = -1e30

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jina_jax.config import Config
-from jina_jax.nn.attention import Kernel, attention
 from jina_jax.nn.dense import DenseLayer
 from jina_jax.nn.dropout import Dropout, drop
 from jina_jax.nn.layers import Embed, LayerNorm, Linear, as_stored, draw, gelu
 from jina_jax.nn.lora import task_mask
-from jina_jax.nn.rope import apply_rotary, rotary_angles
+from jina_jax.nn.protocol import REFERENCE, Kernels, Rows
+from jina_jax.nn.rope import rotary_angles
+from jina_jax.nn.sum_norm import Terms
 
 
 class EncoderOutput(NamedTuple):
@@ -42,19 +43,18 @@ class Context(NamedTuple):
     """What all layers share in one pass, beside the hidden states.
 
     Attributes:
-      attention_mask: bool (B, T), False for padding.
-      segment_ids: int (B, T), the number of each token's text in packed rows, 0 for padding; None
-        for rows of one text.
-      angles: cosine and sine, float32 (B or 1, T, H / 2); None without rotary positions.
+      rows: what attention knows of the rows, as ``kernels.prepare`` returns it.
+      is_packed: whether rows may have several texts.
       task_mask: bool (B, 1 or T, K), each token's adapter; None to skip the adapters.
-      kernel: how attention is computed.
+      kernels: how the parts of a layer are computed.
+      task_ids: int (B, T), the same as a number, -1 for no adapter.
     """
 
-    attention_mask: jax.Array
-    segment_ids: jax.Array | None
-    angles: tuple[jax.Array, jax.Array] | None
+    rows: Any
+    is_packed: bool
     task_mask: jax.Array | None
-    kernel: Kernel
+    kernels: Kernels
+    task_ids: jax.Array | None = None
 
 
 class Encoder(nnx.Module):
@@ -92,7 +92,8 @@ class Encoder(nnx.Module):
         )
         self.embedding_norm = LayerNorm(config, dtype=dtype, rngs=rngs)
         layers = [
-            Layer(**options, quantization=quantization) for _ in range(config.num_hidden_layers)
+            self._layer(**options, quantization=quantization)
+            for _ in range(config.num_hidden_layers)
         ]
         self.layers = _stack(layers) if scan_layers else nnx.List(layers)
         self.pooler = Linear(width, width, **options) if config.add_pooling_layer else None
@@ -118,7 +119,7 @@ class Encoder(nnx.Module):
         *,
         segment_ids: jax.Array | None = None,
         output_hidden_states: bool = False,
-        kernel: Kernel = attention,
+        kernels: Kernels = REFERENCE,
         dropout: Dropout | None = None,
     ) -> EncoderOutput:
         """Encode token ids.
@@ -132,7 +133,7 @@ class Encoder(nnx.Module):
           segment_ids: int (B, T) for packed rows, the number of each token's text from 1, 0 where
             the mask is False; None for rows of one text.
           output_hidden_states: also return every layer's output.
-          kernel: how attention is computed (``jina_jax.nn.kernels.choose``).
+          kernels: how its parts are computed (``jina_jax.nn.kernels.choose``).
           dropout: for training; of the embeddings and of what each sub-layer adds, where
             XLM-RoBERTa has ``hidden_dropout_prob``. Attention weights are never dropped, as fused
             kernels cannot do it.
@@ -145,13 +146,21 @@ class Encoder(nnx.Module):
         angles = None
         if self.config.rotary_emb_base is not None:
             angles = rotary_angles(position_ids, self.config.head_dim, self.config.rotary_emb_base)
-        context = Context(attention_mask, segment_ids, angles, mask, kernel)
-        first = drop(dropout, 0, self._embed(input_ids, position_ids, mask))
+        rows = kernels.prepare(Rows(attention_mask, segment_ids, angles))
+        if mask is None:
+            task_ids = None
+        elif task_ids.ndim == 1:
+            task_ids = jnp.broadcast_to(task_ids[:, None], input_ids.shape)
+        context = Context(rows, segment_ids is not None, mask, kernels, task_ids)
+        first = drop(dropout, 0, self._embed(input_ids, position_ids, context))
         x, others = self._run_layers(first, context, dropout, keep=output_hidden_states)
         pooled = None
         if self.pooler is not None:
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
         return EncoderOutput(x, pooled, (first, *others) if output_hidden_states else None)
+
+    def _layer(self, **options) -> Layer:
+        return Layer(**options)
 
     def _run_layers(
         self, x: jax.Array, context: Context, dropout: Dropout | None, *, keep: bool
@@ -178,18 +187,22 @@ class Encoder(nnx.Module):
         x, kept = jax.lax.scan(turn, x, (numbers, stacked))
         return x, list(kept) if keep else []
 
-    def _embed(
-        self, input_ids: jax.Array, position_ids: jax.Array, task_mask: jax.Array | None
-    ) -> jax.Array:
+    def _embed(self, input_ids: jax.Array, position_ids: jax.Array, context: Context) -> jax.Array:
         """Sum the embeddings (token type 0 for every token) and normalise: (B, T, D)."""
-        x = self.word_embeddings(input_ids, task_mask)
-        x += self.token_type_embeddings(jnp.zeros_like(input_ids), task_mask)
+        x = self.word_embeddings(input_ids, context.task_mask)
+        x += self.token_type_embeddings(jnp.zeros_like(input_ids), context.task_mask)
         if self.position_embeddings is not None:
-            ids = jnp.broadcast_to(position_ids, input_ids.shape) + self.config.position_offset
-            if self.config.position_offset:
-                ids = _without_pads(ids, input_ids, self.config)
-            x += self.position_embeddings(ids, task_mask)
+            x += self._positions(input_ids, position_ids, context)
         return self.embedding_norm(x)
+
+    def _positions(
+        self, input_ids: jax.Array, position_ids: jax.Array, context: Context
+    ) -> jax.Array:
+        """Look up absolute positions: float32 (B, T, D)."""
+        ids = jnp.broadcast_to(position_ids, input_ids.shape) + self.config.position_offset
+        if self.config.position_offset:
+            ids = _without_pads(ids, input_ids, self.config)
+        return self.position_embeddings(ids, context.task_mask)
 
 
 def _without_pads(ids: jax.Array, input_ids: jax.Array, config: Config) -> jax.Array:
@@ -238,9 +251,13 @@ class Layer(nnx.Module):
         """Map (B, T, D) to (B, T, D), in the dtype of the weights."""
         # Sub-layers return float32, and the sums stay in it until LayerNorm has used them.
         attended = _gathered(self.attention(x, context), x.dtype, context)
-        x = self.norm1(x.astype(jnp.float32) + drop(dropout, 0, attended))
+        x = self._add(x, drop(dropout, 0, attended), self.norm1, context)
         moved = _gathered(self.mlp(x, context.task_mask), x.dtype, context)
-        return self.norm2(x.astype(jnp.float32) + drop(dropout, 1, moved))
+        return self._add(x, drop(dropout, 1, moved), self.norm2, context)
+
+    def _add(self, x: jax.Array, made: jax.Array, norm: LayerNorm, context: Context) -> jax.Array:
+        terms = Terms(made, norm.scale[...], norm.bias[...], residual=x)
+        return context.kernels.sum_norm(terms, norm.epsilon)
 
 
 def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:
@@ -249,7 +266,7 @@ def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:
     XLA for GPU does not gather factors of adapters within LayerNorm's kernel: it would write the
     sum before it, in float32.
     """
-    if context.task_mask is None or context.segment_ids is None:
+    if context.task_mask is None or not context.is_packed:
         return y
     return jax.lax.platform_dependent(
         y, cuda=lambda y: as_stored(y.astype(dtype)).astype(y.dtype), default=lambda y: y
@@ -265,20 +282,15 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, **options: Any):
         width = config.hidden_size
-        self.heads = (config.num_attention_heads, config.head_dim)
+        self.head_dim = config.head_dim
         self.qkv_proj = Linear(width, width, config, parts=3, **options)
         self.out_proj = Linear(width, width, config, **options)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """Map (B, T, D) to float32 (B, T, D)."""
-        rows, tokens, width = x.shape
         qkv = self.qkv_proj(x, context.task_mask)
-        query, key, value = (qkv[:, :, i].reshape(rows, tokens, *self.heads) for i in range(3))
-        if context.angles is not None:
-            query, key = (apply_rotary(a, *context.angles) for a in (query, key))
-        query, key, value = (a.astype(x.dtype) for a in (query, key, value))
-        mixed = context.kernel(query, key, value, context.attention_mask, context.segment_ids)
-        return self.out_proj(mixed.reshape(rows, tokens, width), context.task_mask)
+        mixed = context.kernels.attention(qkv, self.head_dim, x.dtype, context.rows)
+        return self.out_proj(mixed, context.task_mask)
 
 
 class Mlp(nnx.Module):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jina_jax.nn.attention import Kernel
 from jina_jax.nn.dropout import Dropout
 from jina_jax.nn.pooling import pool
+from jina_jax.nn.protocol import Kernels
 
 A = TypeVar("A")
 
@@ -54,7 +54,7 @@ def encode_batch(
     inputs: Inputs[jax.Array],
     *,
     pooling: str | None,
-    kernel: Kernel,
+    kernels: Kernels,
     dropout: Dropout | None = None,
     project: bool = True,
     output_sharding: NamedSharding | None = None,
@@ -65,7 +65,7 @@ def encode_batch(
       graph, state: of an ``Encoder``.
       inputs: the batch.
       pooling: as for ``pool``; None for every token's vector.
-      kernel: how attention is computed (``jina_jax.nn.kernels.choose``).
+      kernels: how the parts of the network are computed (``jina_jax.nn.kernels.choose``).
       dropout: for training.
       project: apply the maps of ``config.dense`` to pooled vectors; False where vectors are yet to
         be added up.
@@ -85,7 +85,7 @@ def encode_batch(
         task_ids,
         position_ids,
         segment_ids=segment_ids,
-        kernel=kernel,
+        kernels=kernels,
         dropout=dropout,
     ).last_hidden_state
     if pooling is None:

@@ -128,14 +128,17 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(draw(rngs, initializers.zeros, shape, dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        x = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale, bias = (
-            as_wide(leaf[...].astype(jnp.float32), x) for leaf in (self.scale, self.bias)
-        )
-        return as_stored((x * scale + bias).astype(self.scale.dtype))
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Normalise x, (…, D), over its last axis, in float32; return the dtype of ``scale``, (D,)."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    x = centred * jax.lax.rsqrt(variance + epsilon)
+    wide_scale, wide_bias = (as_wide(leaf.astype(jnp.float32), x) for leaf in (scale, bias))
+    return as_stored((x * wide_scale + wide_bias).astype(scale.dtype))
 
 
 def gelu(x: jax.Array) -> jax.Array:

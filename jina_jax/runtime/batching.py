@@ -120,14 +120,15 @@ class CompleteBatching(NamedTuple):
             found.append(found[-1] * growth)
         return sorted({*found, full})
 
-    def small_rows(self) -> list[int]:
-        """Return the lengths below packed rows; of these there is one row per device."""
-        packed = self.row_lengths[0] if self.row_lengths else 0
+    def single_rows(self, longest: int) -> list[int]:
+        """Return the lengths of which there is one row per device, where no text is longer."""
+        packed = self.packed_rows(longest)
+        if not packed:
+            return []
         if self.few_programs:
-            lengths = {_SMALLEST_OF_FEW << i for i in range(packed.bit_length())}
-        else:
-            lengths = {bucket(size) for size in range(1, packed)}
-        return sorted(length for length in lengths if length < packed)
+            lengths = {_SMALLEST_OF_FEW << i for i in range(packed[-1].bit_length())}
+            return sorted(length for length in lengths - {*packed} if length < packed[-1])
+        return sorted({own for size in range(1, packed[0]) if (own := bucket(size)) < packed[0]})
 
     def slots(self, length: int) -> int:
         """Return S, the texts that a row of this length may hold."""
@@ -172,9 +173,9 @@ def shapes(
     most = math.inf  # tokens of a device's texts
     if batching.max_texts is not None:
         most = batching.max_texts * max(max_length, _TOKENS_PER_SLOT)
-    small, packed = batching.small_rows(), batching.packed_rows(max_length)
+    single, packed = batching.single_rows(max_length), batching.packed_rows(max_length)
     # Where a row per device holds all of its texts, no longer row is less work.
-    shorter = [0, *small, *packed]
+    shorter = [0, *sorted(single + packed)]
     lengths = [own for before, own in itertools.pairwise(shorter) if before < most]
     padded = {bucket(size) for size in range(1, max_length + 1)}
     longest = max(batching.row_lengths, default=0)
@@ -182,5 +183,5 @@ def shapes(
     return [
         (height * row_multiple, length, batching.slots(length))
         for length in lengths
-        for height in ([1] if length in small else batching.heights(length))
+        for height in ([1] if length in single else batching.heights(length))
     ]

@@ -17,15 +17,15 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.cache import compilation_cache
 from jina_jax.config import Config
-from jina_jax.nn.attention import blocked_attention
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.parameters import from_dict, merge_task, to_dict
-from jina_jax.nn.pooling import pool_masked
 from jina_jax.nn.quantized import quantization_of, refuse_quantized
 from jina_jax.runtime import quantizing
 from jina_jax.runtime.compiling import jit, platform_of
+from jina_jax.runtime.functional import pure_function
+from jina_jax.runtime.joining import check_fused, join_state, joined_graph, split_state
 from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.sharding import BATCH, make_mesh, placer
 
@@ -100,7 +100,6 @@ class Engine:
 
     Attributes:
       config: of the encoder.
-      state: its weights; ``jax.ShapeDtypeStruct`` with shardings will do to ``lower`` programs.
       mesh: where it lies; None for one device.
       platform: "cpu", "gpu" or "tpu".
       dtype: of the weights.
@@ -119,8 +118,16 @@ class Engine:
         attn_implementation: str | None = None,
         cache: bool | str | os.PathLike[str] = False,
     ):
+        """Keep weights in the form in which the platform's programs take them.
+
+        Args:
+          config: of the encoder.
+          state: its weights; ``jax.ShapeDtypeStruct`` with shardings will do to ``lower`` programs.
+          mesh: where it lies; None for one device.
+          scan_layers: whether the state has its layers stacked.
+          attn_implementation, cache: see ``JinaEmbeddings.from_pretrained``.
+        """
         self.config = config
-        self.state = state
         self.mesh = mesh
         leaf = jax.tree.leaves(state)[0]
         self.dtype = leaf.dtype.name
@@ -131,12 +138,17 @@ class Engine:
         self._implementation = attn_implementation
         self._kind: dict[str, Any] = {"scan_layers": scan_layers, "quantization": self.quantization}
         self.graph, _ = abstract_encoder(config, **self._kind)
+        self._joined = None
+        if self.quantization is None:
+            self._joined = joined_graph(config, self.platform, self.dtype, mesh, scan_layers)
+        check_fused(config, attn_implementation, self._joined)
+        self._weights, self._shapes = self._as_run(state), _shapes(state)
         self._cache = cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._compiling: dict[Program, threading.Lock] = {}
         self._callers = _Callers()
         self._process = os.getpid()
-        self.choose_kernel(Program(1, 128, 1, None, False, None))  # refuses what can never run
+        self.choose_kernels(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
     def with_state(self, state: nnx.State) -> Engine:
         """Return an engine with other weights of the same kind, which shares the programs.
@@ -144,14 +156,13 @@ class Engine:
         Raises:
           ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
         """
-        for own in (self.state, state):
+        for own in (self._weights, state):
             if isinstance(own, nnx.State):
                 refuse_quantized(to_dict(own), "with_state")
-        expected, given = (_shapes_of(weights) for weights in (self.state, state))
-        if wrong := sorted(str(path) for path, _ in expected.items() ^ given.items()):
+        if wrong := sorted(str(path) for path, _ in self._shapes.items() ^ _shapes(state).items()):
             raise ValueError(f"state: expected the weights of this model, {wrong[0]} differs")
         other = object.__new__(Engine)
-        vars(other).update(vars(self), state=state)
+        vars(other).update(vars(self), _weights=self._as_run(state))
         return other
 
     def merged(self, task: str) -> Engine:
@@ -168,6 +179,34 @@ class Engine:
             attn_implementation=self._implementation,
             cache=self._cache,
         )
+
+    @property
+    def state(self) -> nnx.State:
+        """The encoder's weights; computed of what is on the devices where that has another form."""
+        if self._joined is None:
+            return self._weights
+        return split_state(self.config, self._weights, self.mesh, **self._stacking)
+
+    @property
+    def device(self) -> jax.Device:
+        """The device of the weights; of a mesh the first."""
+        return min(jax.tree.leaves(self._weights)[0].devices(), key=lambda device: device.id)
+
+    @property
+    def dense(self) -> dict[str, jax.Array]:
+        """The weights of ``config.dense``, by path."""
+        weights = to_dict(self._weights)
+        return {path: leaf for path, leaf in weights.items() if path.startswith("dense.")}
+
+    @property
+    def _stacking(self) -> dict[str, bool]:
+        return {"scan_layers": self._kind["scan_layers"]}
+
+    def _as_run(self, state: nnx.State) -> nnx.State:
+        """Return an encoder's weights as programs take them."""
+        if self._joined is None:
+            return state
+        return join_state(self.config, state, self.mesh, **self._stacking)
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights and settings travel; programs are compiled anew where they arrive."""
@@ -197,33 +236,13 @@ class Engine:
 
     def put(self, values: Any) -> Any:
         """Put NumPy arrays on the weights' devices, whole on each."""
-        leaf = jax.tree.leaves(self.state)[0].sharding
+        leaf = jax.tree.leaves(self._weights)[0].sharding
         sharding = leaf if self.mesh is None else NamedSharding(self.mesh, P())
         return jax.device_put(values, sharding)
 
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return a pure function and its parameters, see ``Model.functional``."""
-        graph, pooling = self.graph, self.config.emb_pooler
-        _, abstract = abstract_encoder(self.config, **self._kind)
-
-        def apply(parameters, input_ids, attention_mask=None, task_ids=None):
-            shape = np.shape(input_ids)
-            square = shape if len(shape) == 2 and shape[1] else "(B, T)"
-            _check_array("input_ids", input_ids, np.integer, square, range(self.config.vocab_size))
-            if attention_mask is None:
-                attention_mask = jnp.ones(shape, bool)
-            _check_array("attention_mask", attention_mask, np.bool_, shape)
-            if task_ids is not None:
-                tasks = range(-1, self.config.num_tasks)
-                _check_array("task_ids", task_ids, np.integer, shape[:1], tasks)
-            expected = to_dict(abstract).keys()
-            if wrong := sorted(parameters.keys() ^ expected):
-                raise ValueError(f"parameters: expected those of the model, got others: {wrong}")
-            encoder = nnx.merge(graph, from_dict(abstract, parameters))
-            output = encoder(input_ids, attention_mask, task_ids, kernel=blocked_attention)
-            pooled = pool_masked(output.last_hidden_state, attention_mask, pooling)
-            return encoder.project(pooled)
-
+        apply = pure_function(self.config, self.graph, **self._kind)
         return apply, to_dict(self.state)
 
     @property
@@ -231,8 +250,8 @@ class Engine:
         """Programs compiled so far, those read from the compilation cache included."""
         return len(self._programs)
 
-    def choose_kernel(self, program: Program) -> KernelChoice:
-        """Return the attention kernel of a program, and why others were passed over."""
+    def choose_kernels(self, program: Program) -> KernelChoice:
+        """Return the kernels of a program, and why others were passed over."""
         return choose(
             self.platform,
             self.dtype,
@@ -241,6 +260,7 @@ class Engine:
             self.config.head_dim,
             self.mesh,
             self._implementation,
+            heads=self.config.num_attention_heads,
         )
 
     def run(
@@ -288,8 +308,12 @@ class Engine:
         static = ("graph", *options)
         flags = quantizing.compiler_options(self.quantization, self.platform)
         return jit(encode_batch, self.platform, flags, static_argnames=static).lower(
-            self.graph, self.state, program.inputs(self._rows), **options
+            self._graph_as_run, self._weights, program.inputs(self._rows), **options
         )
+
+    @property
+    def _graph_as_run(self) -> nnx.GraphDef:
+        return self.graph if self._joined is None else self._joined
 
     def _options(self, program: Program) -> dict[str, Any]:
         """Return the options of ``encode_batch``."""
@@ -298,7 +322,7 @@ class Engine:
             output_sharding = NamedSharding(self.mesh, P())  # every process reads all vectors
         return {
             "pooling": program.pooling,
-            "kernel": self.choose_kernel(program).kernel,
+            "kernels": self.choose_kernels(program).kernels,
             "project": False,
             "output_sharding": output_sharding,
         }
@@ -318,8 +342,8 @@ class Engine:
         inputs = jax.tree.map(self._place, inputs)
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             inputs = jax.tree.map(jnp.asarray, inputs)
-            return encode_batch(self.graph, self.state, inputs, **self._options(program))
-        output = self._program(program)(self.state, inputs)
+            return encode_batch(self._graph_as_run, self._weights, inputs, **self._options(program))
+        output = self._program(program)(self._weights, inputs)
         output.copy_to_host_async()
         return output
 
@@ -348,22 +372,7 @@ class Engine:
         return None if self.mesh is None else NamedSharding(self.mesh, BATCH)
 
 
-def _check_array(
-    name: str, array: Any, kind: type, shape: Any, values: range | None = None
-) -> None:
-    """Check the dtype and shape of an array, and its values, unless they are traced."""
-    found, dtype = np.shape(array), getattr(array, "dtype", None)
-    if dtype is None or found != shape or not jnp.issubdtype(dtype, kind):
-        wanted, got = kind.__name__.rstrip("_"), dtype or type(array).__name__
-        raise ValueError(f"{name}: expected {wanted} {shape}, got {got} {found}")
-    if values is None or isinstance(array, jax.core.Tracer):
-        return
-    wrong = [value for value in np.unique(array).tolist() if value not in values]
-    if wrong:
-        raise ValueError(f"{name}: expected {values[0]} to {values[-1]}, got {wrong[0]}")
-
-
-def _shapes_of(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return shape and dtype of each weight by its path; none if it is no state."""
     if not isinstance(state, nnx.State):
         return {}

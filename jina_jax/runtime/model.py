@@ -17,7 +17,6 @@ from tqdm import tqdm
 from jina_jax.checks import check_flags, check_integer
 from jina_jax.config import Config
 from jina_jax.nn.dense import project_on_host
-from jina_jax.nn.parameters import to_dict
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.pipeline import Pipeline, Result
@@ -78,6 +77,11 @@ class Model:
                 f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
                 f"got {tokenizer.vocab_size}"
             )
+        if tokenizer.pad_id != config.pad_token_id:
+            raise ValueError(
+                f"config: pad_token_id={config.pad_token_id}: expected {tokenizer.pad_id}, the "
+                "tokenizer's <pad>"
+            )
         if not isinstance(batching, Batching | CompleteBatching | None):
             raise ValueError(f"batching={batching!r}: expected a Batching or None")
         check_flags(split_special_tokens=split_special_tokens, scan_layers=scan_layers)
@@ -116,7 +120,7 @@ class Model:
     @property
     def device(self) -> jax.Device:
         """The device of the weights; of a mesh the first."""
-        return min(jax.tree.leaves(self.state)[0].devices(), key=lambda device: device.id)
+        return self.engine.device
 
     @property
     def max_seq_length(self) -> int:
@@ -242,7 +246,7 @@ class Model:
         """Map complete vectors, float32 (n, D), by ``config.dense``, if it has any."""
         if not self.config.dense:
             return vectors
-        return project_on_host(vectors, self.config, to_dict(self.state))
+        return project_on_host(vectors, self.config, self.engine.dense)
 
     def _max_length(self, max_length: int | None) -> int:
         if max_length is None:

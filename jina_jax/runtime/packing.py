@@ -94,20 +94,24 @@ def _pad(ids, order, batching: CompleteBatching, row_multiple: int) -> Iterator[
 def _pack(ids, order, batching: CompleteBatching, row_multiple: int) -> list[Group]:
     """Pack sorted texts into rows of the lengths that make the work least."""
     lengths = [len(ids[i]) for i in order]
-    groups = _small_step(lengths, batching, row_multiple) or _least_work(
+    groups = _single_step(lengths, batching, row_multiple) or _least_work(
         lengths, batching, row_multiple
     )
     return [([[order[k] for k in row] for row in rows], length) for rows, length in groups]
 
 
-def _small_step(lengths: list[int], batching: CompleteBatching, row_multiple: int) -> list[Group]:
-    """Pack what fits one short row per device: a query, a few sentences; [] if nothing does."""
+def _single_step(lengths: list[int], batching: CompleteBatching, row_multiple: int) -> list[Group]:
+    """Pack what fits one row per device: a query, a few sentences, a document; [] if it does not.
+
+    Rows of which there may be more are left to ``_least_work``.
+    """
     least = max(lengths[0], -(-sum(lengths) // row_multiple))
-    for small in batching.small_rows():
-        if small >= least:
-            rows = best_fit(lengths, [small])[small]
+    packed = batching.packed_rows(lengths[0])
+    for length in sorted(batching.single_rows(lengths[0]) + packed):
+        if length >= least:
+            rows = best_fit(lengths, [length])[length]
             if len(rows) <= row_multiple:
-                return [(rows, small)]
+                return [] if length in packed else [(rows, length)]
     return []
 
 

@@ -48,7 +48,7 @@ def check_device(quantization: str | None, device: jax.Device) -> None:
         found = repr(device.platform) + (f" of compute capability {version}" if version else "")
         raise ValueError(
             "quantization='fp8': expected an NVIDIA GPU of compute capability 8.9 or more (Ada, "
-            f"Hopper and later), the platform is {found}; quantization='int8' runs here"
+            f"Hopper and later), the platform is {found}, where 'int8' runs"
         )
 
 

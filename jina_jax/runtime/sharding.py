@@ -66,6 +66,11 @@ def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Me
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=found)
 
 
+def usual_mesh() -> Mesh | None:
+    """Return the mesh to use where none is given: all devices, or None if there is only one."""
+    return make_mesh() if len(jax.devices()) > 1 else None
+
+
 def check_mesh(mesh: Mesh, config: Config) -> None:
     """Check that a network can be split over a mesh.
 

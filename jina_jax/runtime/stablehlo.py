@@ -36,13 +36,13 @@ def export_program(
     """
     if engine.mesh is not None and engine.mesh.size > 1:
         raise ValueError(f"engine: expected one device, got a mesh of {engine.mesh.size}")
-    kernel = engine.choose_kernel(program).kernel
+    kernels = engine.choose_kernels(program).kernels
     shapes, structure = jax.tree.flatten(program.inputs())
 
     def run(weights, *arrays):
         state = from_dict(engine.state, weights)
         inputs = jax.tree.unflatten(structure, arrays)
-        return encode_batch(engine.graph, state, inputs, pooling=program.pooling, kernel=kernel)
+        return encode_batch(engine.graph, state, inputs, pooling=program.pooling, kernels=kernels)
 
     exported = jax.export.export(jax.jit(run), platforms=platforms)
     return exported(

@@ -200,7 +200,7 @@ def mlm_objective(encoding: Encoding) -> Objective:
             network.state(trained, frozen),
             Inputs(micro_batch.input_ids, micro_batch.text_spans),
             pooling=None,
-            kernel=encoding.kernel,
+            kernels=encoding.kernels,
             dropout=dropout,
         )
         head = nnx.merge(graph, from_dict(abstract, head_parameters(trained)))

@@ -97,10 +97,12 @@ class Programs:
 
     def _make_step(self, loss: Loss, columns: int, tokens: int, slots: int) -> Callable:
         network = self.network
+        config = network.config
         choice = choose(
-            self._platform, network.dtype, tokens, slots, network.config.head_dim, self._mesh
+            *(self._platform, network.dtype, tokens, slots, config.head_dim, self._mesh),
+            heads=config.num_attention_heads,
         )
-        encoding = Encoding(network, choice.kernel, self._dropout, self._mesh)
+        encoding = Encoding(network, choice.kernels, self._dropout, self._mesh)
         if loss.name == "mlm":
             objective = mlm.mlm_objective(encoding)
         else:

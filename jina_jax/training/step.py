@@ -17,9 +17,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jina_jax.nn.attention import Kernel
 from jina_jax.nn.dropout import Dropout
 from jina_jax.nn.forward import Inputs, encode_batch
+from jina_jax.nn.protocol import Kernels
 from jina_jax.runtime.compiling import jit
 from jina_jax.training.micro_batches import MicroBatches
 from jina_jax.training.parameters import Arrays, Network
@@ -35,14 +35,14 @@ class Encoding(NamedTuple):
 
     Attributes:
       network: graph, dtype and config; its arrays are not used.
-      kernel: attention.
+      kernels: how the parts of the network are computed.
       dropout: rate, 0 for none.
       mesh: devices that share the rows of micro-batches; None for one.
       caching: compute a micro-batch's activations again for its gradient, where there are several.
     """
 
     network: Network
-    kernel: Kernel
+    kernels: Kernels
     dropout: float = 0.0
     mesh: Mesh | None = None
     caching: bool = True
@@ -85,7 +85,7 @@ def embed(
             network.state(trained, frozen),
             Inputs(micro_batch.input_ids, micro_batch.text_spans, task_ids),
             pooling=network.config.emb_pooler,
-            kernel=encoding.kernel,
+            kernels=encoding.kernels,
             dropout=dropout,
         )
 

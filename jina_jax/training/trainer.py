@@ -16,7 +16,7 @@ from jina_jax.config import Config
 from jina_jax.convert import Checkpoint
 from jina_jax.embedder import JinaEmbeddings
 from jina_jax.runtime.pipeline import ahead
-from jina_jax.runtime.sharding import make_mesh
+from jina_jax.runtime.sharding import usual_mesh
 from jina_jax.text.tokenizer import Tokenizer
 from jina_jax.training import mlm, run
 from jina_jax.training.checkpoints import RunCheckpoints
@@ -74,7 +74,7 @@ class Trainer:
             raise ValueError(f"training: expected one process, got {jax.process_count()}")
         self.settings = settings
         self._shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
-        mesh = make_mesh() if mesh is None and len(jax.devices()) > 1 else mesh
+        mesh = usual_mesh() if mesh is None else mesh
         self.base = run.open_base(settings.model, settings.seed)
         if not self.base.config.include_prompt:
             raise ValueError("model: expected include_prompt=true; training pools every token")

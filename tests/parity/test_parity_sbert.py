@@ -41,7 +41,7 @@ TASK = "retrieval.query"
 OPTIONS = {
     "as published": {},
     "cls": {"emb_pooler": "cls"},
-    "prompt left out, lengths": {"include_prompt": False, "max_seq_length": 60},
+    "prompt left out, lengths": {"include_prompt": False, "max_seq_length": 100},
     "dense": {
         "dense": (Dense(out_features=8, bias=True, activation="tanh"),),
         "truncate_dim": None,

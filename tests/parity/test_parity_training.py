@@ -9,8 +9,8 @@ from published import SMALL, TASKS, write_published
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
 from jina_jax.convert.layouts import bindings
-from jina_jax.nn.attention import attention
 from jina_jax.nn.parameters import to_checkpoint
+from jina_jax.nn.protocol import REFERENCE
 from jina_jax.training.losses import info_nce, triplet_info_nce
 from jina_jax.training.micro_batches import Packing, pack
 from jina_jax.training.parameters import load_network
@@ -40,7 +40,7 @@ def texts(columns: int) -> list[list[int]]:
 def our_gradients(directory, tasks, train, columns, loss, micro_batch_tokens):
     checkpoint = open_checkpoint(directory / "published")
     network, trained, frozen = load_network(checkpoint, tasks, train, dtype="float32")
-    objective = text_objective(Encoding(network, attention), loss, columns)
+    objective = text_objective(Encoding(network, REFERENCE), loss, columns)
     task_ids = [min(i % columns, len(tasks) - 1) for i in range(ROWS * columns)]
     micro_batches = pack(texts(columns), task_ids, Packing(micro_batch_tokens, (64, 128)), 1)
     value, gradients = jax.jit(jax.value_and_grad(objective))(

@@ -1,0 +1,1 @@
+"""Kernels of TPUs, in Pallas; interpreted on other platforms, for tests."""
