@@ -327,7 +327,7 @@ class TestLines:
         """A file of zeros that takes no space on disk."""
         with (tmp_path / "x.jsonl").open("wb") as file:
             file.write(b'{"text": "a"}\n')
-            file.truncate(1 << 28)
+            file.truncate(1 << 30)
         tracemalloc.start()
         source = read_source([tmp_path / "x.jsonl"], "texts", bad_rows="skip")
         _, most = tracemalloc.get_traced_memory()

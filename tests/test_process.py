@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from runs import PAIRS, ROWS, write_data
 
 from jina_jax import JinaEmbeddings
+from jina_jax.runtime.engine import Engine
 
 CODE = """
 import csv, gc, json, locale, logging, os, signal, sys, warnings
@@ -186,18 +188,21 @@ def test_an_interruption_leaves_the_model_usable(directory):
     assert int(run(INTERRUPTED, directory)) == 2
 
 
-def test_threads_share_a_model(directory):
+def test_threads_share_a_model(directory, monkeypatch):
     """Each program is compiled once, and vectors are those of one thread, of asyncio too."""
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
+    lowered, lower = [], Engine.lower
+
+    def slowly(self, program):
+        lowered.append(program)
+        time.sleep(0.2)  # for other threads to ask for the same
+        return lower(self, program)
+
+    monkeypatch.setattr(Engine, "lower", slowly)
     jobs = [[f"{i} word " * (i % 3 + 1)] * 3 for i in range(12)]
     model = JinaEmbeddings.from_pretrained(directory, compilation_cache=False)
-    before = len(compiled)
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(model.encode, jobs))
-    assert 0 < len(compiled) - before == model.engine.compiled
+    assert 0 < len(lowered) == len(set(lowered)) == model.engine.compiled
 
     async def together():
         return await asyncio.gather(*(asyncio.to_thread(model.encode, job) for job in jobs))
@@ -207,12 +212,10 @@ def test_threads_share_a_model(directory):
         np.testing.assert_array_equal(vectors, others)
 
 
-@pytest.mark.parametrize("setting", ["JAX_DISABLE_JIT", "JAX_DEBUG_NANS"])
-def test_settings_for_debugging(directory, setting, monkeypatch):
-    code = (
-        "import sys; from jina_jax import JinaEmbeddings as J; "
-        "print(J.from_pretrained(sys.argv[1]).encode(['a', 'b'], task='separation').tolist())"
-    )
-    expected = json.loads(run(code, directory))
-    monkeypatch.setenv(setting, "1")
-    np.testing.assert_allclose(json.loads(run(code, directory)), expected, atol=1e-5)
+@pytest.mark.parametrize("setting", [jax.disable_jit, jax.debug_nans])
+def test_settings_for_debugging(directory, model, setting):
+    texts = ["a", "b c"]
+    expected = model.encode(texts, task="separation")
+    with setting(True):
+        found = JinaEmbeddings.from_pretrained(directory).encode(texts, task="separation")
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -27,7 +27,17 @@ ARROWS = {
     "search": {"checks", "data", "embedder", "files", "nn", "runtime", "tasks"},
     "evaluation": {"checks", "data", "embedder", "nn", "search", "tasks"},
     "training": {
-        *("cache", "checkpoints", "config", "convert", "data", "embedder", "evaluation", "files"),
+        *(
+            "cache",
+            "checkpoints",
+            "checks",
+            "config",
+            "convert",
+            "data",
+            "embedder",
+            "evaluation",
+            "files",
+        ),
         *("nn", "runtime", "tasks", "text"),
     },
     "cli": {

@@ -132,8 +132,10 @@ def _tasks(config: Config, task: Task, count: int) -> list[str | None]:
 
 
 def _plain(values: Any) -> Any:
-    """Return a column of Arrow as a list; its elements are no strings of Python."""
-    return values.to_pylist() if hasattr(values, "to_pylist") else values
+    """Return a column of Arrow or pandas with strings of Python, and None for what is missing."""
+    if hasattr(values, "to_pylist"):  # Arrow
+        return values.to_pylist()
+    return values.to_numpy(object, na_value=None) if hasattr(values, "isna") else values
 
 
 def _hashable(task: Any) -> str | None:
