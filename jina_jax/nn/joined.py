@@ -59,8 +59,8 @@ class JoinedEncoder(Encoder):
             words = table[input_ids, : self.config.hidden_size]
         else:
             words = table[input_ids]
-            own = lanes.lane_tasks(self.config.num_tasks, self.config.lora_rank, repeats=2)
-            update = Update(None, self.word_embeddings.lora_b[...], jnp.asarray(own))
+            own = own_lanes(self.config, repeats=2)
+            update = Update(None, factor(self.word_embeddings.lora_b), own)
         if self.position_embeddings is not None:
             positions = self._positions(input_ids, position_ids, context)
         terms = terms_of(self.embedding_norm, self.config, context)._replace(
@@ -131,7 +131,7 @@ class JoinedLayer(Layer):
         if context.task_ids is None:
             kernel = kernel[:, : self.config.hidden_size]
         else:
-            update = Update(None, linear.lora_b[...], own_lanes(self.config))
+            update = Update(None, factor(linear.lora_b), own_lanes(self.config))
         terms = terms_of(norm, self.config, context)._replace(
             addend=product(inner, kernel).astype(inner.dtype),
             residual=residual,
@@ -145,18 +145,24 @@ def terms_of(norm: LayerNorm, config: Config, context: Context) -> Terms:
     """Return the terms that a norm and the batch provide, with None for the others."""
     following = None
     if context.task_ids is not None:
-        following = Following(norm.lora_a[...], own_lanes(config))
+        following = Following(factor(norm.lora_a), own_lanes(config))
     weights = (norm.scale[...], norm.bias[...])
     return Terms(None, *weights, task_ids=context.task_ids, following=following)
 
 
-def own_lanes(config: Config) -> jax.Array:
-    """Return the task of each lane of ``low``."""
-    return jnp.asarray(lanes.lane_tasks(config.num_tasks, config.lora_rank))
+def own_lanes(config: Config, repeats: int = 1) -> jax.Array:
+    """Return the task of each lane of ``low``, see ``lanes.lane_tasks``."""
+    return jnp.asarray(lanes.lane_tasks(config.num_tasks, config.lora_rank or 0, repeats))
+
+
+def factor(adapter: Adapter | None) -> jax.Array:
+    """Return a factor of a network with adapters."""
+    assert adapter is not None
+    return adapter[...]
 
 
 def _lanes(config: Config) -> int:
-    return lanes.padded(config.num_tasks * config.lora_rank)
+    return lanes.padded(config.num_tasks * (config.lora_rank or 0))
 
 
 def _first(linear: Linear, x: jax.Array) -> jax.Array:

@@ -121,6 +121,8 @@ class Embed(nnx.Module):
 class LayerNorm(nnx.Module):
     """LayerNorm over the last axis with float32 statistics; returns the dtype of its weights."""
 
+    lora_a: Adapter  # of joined weights only, see ``joined``
+
     def __init__(self, config: Config, *, dtype, rngs: nnx.Rngs | None):
         shape = (config.hidden_size,)
         self.epsilon = config.layer_norm_eps

@@ -31,7 +31,7 @@ class Update(NamedTuple):
       lane_tasks: int32 (1, P), the task of each lane.
     """
 
-    low: Array | None
+    low: Array
     lora_b: Array
     lane_tasks: Array
 

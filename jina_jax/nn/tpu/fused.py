@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jina_jax.nn.encoder import Context
-from jina_jax.nn.joined import JoinedLayer, own_lanes, terms_of
+from jina_jax.nn.joined import JoinedLayer, factor, own_lanes, terms_of
 from jina_jax.nn.layers import LayerNorm, Linear, gelu
 from jina_jax.nn.sum_norm import Terms, Update
 from jina_jax.nn.tpu import rows as whole_rows
@@ -87,7 +87,7 @@ def _pair(
     """Collect a sub-layer's weights; tasks are added on each device."""
     terms = terms_of(norm, layer.config, context)._replace(row=second.bias[...], task_ids=None)
     if context.task_ids is not None:
-        update = Update(None, second.lora_b[...], own_lanes(layer.config))
+        update = Update(None, factor(second.lora_b), own_lanes(layer.config))
         terms = terms._replace(update=update)
     terms = jax.tree.map(lambda a: a.reshape(1, -1) if a.ndim == 1 else a, terms)
     return Pair(first.kernel[...], first.bias[...].reshape(1, -1), second.kernel[...], terms)
@@ -223,7 +223,7 @@ def _with_tasks(pair: Pair, specs: Pair, task_ids: jax.Array, tile: int) -> tupl
     )
 
 
-def _parameters(semantics: str) -> pltpu.CompilerParams:
+def _parameters(semantics: Any) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=(semantics,), vmem_limit_bytes=_VMEM_BYTES)
 
 

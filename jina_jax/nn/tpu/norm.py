@@ -165,9 +165,7 @@ def _kernel(settings: Settings, terms: Terms, out_ref: Any) -> None:
     out_ref[...] = finished(settings, total, low, terms)
 
 
-def finished(
-    settings: Settings, total: jax.Array, low: jax.Array | None, terms: Terms
-) -> jax.Array:
+def finished(settings: Settings, total: jax.Array, low: Any, terms: Terms) -> jax.Array:
     """Add the row and the update to a sum, normalise it, and put what follows behind.
 
     Args:

@@ -51,7 +51,7 @@ def layer_of(dtype: Any, config: Config = CONFIG) -> JoinedLayer:
     """Draw a layer, of which no weight is zero but those of unused lanes."""
     random = np.random.default_rng(0)
     graph, state = nnx.split(JoinedLayer(config, dtype=dtype, rngs=None, groups=1))
-    used = config.num_tasks * config.lora_rank
+    used = config.num_tasks * (config.lora_rank or 0)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = random.standard_normal(leaf.shape)
@@ -72,7 +72,7 @@ def x_of(rows: int, tokens: int, task_ids: np.ndarray | None, dtype: Any, config
     random = np.random.default_rng(1)
     x = random.standard_normal((rows, tokens, config.hidden_size))
     if task_ids is not None:
-        own = lanes.lane_tasks(config.num_tasks, config.lora_rank)[0] == task_ids[..., None]
+        own = lanes.lane_tasks(config.num_tasks, config.lora_rank or 0)[0] == task_ids[..., None]
         low = np.where(own, random.standard_normal(own.shape), 0)
         x = np.concatenate((x, low), axis=-1)
     return jnp.asarray(x, dtype)
