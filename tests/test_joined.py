@@ -160,7 +160,7 @@ class TestEngine:
     def engines(self, monkeypatch):
         _, state = weights(CONFIG, jnp.bfloat16)
         plain = Engine(CONFIG, state)
-        monkeypatch.setattr("jina_jax.runtime.engine.platform_of", lambda _: "tpu")
+        monkeypatch.setattr("jina_jax.runtime.weights.platform_of", lambda _: "tpu")
         choice = KernelChoice("reference", REFERENCE, {})
         monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_, **__: choice)
         return plain, Engine(CONFIG, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,17 +17,15 @@ from jax.sharding import PartitionSpec as P
 
 from jina_jax.cache import compilation_cache
 from jina_jax.config import Config
-from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
-from jina_jax.nn.parameters import from_dict, merge_task, to_dict
-from jina_jax.nn.quantized import quantization_of, refuse_quantized
+from jina_jax.nn.parameters import merge_task
 from jina_jax.runtime import quantizing
-from jina_jax.runtime.compiling import jit, platform_of
-from jina_jax.runtime.functional import pure_function
-from jina_jax.runtime.joining import check_fused, join_state, joined_graph, split_state
+from jina_jax.runtime.compiling import jit
+from jina_jax.runtime.joining import check_fused
 from jina_jax.runtime.packing import Batch
-from jina_jax.runtime.sharding import BATCH, make_mesh, placer
+from jina_jax.runtime.sharding import BATCH
+from jina_jax.runtime.weights import Weights
 
 # Steps that may be under way at once: the host packs and fetches while the device computes.
 _STEPS_IN_FLIGHT = 2
@@ -95,17 +93,10 @@ class _Callers:
             self.count -= 1
 
 
-class Engine:
+class Engine(Weights):
     """An encoder on its devices, with the programs that were compiled for it.
 
-    Attributes:
-      config: of the encoder.
-      mesh: where it lies; None for one device.
-      platform: "cpu", "gpu" or "tpu".
-      dtype: of the weights.
-      quantization: of the state's linear layers, "int8" or "fp8"; None if they are in ``dtype``.
-      row_multiple: devices that share the rows of a batch.
-      graph: the encoder's ``nnx.GraphDef``.
+    Attributes: those of ``Weights``.
     """
 
     def __init__(
@@ -121,49 +112,22 @@ class Engine:
         """Keep weights in the form in which the platform's programs take them.
 
         Args:
-          config: of the encoder.
-          state: its weights; ``jax.ShapeDtypeStruct`` with shardings will do to ``lower`` programs.
-          mesh: where it lies; None for one device.
-          scan_layers: whether the state has its layers stacked.
+          config, state, mesh, scan_layers: as for ``Weights``.
           attn_implementation, cache: see ``JinaEmbeddings.from_pretrained``.
         """
-        self.config = config
-        self.mesh = mesh
-        leaf = jax.tree.leaves(state)[0]
-        self.dtype = leaf.dtype.name
-        self.platform = platform_of(leaf)
-        self.quantization = quantization_of(to_dict(state))
-        quantizing.check_device(self.quantization, next(iter(leaf.sharding.device_set)))
-        self.row_multiple = 1 if mesh is None else mesh.shape["data"]
-        self._implementation = attn_implementation
-        self._kind: dict[str, Any] = {"scan_layers": scan_layers, "quantization": self.quantization}
-        self.graph, _ = abstract_encoder(config, **self._kind)
-        self._joined = None
-        if self.quantization is None:
-            self._joined = joined_graph(config, self.platform, self.dtype, mesh, scan_layers)
-        check_fused(config, attn_implementation, self._joined)
-        self._weights, self._shapes = self._as_run(state), _shapes(state)
-        self._cache = cache
+        super().__init__(config, state, mesh=mesh, scan_layers=scan_layers)
+        self._implementation, self._cache = attn_implementation, cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._compiling: dict[Program, threading.Lock] = {}
         self._callers = _Callers()
         self._process = os.getpid()
+        check_fused(config, attn_implementation, self.quantization)
         self.choose_kernels(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
-    def with_state(self, state: nnx.State) -> Engine:
-        """Return an engine with other weights of the same kind, which shares the programs.
-
-        Raises:
-          ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
-        """
-        for own in (self._weights, state):
-            if isinstance(own, nnx.State):
-                refuse_quantized(to_dict(own), "with_state")
-        if wrong := sorted(str(path) for path, _ in self._shapes.items() ^ _shapes(state).items()):
-            raise ValueError(f"state: expected the weights of this model, {wrong[0]} differs")
-        other = object.__new__(Engine)
-        vars(other).update(vars(self), _weights=self._as_run(state))
-        return other
+    def __getstate__(self) -> dict[str, Any]:
+        """Weights and settings travel; programs are compiled anew where they arrive."""
+        own = {"attn_implementation": self._implementation, "cache": self._cache}
+        return super().__getstate__() | own
 
     def merged(self, task: str) -> Engine:
         """Return an engine of plain weights, with a task's adapter merged in; see ``merge_task``.
@@ -175,75 +139,10 @@ class Engine:
             self.config.merged(task),
             merge_task(self.state, task, self.config),
             mesh=self.mesh,
-            scan_layers=self._kind["scan_layers"],
+            scan_layers=self.scan_layers,
             attn_implementation=self._implementation,
             cache=self._cache,
         )
-
-    @property
-    def state(self) -> nnx.State:
-        """The encoder's weights; computed of what is on the devices where that has another form."""
-        if self._joined is None:
-            return self._weights
-        return split_state(self.config, self._weights, self.mesh, **self._stacking)
-
-    @property
-    def device(self) -> jax.Device:
-        """The device of the weights; of a mesh the first."""
-        return min(jax.tree.leaves(self._weights)[0].devices(), key=lambda device: device.id)
-
-    @property
-    def dense(self) -> dict[str, jax.Array]:
-        """The weights of ``config.dense``, by path."""
-        weights = to_dict(self._weights)
-        return {path: leaf for path, leaf in weights.items() if path.startswith("dense.")}
-
-    @property
-    def _stacking(self) -> dict[str, bool]:
-        return {"scan_layers": self._kind["scan_layers"]}
-
-    def _as_run(self, state: nnx.State) -> nnx.State:
-        """Return an encoder's weights as programs take them."""
-        if self._joined is None:
-            return state
-        return join_state(self.config, state, self.mesh, **self._stacking)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Weights and settings travel; programs are compiled anew where they arrive."""
-        mesh = self.mesh
-        return {
-            "config": self.config,
-            "weights": {path: np.asarray(array) for path, array in to_dict(self.state).items()},
-            "mesh": mesh and ([device.id for device in mesh.devices.flat], mesh.shape["model"]),
-            "scan_layers": self._kind["scan_layers"],
-            "attn_implementation": self._implementation,
-            "cache": self._cache,
-        }
-
-    def __setstate__(self, values: dict[str, Any]) -> None:
-        """Put the weights on the devices of the same numbers, or on all if some are missing."""
-        config, weights, mesh = (values.pop(name) for name in ("config", "weights", "mesh"))
-        if mesh is not None:
-            ids, parts = mesh
-            known = {device.id: device for device in jax.devices()}
-            devices = [known[i] for i in ids] if known.keys() >= set(ids) else None
-            mesh = make_mesh(model=parts, devices=devices)
-        place = _put_alone if mesh is None else placer(mesh)
-        options = {"scan_layers": values["scan_layers"], "quantization": quantization_of(weights)}
-        _, abstract = abstract_encoder(config, **options)
-        arrays = {path: place(path, array) for path, array in weights.items()}
-        self.__init__(config, from_dict(abstract, arrays), mesh=mesh, **values)  # type: ignore[misc]
-
-    def put(self, values: Any) -> Any:
-        """Put NumPy arrays on the weights' devices, whole on each."""
-        leaf = jax.tree.leaves(self._weights)[0].sharding
-        sharding = leaf if self.mesh is None else NamedSharding(self.mesh, P())
-        return jax.device_put(values, sharding)
-
-    def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
-        """Return a pure function and its parameters, see ``Model.functional``."""
-        apply = pure_function(self.config, self.graph, **self._kind)
-        return apply, to_dict(self.state)
 
     @property
     def compiled(self) -> int:
@@ -308,12 +207,8 @@ class Engine:
         static = ("graph", *options)
         flags = quantizing.compiler_options(self.quantization, self.platform)
         return jit(encode_batch, self.platform, flags, static_argnames=static).lower(
-            self._graph_as_run, self._weights, program.inputs(self._rows), **options
+            self.placed_graph, self.placed_state, program.inputs(self._rows), **options
         )
-
-    @property
-    def _graph_as_run(self) -> nnx.GraphDef:
-        return self.graph if self._joined is None else self._joined
 
     def _options(self, program: Program) -> dict[str, Any]:
         """Return the options of ``encode_batch``."""
@@ -342,8 +237,10 @@ class Engine:
         inputs = jax.tree.map(self._place, inputs)
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             inputs = jax.tree.map(jnp.asarray, inputs)
-            return encode_batch(self._graph_as_run, self._weights, inputs, **self._options(program))
-        output = self._program(program)(self._weights, inputs)
+            return encode_batch(
+                self.placed_graph, self.placed_state, inputs, **self._options(program)
+            )
+        output = self._program(program)(self.placed_state, inputs)
         output.copy_to_host_async()
         return output
 
@@ -370,14 +267,3 @@ class Engine:
     def _rows(self) -> NamedSharding | None:
         """How inputs lie on the mesh: their rows on its data axis."""
         return None if self.mesh is None else NamedSharding(self.mesh, BATCH)
-
-
-def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Return shape and dtype of each weight by its path; none if it is no state."""
-    if not isinstance(state, nnx.State):
-        return {}
-    return {path: (leaf.shape, leaf.dtype) for path, leaf in to_dict(state).items()}
-
-
-def _put_alone(_: str, array: np.ndarray) -> jax.Array:
-    return jax.device_put(array)

@@ -32,10 +32,16 @@ def joined_graph(
     return abstract_joined(config, scan_layers=scan_layers, groups=devices_of_heads(mesh))[0]
 
 
-def check_fused(config: Config, implementation: str | None, joined: nnx.GraphDef | None) -> None:
-    """Refuse kernels of whole sub-layers for weights that cannot be joined."""
+def check_fused(config: Config, implementation: str | None, quantization: str | None) -> None:
+    """Refuse kernels of whole sub-layers for weights that cannot be joined.
+
+    Raises:
+      ValueError: with the reason.
+    """
     reason = _does_not_suit(config)
-    if implementation == "pallas_fused" and joined is None and reason is not None:
+    if quantization is not None:
+        reason = f"takes weights in bfloat16, expected quantization=None, got {quantization!r}"
+    if implementation == "pallas_fused" and reason is not None:
         raise ValueError(f"attn_implementation='pallas_fused': {reason}")
 
 
