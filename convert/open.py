@@ -97,8 +97,8 @@ def _named_base(directory: Path, adapters: Mapping[str, PeftAdapter], hub: HubOp
         raise ConfigError(f"{field}: an adapter without its base model; {advice}")
     try:
         local = Path(name)
-        options = {k: v for k, v in hub.items() if k != "revision"}
-        found = local if local.is_dir() else fetch(name, revision=revision, **options)
+        options: HubOptions = {**hub, "revision": revision}
+        found = local if local.is_dir() else fetch(name, **options)
     except (FileNotFoundError, ValueError) as error:
         raise CheckpointError(
             f"{field}: the adapter's base model is missing ({error}); {advice}"
@@ -160,7 +160,8 @@ def _stacked(checkpoint: Checkpoint, adapters: Sequence[PeftAdapter]) -> Stacked
     layouts = {"published": ("published", "transformers")}.get(layout, (layout,))
     tables = [adapted_modules(name, checkpoint.config) for name in layouts]
     modules = max(tables, key=lambda table: sum(adapter.count_of(table) for adapter in adapters))
-    ours = {path: shapes.get(f"{path}.kernel") or shapes[f"{path}.embedding"] for path in modules}
+    weights = {p: shapes.get(f"{p}.kernel") or shapes[f"{p}.embedding"] for p in modules}
+    ours = {path: (size, out) for path, (size, out) in weights.items()}
     theirs = {
         name: (ours[path][0], ours[path][1] // len(names))
         for path, names in modules.items()

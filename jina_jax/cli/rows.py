@@ -105,8 +105,8 @@ def _from_json(
             if "embedding" in row:
                 raise ValueError("has a field 'embedding' already, which the output would add")
             if field not in row:
-                found = ", ".join(map(repr, row)) or "nothing"
-                raise ValueError(f"expected a field {field!r}, found {found}")
+                fields = ", ".join(map(repr, row)) or "nothing"
+                raise ValueError(f"expected a field {field!r}, found {fields}")
             texts.append(check_string(row[field], f"field {field!r}"))
             found |= task_field in row
             own = None if task_field is None else row.get(task_field)

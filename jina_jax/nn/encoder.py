@@ -159,8 +159,8 @@ class Encoder(nnx.Module):
             pooled = jnp.tanh(self.pooler(x[:, :1], mask if mask is None else mask[:, :1]))[:, 0]
         return EncoderOutput(x, pooled, tuple(kept) if output_hidden_states else None)
 
-    def _layer(self, **options) -> Layer:
-        return Layer(**options)
+    def _layer(self, *, quantization: str | None, **options) -> Layer:
+        return Layer(quantization=quantization, **options)
 
     def _run_layers(
         self, x: jax.Array, context: Context, dropout: Dropout | None, *, keep: bool

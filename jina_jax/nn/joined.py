@@ -49,7 +49,8 @@ class JoinedEncoder(Encoder):
             self.word_embeddings.lora_b = _adapter((width, config.hidden_size), dtype)
             self.embedding_norm.lora_a = _adapter((config.hidden_size, _lanes(config)), dtype)
 
-    def _layer(self, *, quantization: None, **options) -> Layer:
+    def _layer(self, *, quantization: str | None, **options) -> Layer:
+        assert quantization is None, "joined weights are not in 8 bits"
         return JoinedLayer(groups=self.groups, **options)
 
     def _embed(self, input_ids: jax.Array, position_ids: jax.Array, context: Context) -> jax.Array:

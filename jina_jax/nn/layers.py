@@ -57,7 +57,7 @@ class Linear(nnx.Module):
         normal = initializers.normal(config.initializer_range)
         out = (out_features,) if parts is None else (parts, out_features)
         kernel = draw(rngs, normal, (in_features, *out), dtype)
-        self.kernel = nnx.Param(kernel) if quantization is None else None
+        self.kernel: Any = nnx.Param(kernel) if quantization is None else None
         codes: Any = None
         scale: Any = None
         if quantization is not None:

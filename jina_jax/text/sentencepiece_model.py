@@ -51,7 +51,7 @@ def tokenizer_fields(content: bytes) -> dict[str, Any]:
     except (RuntimeError, IndexError) as error:
         raise ValueError("not a SentencePiece model, or truncated") from error
     if (kind := specs.get("TrainerSpec", {}).get(_MODEL_TYPE, _UNIGRAM)) != _UNIGRAM:
-        raise ValueError(f"trainer_spec.model_type: expected {_UNIGRAM} (Unigram), got {kind}")
+        raise ValueError(f"trainer_spec.model_type: expected {_UNIGRAM} (Unigram), got {kind!r}")
     ids = range(processor.get_piece_size())
     pieces = [processor.id_to_piece(i) for i in ids]
     if pieces[:3] != _OWN_FIRST:
@@ -63,6 +63,8 @@ def tokenizer_fields(content: bytes) -> dict[str, Any]:
     added |= {pieces[i]: i + 1 for i in ids[3:] if i in symbols or processor.is_control(i)}
     symbols_of_users = {pieces[i] for i in symbols}
     charsmap = specs.get("NormalizerSpec", {}).get(_CHARSMAP, b"")
+    if isinstance(charsmap, int):
+        raise ValueError(f"normalizer_spec.precompiled_charsmap: expected bytes, got {charsmap}")
     return {
         "added_tokens": [
             _added_token(i, text, is_special=text not in symbols_of_users)

@@ -91,9 +91,9 @@ def read(path: Path, content: bytes) -> tuple[TokenizerSpec, Vocabulary]:
         field.
     """
     folder = cache_folder()
-    entry = folder and folder / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
+    entry = None if folder is None else folder / f"tokenizer-{digest(content)}-{_CACHE_FORMAT}.npz"
     try:
-        cached = entry and _load_entry(entry)
+        cached = None if entry is None else _load_entry(entry)
         if cached is not None:
             return _spec(cached[0]), cached[1]
         if path.suffix == ".model":
