@@ -204,7 +204,7 @@ def test_absolute_positions_have_no_base():
     ("content", "message"),
     [
         (b"{", "not valid JSON"),
-        (b"", "an empty file: download it again"),
+        (b"", "not valid JSON, but an empty file: download it again"),
         (b'{"a": "\xff"}', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[1, 2]", "expected a JSON object, got list"),

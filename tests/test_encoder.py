@@ -14,9 +14,10 @@ from reference import Reference
 
 from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint
-from jina_jax.nn.encoder import Encoder, abstract_encoder
+from jina_jax.nn.encoder import Context, Encoder, abstract_encoder
 from jina_jax.nn.lora import Adapter
 from jina_jax.nn.parameters import merge_task
+from jina_jax.nn.protocol import REFERENCE
 
 TASKS = [None, 0, 1, 2, 3, 4]
 IDS = np.random.default_rng(1).integers(4, SMALL["vocab"], (len(TASKS), 19)).astype(np.int32)
@@ -191,7 +192,7 @@ def test_pads_inside_a_text_are_not_counted_as_in_xlm_roberta(checkpoint, kind, 
     encoder = nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(0)))()
     found = []
     encoder.position_embeddings = lambda ids, _: found.append(ids) or jnp.zeros((*ids.shape, 64))
-    encoder._embed(jnp.array([pads]), jnp.arange(8)[None], None)
+    encoder._embed(jnp.array([pads]), jnp.arange(8)[None], Context(None, False, None, REFERENCE))
     assert found[0].tolist() == [expected]
 
 

@@ -20,7 +20,7 @@ from jina_jax.nn.kernels import KernelChoice
 from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.nn.protocol import REFERENCE
 from jina_jax.nn.tpu.norm import pallas_sum_norm
-from jina_jax.runtime.batching import Batch
+from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.engine import Engine, Step
 from jina_jax.runtime.joining import join_state, split_state
 from jina_jax.runtime.sharding import make_mesh, placer

@@ -16,11 +16,12 @@ SUBSCRIPTS = (
     *("bti,io->bto", "bti,kir->btkr", "btkr,kro->bto"),  # linear layers and adapters
     *("bti,ipo->btpo", "btkr,krpo->btpo"),  # the same for queries, keys and values
     *("btnh,bsnh->bnts", "bnts,bsnh->btnh", "bth,bsh->bts", "bts,bsh->bth"),  # attention
-    "bst,btd->bsd",  # pooling
+    *("bti,ir->btr", "btr,ro->bto"),  # adapters joined to the weights
+    *("bst,btd->bsd", "bd,de->be"),  # pooling, and the maps behind it
     "bmd,vd->bmv",  # the head of masked language modelling
     *("bd,bd->b", "bd,cd->bc", "qd,td->qt"),  # similarities
 )
-SIZES = dict(zip("bckmdhinopqrstv", (2, 5, 3, 7, 16, 8, 6, 4, 10, 3, 5, 4, 11, 9, 13), strict=True))
+SIZES = dict(b=2, c=5, k=3, m=7, d=16, e=12, h=8, i=6, n=4, o=10, p=3, q=5, r=4, s=11, t=9, v=13)
 RTOL = 1e-6
 
 

@@ -193,7 +193,7 @@ def test_attention_in_blocks_on_a_mesh(directory, single, monkeypatch):
         return blocked_attention(*arrays)
 
     choice = KernelChoice("blocked", Kernels(by_heads(kernel)), {})
-    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_: choice)
+    monkeypatch.setattr("jina_jax.runtime.engine.choose", lambda *_, **__: choice)
     model = JinaEmbeddings.from_pretrained(directory, mesh=make_mesh(model=2), batching=PACKED)
     vectors = model.encode(TEXTS, task=MIXED, prompt=None)
     np.testing.assert_allclose(vectors, single, atol=1e-5)

@@ -17,6 +17,7 @@ from jina_jax.nn.lanes import padded
 from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.nn.recipes import Recipe, joins, splits
 from jina_jax.nn.sum_norm import does_not_suit
+from jina_jax.runtime.compiling import jit, platform_of
 from jina_jax.runtime.sharding import partition_spec
 
 
@@ -105,5 +106,5 @@ def _made(
             sharding = options.get("out_shardings", operands[0].sharding)
             made[path] = jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
         else:
-            made[path] = jax.jit(function, **options)(*operands)
+            made[path] = jit(function, platform_of(operands[0]), **options)(*operands)
     return made

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from peers import PARITY, load_merged, load_transformers, run_torch
+from theirs import PARITY, load_merged, load_transformers, run_torch
 from published import TASKS
 from tiny import write_tiny
 

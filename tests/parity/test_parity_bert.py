@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from peers import PARITY, assert_equal, batch, load_transformers, run_ours, run_torch
+from theirs import PARITY, assert_equal, batch, load_transformers, run_ours, run_torch
 
 from jina_jax.convert import add_task, open_checkpoint, write_checkpoint
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from foreign import FOLDERS, write, xlm_roberta_config, xlm_roberta_tensors
-from peers import (
+from theirs import (
     PARITY,
     TOLERANCE,
     assert_equal,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from peers import PARITY, load_merged, load_transformers, run_torch
+from theirs import PARITY, load_merged, load_transformers, run_torch
 from published import TASKS
 from runs import PAIRS, settings, train, write_data
 

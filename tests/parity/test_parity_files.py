@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign import FOLDERS, peft_tensors, plain_tensors, published_tensors, write
-from peers import (
+from theirs import (
     PARITY,
     assert_equal,
     batch,

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from peers import PARITY
+from theirs import PARITY
 
 from jina_jax.training.losses import (
     cosent,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from peers import PARITY
+from theirs import PARITY
 
 from jina_jax.search import Rules, mine_hard_negatives
 

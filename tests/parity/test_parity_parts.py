@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from peers import PARITY, batch, load_transformers, run_ours, run_torch
+from theirs import PARITY, batch, load_transformers, run_ours, run_torch
 from published import SMALL, write_published
 
 from jina_jax.convert import open_checkpoint, write_checkpoint

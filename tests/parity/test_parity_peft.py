@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from foreign import write, xlm_roberta_config, xlm_roberta_tensors
-from peers import PARITY, assert_equal, batch, load_transformers, run_ours, run_torch
+from theirs import PARITY, assert_equal, batch, load_transformers, run_ours, run_torch
 from published import SMALL
 
 from jina_jax.convert import open_checkpoint, write_checkpoint

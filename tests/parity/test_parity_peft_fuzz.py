@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from foreign import write, xlm_roberta_config, xlm_roberta_tensors
-from peers import PARITY, load_transformers
+from theirs import PARITY, load_transformers
 from published import SMALL
 
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint

@@ -5,7 +5,7 @@ import dataclasses
 import fuzz_files
 import numpy as np
 import pytest
-from peers import PARITY
+from theirs import PARITY
 from published import PROMPTS
 from sbert import encoder_files, theirs, unit, write_sbert
 from sbert_cases import CASES, compare

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from foreign import FOLDERS
-from peers import PARITY, load_transformers
+from theirs import PARITY, load_transformers
 from published import SMALL, TASKS, write_published
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
