@@ -134,7 +134,7 @@ class Routes:
 
     def full_step(self, length: int, tasks: bool) -> Any:
         """Return a step without padding, of texts of one length, as the library batches them."""
-        from jina_jax.runtime.batching import make_batches
+        from jina_jax.runtime.packing import make_batches
 
         row = next((own for own in self._batching.row_lengths if length <= own), length)
         count = self._batching.rows(row) * (row // length)
@@ -146,7 +146,8 @@ class Routes:
 
     def uneven_step(self, tokens: int, packed: bool, tasks: bool) -> Any:
         """Return a step of two rows (of long rows, one) of texts of odd lengths, with padding."""
-        from jina_jax.runtime.batching import CompleteBatching, make_batches
+        from jina_jax.runtime.batching import CompleteBatching
+        from jina_jax.runtime.packing import make_batches
 
         rows = 1 if tokens > _LONGEST_REFERENCE else 2
         one = [[tokens], [tokens * 2 // 3]]
@@ -171,11 +172,17 @@ class Routes:
 
 
 def as_on_a_tpu() -> Any:
-    """Return the class of an engine that chooses its kernels as on a TPU, wherever it runs."""
+    """Return the class of an engine that has a TPU's kernels, interpreted, wherever it runs."""
+    from jax.experimental.pallas import tpu as pltpu
+
     from jina_jax.runtime.engine import Engine
 
     class AsOnATPU(Engine):
         platform = property(lambda self: "tpu", lambda self, value: None)
+
+        def lower(self, program: Any) -> Any:
+            with pltpu.force_tpu_interpret_mode():
+                return super().lower(program)
 
     return AsOnATPU
 

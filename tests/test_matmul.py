@@ -21,7 +21,8 @@ SUBSCRIPTS = (
     "bmd,vd->bmv",  # the head of masked language modelling
     *("bd,bd->b", "bd,cd->bc", "qd,td->qt"),  # similarities
 )
-SIZES = dict(b=2, c=5, k=3, m=7, d=16, e=12, h=8, i=6, n=4, o=10, p=3, q=5, r=4, s=11, t=9, v=13)
+INDICES = "bckmdehinopqrstv"
+SIZES = dict(zip(INDICES, (2, 5, 3, 7, 16, 12, 8, 6, 4, 10, 3, 5, 4, 11, 9, 13), strict=True))
 RTOL = 1e-6
 
 

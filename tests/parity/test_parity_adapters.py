@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from theirs import PARITY, load_merged, load_transformers, run_torch
 from published import TASKS
+from theirs import PARITY, load_merged, load_transformers, run_torch
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings

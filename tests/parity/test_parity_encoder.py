@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from foreign import FOLDERS, write, xlm_roberta_config, xlm_roberta_tensors
+from published import FULL, SMALL, TASKS, write_published
 from theirs import (
     PARITY,
     TOLERANCE,
@@ -13,7 +14,6 @@ from theirs import (
     run_ours,
     run_torch,
 )
-from published import FULL, SMALL, TASKS, write_published
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
 

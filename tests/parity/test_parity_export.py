@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from theirs import PARITY, load_merged, load_transformers, run_torch
 from published import TASKS
 from runs import PAIRS, settings, train, write_data
+from theirs import PARITY, load_merged, load_transformers, run_torch
 
 from jina_jax import JinaEmbeddings
 from jina_jax.cli import main as cli

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign import FOLDERS, peft_tensors, plain_tensors, published_tensors, write
+from published import SMALL, TASKS, published_config, write_published
 from theirs import (
     PARITY,
     assert_equal,
@@ -15,7 +16,6 @@ from theirs import (
     run_ours,
     run_torch,
 )
-from published import SMALL, TASKS, published_config, write_published
 
 from jina_jax.checkpoints.tensors import open_safetensors
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint

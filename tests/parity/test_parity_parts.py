@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from theirs import PARITY, batch, load_transformers, run_ours, run_torch
 from published import SMALL, write_published
+from theirs import PARITY, batch, load_transformers, run_ours, run_torch
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
 from jina_jax.nn.pooling import cut_and_normalize, pool

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from foreign import write, xlm_roberta_config, xlm_roberta_tensors
-from theirs import PARITY, assert_equal, batch, load_transformers, run_ours, run_torch
 from published import SMALL
+from theirs import PARITY, assert_equal, batch, load_transformers, run_ours, run_torch
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
 

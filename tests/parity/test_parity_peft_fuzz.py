@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 from foreign import write, xlm_roberta_config, xlm_roberta_tensors
-from theirs import PARITY, load_transformers
 from published import SMALL
+from theirs import PARITY, load_transformers
 
 from jina_jax.convert import merge_checkpoint, open_checkpoint, write_checkpoint
 

@@ -5,10 +5,10 @@ import dataclasses
 import fuzz_files
 import numpy as np
 import pytest
-from theirs import PARITY
 from published import PROMPTS
 from sbert import encoder_files, theirs, unit, write_sbert
 from sbert_cases import CASES, compare
+from theirs import PARITY
 from tiny import write_tiny
 
 from jina_jax import JinaEmbeddings

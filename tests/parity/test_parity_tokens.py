@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign import write, xlm_roberta_config, xlm_roberta_tensors
-from theirs import PARITY, load_transformers
 from published import SMALL
 from test_sentencepiece_model import MORE, TEXTS
+from theirs import PARITY, load_transformers
 from tiny import TINY, write_tiny
 
 from jina_jax import JinaEmbeddings

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from foreign import FOLDERS
-from theirs import PARITY, load_transformers
 from published import SMALL, TASKS, write_published
+from theirs import PARITY, load_transformers
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
 from jina_jax.convert.layouts import bindings
