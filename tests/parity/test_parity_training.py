@@ -1,5 +1,7 @@
 """Gradients against PyTorch autograd, on transformers' model with PEFT's adapters."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from published import SMALL, TASKS, write_published
 from theirs import PARITY, load_transformers
 
 from jina_jax.convert import open_checkpoint, write_checkpoint
-from jina_jax.convert.layouts import bindings
+from jina_jax.convert.layouts import adapted_modules, bindings
+from jina_jax.convert.unstacking import peft_keys
 from jina_jax.nn.parameters import to_checkpoint
 from jina_jax.nn.protocol import REFERENCE
 from jina_jax.training.losses import info_nce, triplet_info_nce
@@ -104,20 +107,16 @@ def test_gradients_of_the_retrieval_pair(directory, micro_batch_tokens):
     theirs = [dict(model.named_parameters()) for model in models]
     checked = 0
     checkpoint = open_checkpoint(directory / "published")
-    for binding in bindings("transformers", checkpoint.config, FOLDERS):
-        if ".lora_" not in binding.path or binding.path.startswith("pooler"):
-            continue
-        for task in range(2):
-            keys = [key for key in binding.keys if key.startswith(FOLDERS[task] + "/")]
-            names = [_parameter(key.partition("/")[2]) for key in keys]
-            found = [theirs[task][name].grad.numpy() for name in names]
-            if binding.path.endswith("lora_a"):
-                # Ours is shared by query, key and value, which each have a copy in PEFT.
-                expected = np.sum(found, axis=0).T
-            else:
-                expected = np.concatenate(found).T
-            assert_close(gradients[binding.path][task], expected, f"{binding.path} {task}")
-            checked += 1
+    modules = adapted_modules("transformers", checkpoint.config)
+    for path, task in itertools.product(modules.keys() - {"pooler"}, range(2)):
+        keys = zip(*(peft_keys(path, name) for name in modules[path]), strict=True)
+        found_a, found_b = (
+            [theirs[task][_parameter(key)].grad.numpy() for key in own] for own in keys
+        )
+        # Ours is shared by query, key and value, which each have a copy in PEFT.
+        assert_close(gradients[f"{path}.lora_a"][task], np.sum(found_a, axis=0).T, f"{path} {task}")
+        assert_close(gradients[f"{path}.lora_b"][task], np.concatenate(found_b).T, f"{path} {task}")
+        checked += 2
     assert checked == 2 * (len(gradients) - 2)
     assert not gradients["pooler.lora_a"].any()  # which embeddings do not use
 
@@ -144,7 +143,7 @@ def test_gradients_of_the_whole_network(directory):
     theirs = dict(model.named_parameters())
     config = open_checkpoint(directory / "published").config.only(())
     checked = 0
-    for binding in bindings("transformers", config, ()):
+    for binding in bindings("transformers", config, stacked=False):
         if binding.path.startswith("pooler"):
             continue
         for key, mine in zip(binding.keys, binding.split(gradients[binding.path]), strict=True):
