@@ -105,24 +105,27 @@ def estimated_cycles(hlo: str) -> int:
 def pallas_calls(hlo: str) -> list[PallasCall]:
     """List the calls of Pallas kernels in optimised HLO, those within loops once."""
     types: dict[str, str] = {}
+    sources: dict[str, str] = {}  # of arrays that are others by another name
     calls = []
     for own in _instructions(hlo):
         types[own.name] = own.type
+        if own.operation == "bitcast":
+            sources[own.name] = sources.get(own.operands[0], own.operands[0])
         if _PALLAS in own.attributes:
-            calls.append(_pallas_call(own, types))
+            calls.append(_pallas_call(own, types, sources))
     return calls
 
 
-def _pallas_call(own: Instruction, types: dict[str, str]) -> PallasCall:
+def _pallas_call(own: Instruction, types: dict[str, str], sources: dict[str, str]) -> PallasCall:
     declared = _DECLARED.search(own.attributes)
     kernel = re.sub(r"(\.\d+)+$", "", own.name)
     # The kernel may read one array by several operands.
-    read = [types.get(name, "") for name in dict.fromkeys(own.operands)]
+    arrays = {sources.get(name, name): types.get(name, "") for name in own.operands}
     inputs = [_shapes(types.get(name, "")) for name in own.operands]
     return PallasCall(
         *(own.name, kernel, f"{kernel}({', '.join(inputs)}) -> {_shapes(own.type)}"),
         declared=int(declared[1]) if declared else None,
-        touched=sum(map(array_bytes, [own.type, *read])),
+        touched=sum(map(array_bytes, [own.type, *arrays.values()])),
     )
 
 

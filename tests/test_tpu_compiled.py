@@ -17,7 +17,7 @@ import json, sys
 sys.path[:0] = sys.argv[1:]
 from jax.experimental import topologies
 from published import SMALL, published_config
-from tpu_programs import count_collectives, count_copies
+from tpu_hlo import count_collectives, count_copies
 from jina_jax.config import Config
 from jina_jax.runtime.engine import Engine, Program
 from jina_jax.runtime.sharding import abstract_state, make_mesh

@@ -40,8 +40,8 @@ HLO = """
   %ra = f32[16]{0} ragged-all-to-all(%x)
   %f = f32[8]{0} fusion(%copy.1), kind=kLoop
 """
-# Two calls of one kernel, which reads an array by two operands, and one of a kernel of jax. Its
-# metadata breaks the line.
+# Two calls of one kernel, which reads an array by two operands, also by other names, and one of a
+# kernel of jax. Its metadata breaks the line.
 PALLAS = """
 %fused (q.0: bf16[8,4]) -> bf16[8,4] {
   ROOT %add.1 = bf16[8,4]{1,0} add(%q.0, %q.0), backend_config={"estimated_cycles":"1000"}
@@ -52,7 +52,9 @@ ENTRY %main.9 (p.0: bf16[8,384], p.1: s32[8]) -> f32[2,8] {
   %p.1 = s32[8]{0:T(128)} parameter(1)
   %fusion.1 = bf16[8,384]{1,0} fusion(%p.0), calls=%fused, backend_config={"window_config":{"estimated_cycles":"40","iteration_bounds":[]}}
   %rows.1 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} custom-call(%p.0, %p.0, /*index=2*/%p.1), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[8,384]{1,0}, bf16[8,384]{1,0}, s32[8]{0}}, frontend_attributes={kernel_metadata={}}, backend_config={"custom_call_config":{"body":"TUzvUg==","cost_estimate":{"flops":"7","transcendentals":"0","bytes_accessed":"DECLARED","remote_bytes_transferred":"0"},"needs_layout_passes":true}}
-  %rows.2 = bf16[8,128]{1,0} custom-call(%fusion.1, %fusion.1, %p.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"8224"}}}
+  %bitcast.1 = bf16[8,384]{1,0} bitcast(%fusion.1)
+  %bitcast.2 = bf16[8,384]{1,0} bitcast(%bitcast.1)
+  %rows.2 = bf16[8,128]{1,0} custom-call(%bitcast.1, %bitcast.2, %p.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"8224"}}}
   %splash_mha.1 = (f32[2,8]{1,0}, bf16[8,128]{1,0}) custom-call(%rows.1), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512}"
 }}, backend_config={"custom_call_config":{"body":"TUzvUg=="}}

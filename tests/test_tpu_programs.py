@@ -153,7 +153,7 @@ class TestCompiled:
         assert report["untrue_costs"] == []
         assert report["kernel_kcycles"].keys() == report["kernels"].keys()
         assert 0.1 < report["temp_gb"] < report["memory_gb"] < 16
-        # It took 62.4 KB and 40.5 outside when this was written, and 226 and 226 before its kernels.
+        # It took 62.4 KB and 40.5 when this was written, and 226 each before its kernels.
         assert 14 < report["kb_per_token_layer"] <= 80
         assert 10 < report["kb_per_token_outside"] <= 55
         assert report["copies_per_layer"] == 0
