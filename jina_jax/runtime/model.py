@@ -77,7 +77,8 @@ class Model:
                 f"tokenizer: expected at most vocab_size={config.vocab_size} ids, "
                 f"got {tokenizer.vocab_size}"
             )
-        if tokenizer.pad_id != config.pad_token_id:
+        # A BERT's config names <s>: its positions do not depend on padding.
+        if config.position_offset and tokenizer.pad_id != config.pad_token_id:
             raise ValueError(
                 f"config: pad_token_id={config.pad_token_id}: expected {tokenizer.pad_id}, the "
                 "tokenizer's <pad>"
