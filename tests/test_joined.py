@@ -198,3 +198,7 @@ class TestEngine:
         assert Engine(many, state).state is state
         with pytest.raises(ValueError, match="'pallas_fused': takes a width that is a multiple of"):
             Engine(many, state, attn_implementation="pallas_fused")
+        uneven = dataclasses.replace(CONFIG, intermediate_size=200)
+        _, state = weights(uneven, jnp.bfloat16)
+        with pytest.raises(ValueError, match="intermediate_size that is a multiple of 128"):
+            Engine(uneven, state, attn_implementation="pallas_fused")

@@ -257,6 +257,14 @@ def test_there_is_one_state(model):
     assert np.abs(other.encode("a") - model.encode("a")).max() > 1e-3
 
 
+def test_a_state_is_put_where_the_model_is(directory, model):
+    mesh = make_mesh(model=2, devices=jax.devices()[2:6])
+    other = load(directory, mesh=mesh).with_state(jax.tree.map(np.asarray, model.state))
+    np.testing.assert_allclose(other.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
+    assert other.device == mesh.devices.flat[0]
+    other.merged(TASKS[0])
+
+
 @pytest.mark.parametrize("change", [lambda s: None, lambda s: jax.tree.map(jnp.float16, s)])
 def test_a_state_of_another_kind_is_refused(model, change):
     with pytest.raises(ValueError, match=r"state: expected the weights of this model, \w+"):

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jina_jax.config import Config
 from jina_jax.nn.encoder import abstract_encoder
 from jina_jax.nn.joined import abstract_joined
-from jina_jax.nn.lanes import padded
+from jina_jax.nn.lanes import LANES, padded
 from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.nn.recipes import Recipe, joins, splits
 from jina_jax.nn.sum_norm import does_not_suit
@@ -40,6 +40,9 @@ def check_fused(config: Config, implementation: str | None, quantization: str | 
       ValueError: with the reason.
     """
     reason = _does_not_suit(config)
+    if config.intermediate_size % LANES:
+        inner = config.intermediate_size
+        reason = f"takes an intermediate_size that is a multiple of {LANES}, this one is {inner}"
     if quantization is not None:
         reason = f"takes weights in bfloat16, expected quantization=None, got {quantization!r}"
     if implementation == "pallas_fused" and reason is not None:

@@ -151,7 +151,8 @@ class Model:
     def merged(self, task: str) -> Self:
         """Return a model for one task, with its adapter merged into the weights.
 
-        Its texts have ``task=None`` and by default the task's prompt. On an accelerator it is
+        Its texts have ``task=None`` and by default the task's prompt, in ``encode_query``,
+        ``encode_document`` and ``encode_chunks``, too. On an accelerator it is
         faster, as nothing is computed for adapters, and it takes the memory of further weights.
         Merged weights are rounded to their dtype: in bfloat16 the vectors differ from those of
         this model by that rounding (cosine 0.9999).

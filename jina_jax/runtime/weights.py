@@ -101,7 +101,7 @@ class Weights:
         return {path: leaf for path, leaf in weights.items() if path.startswith("dense.")}
 
     def with_state(self, state: nnx.State) -> Self:
-        """Return the same with other weights of the same kind.
+        """Return the same with other weights of the same kind, put where these are.
 
         Raises:
           ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
@@ -112,7 +112,8 @@ class Weights:
         if wrong := sorted(str(path) for path, _ in self._shapes.items() ^ _shapes(state).items()):
             raise ValueError(f"state: expected the weights of this model, {wrong[0]} differs")
         other = object.__new__(type(self))
-        vars(other).update(vars(self), placed_state=self._placed(state))
+        placed = jax.tree.map(_put_like, self._placed(state), self.placed_state)
+        vars(other).update(vars(self), placed_state=placed)
         return other
 
     def put(self, values: Any) -> Any:
@@ -155,6 +156,12 @@ def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     if not isinstance(state, nnx.State):
         return {}
     return {path: (leaf.shape, leaf.dtype) for path, leaf in to_dict(state).items()}
+
+
+def _put_like(new: Any, old: Any) -> Any:
+    """Put an array where another is; shapes are returned as they are."""
+    has_values = isinstance(new, jax.Array | np.ndarray) and isinstance(old, jax.Array)
+    return jax.device_put(new, old.sharding) if has_values else new
 
 
 def _put_alone(_: str, array: np.ndarray) -> jax.Array:
