@@ -128,7 +128,7 @@ class CompleteBatching(NamedTuple):
         if self.few_programs:
             lengths = {_SMALLEST_OF_FEW << i for i in range(packed[-1].bit_length())}
             return sorted(length for length in lengths - {*packed} if length < packed[-1])
-        return sorted({own for size in range(1, packed[0]) if (own := bucket(size)) < packed[0]})
+        return [length for length in _buckets(packed[0]) if length < packed[0]]
 
     def slots(self, length: int) -> int:
         """Return S, the texts that a row of this length may hold."""
@@ -163,6 +163,14 @@ def bucket(size: int, smallest: int = _SMALLEST_BUCKET) -> int:
     return power
 
 
+def _buckets(longest: int) -> list[int]:
+    """List the buckets of texts of up to ``longest`` tokens, ascending."""
+    found = [bucket(1)]
+    while found[-1] < longest:
+        found.append(bucket(found[-1] + 1))
+    return found
+
+
 def shapes(
     batching: CompleteBatching, max_length: int, row_multiple: int = 1
 ) -> list[tuple[int, int, int]]:
@@ -177,9 +185,8 @@ def shapes(
     # Where a row per device holds all of its texts, no longer row is less work.
     shorter = [0, *sorted(single + packed)]
     lengths = [own for before, own in itertools.pairwise(shorter) if before < most]
-    padded = {bucket(size) for size in range(1, max_length + 1)}
     longest = max(batching.row_lengths, default=0)
-    lengths += sorted(length for length in padded if length > longest)
+    lengths += [length for length in _buckets(max_length) if length > longest]
     return [
         (height * row_multiple, length, batching.slots(length))
         for length in lengths

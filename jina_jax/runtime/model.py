@@ -142,7 +142,7 @@ class Model:
         """Return the same with other weights of the same shapes; compiled programs are shared.
 
         Raises:
-          ValueError: if either is quantised.
+          ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
         """
         other = copy.copy(self)
         other.engine = self.engine.with_state(state)
