@@ -90,7 +90,7 @@ def ours(name: str, directory: Path) -> peers.Peer:
         stops = attention_mask.sum(1)
         segments = np.stack([np.zeros_like(stops), stops], -1)[:, None].astype(np.int32)
         batch = Batch(rows, rows, np.zeros_like(rows), input_ids.astype(np.int32), segments)
-        ((_, pooled),) = model.engine.run([Step(batch, None)], "mean")
+        ((_, pooled),) = model.engine.run([Step(batch, "mean")])
         return pooled[:, 0]
 
     return peers.Peer(name, forward, lambda texts, batch_size: model.encode(texts))

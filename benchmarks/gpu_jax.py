@@ -90,7 +90,7 @@ class Jax:
     def compile(self, cases: list[tuple[int, str, bool]], tokens: int) -> int:
         """Compile the programs of ``rate``, several at once; cases are (length, tasks, packed)."""
         steps = [self._step(length, tokens, tasks, packed) for length, tasks, packed in cases]
-        programs = dict.fromkeys(map(program_of, steps))
+        programs = dict.fromkeys(step.program for step in steps)
         self.engine.compile(list(programs), self._threads)
         return self.engine.compiled
 
@@ -116,11 +116,11 @@ class Jax:
         self._run(step, 2)
         with tempfile.TemporaryDirectory() as scratch:
             found = gpu_profile.trace(lambda: self._run(step, steps), Path(scratch))
-        kernel = self.engine.choose_kernels(program_of(step)).name
+        kernel = self.engine.choose_kernels(step.program).name
         return {**gpu_profile.summary(found, steps), "attention": kernel}
 
     def _run(self, step, count: int) -> None:
-        for _ in self.engine.run(itertools.repeat(step, count), "mean"):
+        for _ in self.engine.run(itertools.repeat(step, count)):
             pass
 
     def _step(self, length: int, tokens: int, tasks: str, packed: bool = False):
@@ -140,11 +140,11 @@ class Jax:
         at_row, at_slot = np.divmod(indices, texts)
         batch = Batch(indices, at_row, at_slot, ids, np.tile(spans, (rows, 1, 1)))
         if tasks == "without":
-            return Step(batch, None)
+            return Step(batch, "mean")
         numbers = indices % self.config.num_tasks if tasks == "mixed tasks" else 0
         task_ids = np.full((rows, slots), -1, np.int32)
         task_ids[at_row, at_slot] = numbers
-        return Step(batch, task_ids)
+        return Step(batch, "mean", task_ids)
 
     def mixed(
         self,
@@ -287,13 +287,6 @@ class Jax:
         if choice.name != name:
             raise Missing(choice.refusals[name])
         return head_kernels(segments)[name]
-
-
-def program_of(step):
-    """Return the program of a step that pools the mean of its texts."""
-    from jina_jax.runtime.engine import Program
-
-    return Program(*step.batch.shape, None, step.task_ids is not None, "mean")
 
 
 def fresh_tokenizer():

@@ -86,7 +86,7 @@ class Routes:
         Raises:
           Missing: if it is not the one of this name.
         """
-        route = route_of(self.engine(name), program_of(step, "mean"))
+        route = route_of(self.engine(name), step.program)
         if name not in (DEFAULT, route.name):
             raise Missing(f"{route.name} runs: {name} {route.refusals[name]}")
         return route.name
@@ -97,7 +97,7 @@ class Routes:
 
     def token_vectors(self, name: str, dtype: str, step: Any) -> np.ndarray:
         """Return float32 (B, T, D)."""
-        ((_, vectors),) = self.engine(name, dtype).run([step], None)
+        ((_, vectors),) = self.engine(name, dtype).run([step._replace(pooling=None)])
         return vectors
 
     def rate(self, name: str, step: Any, seconds: float) -> float:
@@ -105,7 +105,7 @@ class Routes:
         engine = self.engine(name)
 
         def run(count: int) -> None:
-            for _ in engine.run(itertools.repeat(step, count), "mean"):
+            for _ in engine.run(itertools.repeat(step, count)):
                 pass
 
         return step.batch.input_ids.size / common.per_call(run, seconds)
@@ -164,11 +164,11 @@ class Routes:
         from jina_jax.runtime.engine import Step
 
         if not tasks:
-            return Step(batch, None)
+            return Step(batch, "mean")
         task_ids = np.full(batch.text_spans.shape[:2], -1, np.int32)
         numbers = np.arange(len(batch.indices)) % (self.config.num_tasks + 1)
         task_ids[batch.rows, batch.slots] = np.where(numbers < self.config.num_tasks, numbers, -1)
-        return Step(batch, task_ids)
+        return Step(batch, "mean", task_ids)
 
 
 def as_on_a_tpu() -> Any:
@@ -185,13 +185,6 @@ def as_on_a_tpu() -> Any:
                 return super().lower(program)
 
     return AsOnATPU
-
-
-def program_of(step: Any, pooling: str | None) -> Any:
-    """Return the program of a step that pools its texts."""
-    from jina_jax.runtime.engine import Program
-
-    return Program(*step.batch.shape, None, step.task_ids is not None, pooling)
 
 
 def largest_difference(vectors: np.ndarray, others: np.ndarray, step: Any) -> float:

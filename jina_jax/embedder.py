@@ -18,7 +18,6 @@ from jina_jax.convert import open_checkpoint
 from jina_jax.runtime import arguments, quantizing
 from jina_jax.runtime.batching import Batching
 from jina_jax.runtime.model import Model
-from jina_jax.runtime.pipeline import Result
 from jina_jax.runtime.results import (
     ChunkOptions,
     Chunks,
@@ -30,6 +29,7 @@ from jina_jax.runtime.results import (
     warn_user,
 )
 from jina_jax.runtime.sharding import check_mesh, placer, usual_mesh
+from jina_jax.runtime.steps import Result
 from jina_jax.tasks import AUTO, Task, usual_tasks
 from jina_jax.text.spans import Chunker
 from jina_jax.text.tokenizer import Tokenizer

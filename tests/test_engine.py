@@ -54,16 +54,17 @@ def test_a_program_is_compiled_once_and_depends_on_shape_tasks_spans_and_pooling
     assert batch.shape == (1, 16, 1)
     tasks, spans = np.zeros((1, 1), np.int32), np.array([[[0, 1], [1, 3]]], np.int32)
     counts = []
-    for step, pooling in [
-        (Step(batch, None), "mean"),
-        (Step(batch, None), "mean"),
-        (Step(batch, tasks), "mean"),
-        (Step(batch, None, spans), "mean"),
-        (Step(batch, None, spans), "cls"),
-        (Step(batch, None), None),
-        (Step(batch, None), None),
+    for step in [
+        Step(batch, "mean"),
+        Step(batch, "mean"),
+        Step(batch, "mean", tasks),
+        Step(batch, "mean", None, spans),
+        Step(batch, "cls", None, spans),
+        Step(batch, None),
+        Step(batch, None),
     ]:
-        ((done, output),) = engine.run([step], pooling)
+        ((done, output),) = engine.run([step])
+        assert engine.is_compiled(step.program)
         assert done is step
         assert output.dtype == np.float32
         counts.append((engine.compiled, output.shape))
@@ -81,13 +82,13 @@ def test_a_program_is_compiled_once_and_depends_on_shape_tasks_spans_and_pooling
 def test_pooling_is_that_of_the_token_vectors(engine):
     (batch,) = make_batches(IDS[3:4], ROWS, 1)
     spans = np.array([[[0, 5], [2, 3]]], np.int32)
-    ((_, tokens),) = engine.run([Step(batch, None)], None)
-    for step, pooling, expected in [
-        (Step(batch, None), "mean", [tokens[0, :5].mean(0)]),
-        (Step(batch, None), "cls", [tokens[0, 0]]),
-        (Step(batch, None, spans), "mean", [tokens[0, :5].mean(0), tokens[0, 2]]),
+    ((_, tokens),) = engine.run([Step(batch, None)])
+    for step, expected in [
+        (Step(batch, "mean"), [tokens[0, :5].mean(0)]),
+        (Step(batch, "cls"), [tokens[0, 0]]),
+        (Step(batch, "mean", None, spans), [tokens[0, :5].mean(0), tokens[0, 2]]),
     ]:
-        ((_, output),) = engine.run([step], pooling)
+        ((_, output),) = engine.run([step])
         np.testing.assert_allclose(output[0], expected, atol=1e-5)
 
 
@@ -105,7 +106,7 @@ def test_compile_ahead_in_threads(engine, monkeypatch):
     assert engine.compiled == 3
     engine.compile(programs)
     assert engine.compiled == 3
-    list(engine.run([Step(batch, None) for batch in make_batches(IDS[:1], ROWS, 1)], "mean"))
+    list(engine.run([Step(batch, "mean") for batch in make_batches(IDS[:1], ROWS, 1)]))
     assert engine.compiled == 3
 
 
@@ -129,28 +130,30 @@ def test_steps_come_in_order_and_a_few_are_under_way(engine, monkeypatch):
     started, seen = [], []
     start = Engine._start
 
-    def noted(self, step, pooling):
+    def noted(self, step):
         started.append(step)
-        return start(self, step, pooling)
+        return start(self, step)
 
     monkeypatch.setattr(Engine, "_start", noted)
-    steps = [Step(batch, None) for batch in make_batches(IDS, ROWS, 1)]
+    steps = [Step(batch, "mean") for batch in make_batches(IDS, ROWS, 1)]
     assert len(steps) == 4
-    for step, _ in engine.run(iter(steps), "mean"):
+    for step, _ in engine.run(iter(steps)):
         seen.append((step is steps[len(seen)], len(started)))
     assert seen == [(True, 3), (True, 4), (True, 4), (True, 4)]
-    assert list(engine.run([], "mean")) == []
+    assert list(engine.run([])) == []
+    started.clear()
+    assert [len(started) for _ in engine.run(iter(steps), in_flight=0)] == [1, 2, 3, 4]
 
 
 def test_an_error_in_the_steps_comes_through(engine):
     (batch,) = make_batches(IDS[3:4], ROWS, 1)
 
     def steps():
-        yield Step(batch, None)
+        yield Step(batch, "mean")
         raise ValueError("the second")
 
     with pytest.raises(ValueError, match="the second"):
-        list(engine.run(steps(), "mean"))
+        list(engine.run(steps()))
 
 
 # ---------------------------------------------------------------- devices and kernels

@@ -177,8 +177,8 @@ class TestEngine:
         plain, joined = engines
         ids = np.random.default_rng(1).integers(4, SIZE["vocab"], (2, 32)).astype(np.int32)
         batch = Batch(np.arange(4), np.array([0, 0, 0, 1]), np.array([0, 1, 2, 0]), ids, SPANS)
-        step = Step(batch, np.array(TASK_IDS["mixed"], np.int32))
-        (_, expected), (_, found) = (next(engine.run([step], "mean")) for engine in engines)
+        step = Step(batch, "mean", np.array(TASK_IDS["mixed"], np.int32))
+        (_, expected), (_, found) = (next(engine.run([step])) for engine in engines)
         assert "word_embeddings.lora_a" not in to_dict(joined.placed_state)
         filled = np.array([[True, True, True], [True, False, False]])
         cosine = (expected * found).sum(-1)[filled]
@@ -190,7 +190,7 @@ class TestEngine:
             to_dict(other.state)["embedding_norm.scale"],
             to_dict(doubled)["embedding_norm.scale"],
         )
-        assert not np.allclose(next(other.run([step], "mean"))[1], found)
+        assert not np.allclose(next(other.run([step]))[1], found)
 
     def test_widths_that_do_not_fill_the_lanes_run_as_they_are(self, engines):
         many = dataclasses.replace(CONFIG, lora_rank=16)  # with both tables' factors 160 lanes

@@ -177,14 +177,14 @@ class Device:
     def __init__(self):
         self.steps = []
 
-    def run(self, steps, pooling):
+    def run(self, steps):
         for step in steps:
             if step is None:
                 continue
             self.steps.append(step)
             batch: Batch = step.batch
             vectors = np.stack([batch.input_ids] * 2, -1).astype(np.float32)
-            if pooling is None:
+            if step.pooling is None:
                 yield step, vectors
                 continue
             spans = batch.text_spans if step.pool_spans is None else step.pool_spans
@@ -219,7 +219,7 @@ def run(prepared, pooling="mean", batching=BATCHINGS["packed, short rows"], stre
     pipeline = Pipeline(device, batching.on("cpu"), preparation, pooling)
     stream = range(len(prepared)) if stream is None else stream
     requests = (None if i is None else Request(str(i)) for i in stream)
-    found = {result.position: result for result in pipeline.run(requests)}
+    found = {result.owner: result for result in pipeline.run(requests)}
     assert sorted(found) == list(range(len(prepared)))
     assert [found[i].prepared for i in range(len(prepared))] == prepared
     return device.steps, [found[i].vectors for i in range(len(prepared))]
@@ -305,9 +305,9 @@ def test_results_before_a_none_do_not_wait_for_more(model):
 
     preparation = Preparation(model.tokenizer, False, 32, None)
     results = Pipeline(model.engine, model.batching, preparation, "mean").run(stream())
-    assert next(results).position == 0
+    assert next(results).owner == 0
     arrived.set()
-    assert [result.position for result in results] == [1]
+    assert [result.owner for result in results] == [1]
 
 
 def test_requests_are_read_as_they_are_needed(monkeypatch):
@@ -323,7 +323,7 @@ def test_requests_are_read_as_they_are_needed(monkeypatch):
 
     batching = Batching(token_budget=16, row_lengths=(16,)).on("cpu")
     results = Pipeline(Device(), batching, Given([one([5])] * 2), "mean").run(endless())
-    assert [next(results).position for _ in range(3)] == [0, 1, 2]
+    assert [next(results).owner for _ in range(3)] == [0, 1, 2]
     results.close()
     assert next(read) <= 3 * 64
 

@@ -425,9 +425,9 @@ def test_results_before_a_none_do_not_wait_for_more(pair, elsewhere):
         yield from [Request(text)] * 2
 
     results = pipeline(pair[1]).run(stream())
-    assert sorted(next(results).position for _ in range(3)) == [0, 1, 2]
+    assert sorted(next(results).owner for _ in range(3)) == [0, 1, 2]
     arrived.set()
-    assert sorted(result.position for result in results) == [3, 4]
+    assert sorted(result.owner for result in results) == [3, 4]
 
 
 def test_memory_is_bounded(pair, elsewhere, monkeypatch):

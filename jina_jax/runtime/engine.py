@@ -27,7 +27,7 @@ from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.sharding import BATCH
 from jina_jax.runtime.weights import Weights
 
-# Steps that may be under way at once: the host packs and fetches while the device computes.
+# Steps that wait for a result at most: the host packs and fetches while the device computes.
 _STEPS_IN_FLIGHT = 2
 
 
@@ -67,13 +67,23 @@ class Step(NamedTuple):
 
     Attributes:
       batch: the texts.
+      pooling: as for ``jina_jax.nn.pooling.pool``; None for the vectors of all tokens.
       task_ids: int32 (B, S), -1 for no adapter; None where no text has one.
       pool_spans: int32 (B, P, 2), ranges of tokens to pool; None for the texts themselves.
+      owners: of the batch's texts, for the caller.
     """
 
     batch: Batch
-    task_ids: np.ndarray | None
+    pooling: str | None
+    task_ids: np.ndarray | None = None
     pool_spans: np.ndarray | None = None
+    owners: Sequence[Any] = ()
+
+    @property
+    def program(self) -> Program:
+        """The program that computes it."""
+        spans = None if self.pool_spans is None else self.pool_spans.shape[1]
+        return Program(*self.batch.shape, spans, self.task_ids is not None, self.pooling)
 
 
 class _Callers:
@@ -149,6 +159,10 @@ class Engine(Weights):
         """Programs compiled so far, those read from the compilation cache included."""
         return len(self._programs)
 
+    def is_compiled(self, program: Program) -> bool:
+        """Return whether a program has been compiled."""
+        return program in self._programs
+
     def choose_kernels(self, program: Program) -> KernelChoice:
         """Return the kernels of a program, and why others were passed over."""
         return choose(
@@ -163,18 +177,18 @@ class Engine(Weights):
         )
 
     def run(
-        self, steps: Iterable[Step | None], pooling: str | None
+        self, steps: Iterable[Step | None], in_flight: int = _STEPS_IN_FLIGHT
     ) -> Iterator[tuple[Step, np.ndarray]]:
         """Run steps, a few at once.
 
         Args:
           steps: batches of any shapes. At a None the results of those before it are not kept
             waiting for further ones.
-          pooling: as for ``jina_jax.nn.pooling.pool``, for float32 (B, P or S, D) before the maps
-            of ``config.dense``; None gives float32 (B, T, D).
+          in_flight: steps whose results are not waited for before the next one is asked for.
 
         Yields:
-          Each step with its result, in order.
+          Each step with its result, in order: float32 (B, P or S, D) before the maps of
+          ``config.dense``, or (B, T, D) where its ``pooling`` is None.
 
         Raises:
           RuntimeError: in a process that was forked from that of the engine, where JAX would wait
@@ -189,8 +203,8 @@ class Engine(Weights):
         with self._callers:
             for step in steps:
                 if step is not None:
-                    waiting.append((step, self._start_in_turn(step, pooling)))
-                while len(waiting) > (0 if step is None else _STEPS_IN_FLIGHT):
+                    waiting.append((step, self._start_in_turn(step)))
+                while len(waiting) > (0 if step is None else in_flight):
                     done, output = waiting.pop(0)
                     yield done, np.asarray(output)
             for done, output in waiting:
@@ -222,17 +236,15 @@ class Engine(Weights):
             "output_sharding": output_sharding,
         }
 
-    def _start_in_turn(self, step: Step, pooling: str | None) -> jax.Array:
+    def _start_in_turn(self, step: Step) -> jax.Array:
         """Start a step; on CPU, where steps of several threads slow each other, one at a time."""
         if self.platform != "cpu" or self._callers.count == 1:
-            return self._start(step, pooling)
+            return self._start(step)
         with self._callers.turn:
-            return jax.block_until_ready(self._start(step, pooling))
+            return jax.block_until_ready(self._start(step))
 
-    def _start(self, step: Step, pooling: str | None) -> jax.Array:
-        batch = step.batch
-        spans = None if step.pool_spans is None else step.pool_spans.shape[1]
-        program = Program(*batch.shape, spans, step.task_ids is not None, pooling)
+    def _start(self, step: Step) -> jax.Array:
+        batch, program = step.batch, step.program
         inputs = Inputs(batch.input_ids, batch.text_spans, step.task_ids, step.pool_spans)
         inputs = jax.tree.map(self._place, inputs)
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]

@@ -19,10 +19,11 @@ from jina_jax.config import Config
 from jina_jax.nn.dense import project_on_host
 from jina_jax.runtime.batching import Batching, CompleteBatching, shapes
 from jina_jax.runtime.engine import Engine, Program
-from jina_jax.runtime.pipeline import Pipeline, Result
+from jina_jax.runtime.pipeline import Pipeline
 from jina_jax.runtime.requests import Preparation, Request
 from jina_jax.runtime.results import EncodeInfo
 from jina_jax.runtime.similarity import pair_similarities, similarities
+from jina_jax.runtime.steps import Result
 from jina_jax.runtime.tokenizing import TokenizerProcesses, usual_processes
 from jina_jax.text.tokenizer import Tokenizer
 
@@ -290,7 +291,7 @@ class Model:
         hidden = not _is_shown(show_progress_bar, len(requests))
         with tqdm(total=len(requests), unit="text", disable=hidden) as progress:
             for result in pipeline.run(requests[i] for i in order):
-                index = order[result.position]
+                index = order[result.owner]
                 tokens[index], dropped[index] = result.prepared.tokens, result.prepared.dropped
                 store(index, result)
                 progress.update()
