@@ -204,7 +204,7 @@ class JinaEmbeddings(Model):
         )
         warn_dropped(info.dropped, max_length)
         if not by_token:
-            found = self._project(found)[:, :dim]
+            found = self.project(found)[:, :dim]
             found = finish(found, self.engine.dtype, normalize=normalize_embeddings)
         embeddings = found[0] if isinstance(texts, str) else found
         embeddings = embeddings if convert_to_numpy else self.engine.put(embeddings)
@@ -282,7 +282,7 @@ class JinaEmbeddings(Model):
         found: Any = [None] * len(requests)
 
         def store(index: int, result: Result) -> None:
-            vectors, dtype = self._project(result.vectors)[:, :dim], self.engine.dtype
+            vectors, dtype = self.project(result.vectors)[:, :dim], self.engine.dtype
             vectors = finish(vectors, dtype, normalize=normalize_embeddings, text=index)
             found[index] = Chunks(result.prepared.spans, vectors)
 

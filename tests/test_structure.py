@@ -40,12 +40,13 @@ ARROWS = {
         ),
         *("nn", "runtime", "tasks", "text"),
     },
+    "serving": {"embedder", "nn", "runtime"},
     "cli": {
         *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),
-        *("runtime", "search", "tasks", "text", "training", "verify"),
+        *("runtime", "search", "serving", "tasks", "text", "training", "verify"),
     },
 }
-MOST_ROOMS = 18
+MOST_ROOMS = 19
 
 
 def wings() -> dict[str, list[Path]]:

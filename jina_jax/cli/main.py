@@ -18,6 +18,7 @@ from jina_jax.cli.eval import evaluate
 from jina_jax.cli.info import info
 from jina_jax.cli.mine import mine
 from jina_jax.cli.search import search
+from jina_jax.cli.serve import serve
 from jina_jax.cli.train import train
 from jina_jax.cli.verify import verify
 
@@ -49,5 +50,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (encode, search, train, mine, evaluate, convert, info, verify):
+for command in (encode, search, serve, train, mine, evaluate, convert, info, verify):
     main.add_command(command)

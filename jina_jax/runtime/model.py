@@ -212,6 +212,25 @@ class Model:
         """
         return self.engine.functional()
 
+    def preparation(
+        self, max_length: int | None = None, overlap: int | None = None, *, by_token: bool = False
+    ) -> Preparation:
+        """Return how this model makes items of requests.
+
+        Args:
+          max_length: as for ``JinaEmbeddings.encode``.
+          overlap: tokens that windows of longer texts share; None cuts longer texts.
+          by_token: whether the vectors of tokens are asked for, those of the prompt included.
+        """
+        return Preparation(
+            self.tokenizer,
+            self.split_special_tokens,
+            self._max_length(max_length),
+            overlap,
+            self._processes,
+            include_prompt=self.config.include_prompt or by_token,
+        )
+
     def warmup(
         self,
         max_length: int = 512,
@@ -245,7 +264,7 @@ class Model:
         )
         return self.engine.compiled
 
-    def _project(self, vectors: np.ndarray) -> np.ndarray:
+    def project(self, vectors: np.ndarray) -> np.ndarray:
         """Map complete vectors, float32 (n, D), by ``config.dense``, if it has any."""
         if not self.config.dense:
             return vectors
@@ -274,14 +293,7 @@ class Model:
     ) -> EncodeInfo:
         """Encode requests, and pass the position and result of each to ``store``."""
         batching = self._batching(batch_size)
-        preparation = Preparation(
-            self.tokenizer,
-            self.split_special_tokens,
-            max_length,
-            overlap,
-            self._processes,
-            include_prompt=self.config.include_prompt or pooling is None,
-        )
+        preparation = self.preparation(max_length, overlap, by_token=pooling is None)
         pipeline = Pipeline(self.engine, batching, preparation, pooling)
         order: Sequence[int] = range(len(requests))
         if not batching.row_lengths:

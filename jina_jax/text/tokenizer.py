@@ -55,6 +55,7 @@ class Tokenizer:
         self._spec = spec
         self._metaspace = spec.metaspace
         self._unigram = Unigram(vocabulary, spec.unk_id, spec.byte_fallback)
+        self._added = {token.id: token.content for token in spec.added}
         self._special_ids = frozenset(token.id for token in spec.added if token.special)
         self._special = _alternatives(token.content for token in spec.added if token.special)
         self._raw = _Matcher([(t.content, t) for t in spec.added if not t.normalized])
@@ -131,6 +132,33 @@ class Tokenizer:
         tokens += self._tokens(text, split_special_tokens)
         tokens += [(token_id, (0, 0)) for token_id in spec.suffix]
         return [token_id for token_id, _ in tokens], [span for _, span in tokens]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids, normalised, as ``tokenizers``' Metaspace decoder does.
+
+        Args:
+          ids: of one text, each below ``vocab_size``.
+          skip_special_tokens: whether <s>, </s>, <pad> and the like are left out.
+        """
+        mark = self._metaspace.replacement
+        kept = [own for own in ids if not (skip_special_tokens and self.is_special(own))]
+        text = "".join(map(self.piece, kept))
+        if self._metaspace.prepend != "never":
+            text = text.removeprefix(mark)
+        return text.replace(mark, " ")
+
+    def piece(self, token_id: int) -> str:
+        """Return the piece of the vocabulary, or the added token, of an id."""
+        return self._added.get(token_id) or self._unigram.piece(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """Return whether an id is that of a special token."""
+        return token_id in self._special_ids
+
+    @property
+    def template_sizes(self) -> tuple[int, int]:
+        """Numbers of tokens that are put in front of every text, and behind it."""
+        return len(self._spec.prefix), len(self._spec.suffix)
 
     def _ids(self, text: str, split_special: bool) -> list[int]:
         """Return the ids of a text without the template's tokens."""

@@ -87,6 +87,10 @@ class Unigram:
         self._unit_ids = Memo(self._certain_ids)
         self.ids = Memo(self._word_ids)
 
+    def piece(self, piece_id: int) -> str:
+        """Return a piece by its id."""
+        return self._processor.id_to_piece(int(piece_id))
+
     def segment(self, word: str, banned: Collection[int] = ()) -> list[Piece]:
         """Return the pieces of a word by a float64 search over the whole word.
 

@@ -1,0 +1,156 @@
+"""The command ``jina-jax serve``."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jina_jax.cli.options import (
+    PATH,
+    Model,
+    absent,
+    dtype_option,
+    model_options,
+    quantization_option,
+)
+
+_KEYS = "JINA_JAX_API_KEYS"
+_LIBRARIES = ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn")
+# The event loop waits for Python's lock at most so long while another thread tokenises.
+_SWITCH_SECONDS = 0.0005
+
+
+@click.command()
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free."
+)
+@click.option(
+    "--served-model-name",
+    "served_names",
+    multiple=True,
+    help="What requests call the model; repeatable.  [default: the last part of --model]",
+)
+@click.option(
+    "--default-task",
+    callback=absent,
+    help="Adapter of requests that name none.  [default: none, the base model, as Jina's API]",
+)
+@click.option(
+    "--api-key-file",
+    type=PATH,
+    help=f"File with a key per line, of which requests must bring one (also ${_KEYS}, by commas).",
+)
+@click.option("--max-inputs", type=click.IntRange(1), help="Texts per request.  [default: 2048]")
+@click.option("--max-body-mb", type=click.IntRange(1), help="Bytes per request.  [default: 32]")
+@click.option("--max-request-tokens", type=click.IntRange(1), help="[default: 4194304]")
+@click.option(
+    "--max-queue-tokens", type=click.IntRange(1), help="Beyond them: 429.  [default: 8388608]"
+)
+@click.option("--timeout", type=click.FloatRange(0.1), help="Seconds per request.  [default: 600]")
+@click.option(
+    "--drain", type=click.FloatRange(0), help="Seconds for requests after SIGTERM.  [default: 30]"
+)
+@click.option("--max-wait-ms", type=click.FloatRange(0), help="Wait for more texts.  [default: 0]")
+@click.option(
+    "--warmup-length",
+    type=click.IntRange(2),
+    help="Tokens of texts whose programs are compiled before it is ready.  [default: 512]",
+)
+@click.option("--strict", is_flag=True, help="Refuse unknown fields (422).")
+@click.option("--log-requests", is_flag=True, help="Log a line of JSON per request, to stderr.")
+@dtype_option
+@quantization_option
+def serve(
+    model: Model,
+    host: str,
+    port: int,
+    served_names: tuple[str, ...],
+    api_key_file: Path | None,
+    max_body_mb: int | None,
+    max_wait_ms: float | None,
+    log_requests: bool,
+    dtype: str | None,
+    quantization: str | None,
+    **settings: Any,
+) -> None:
+    """Serve the Embedding API: Jina's, OpenAI's and text-embeddings-inference's.
+
+    \b
+    jina-jax serve --model jinaai/jina-embeddings-v3
+    curl localhost:8080/v1/embeddings -H 'content-type: application/json' \\
+      -d '{"input": "How do I renew my passport?", "task": "retrieval.query"}'
+
+    There is a page to try it at / and a description of all routes at /docs. SIGTERM lets requests
+    that are under way finish; a second one ends at once.
+    """
+    with _needs_serve():
+        from jina_jax.serving.server import Server, replaced
+        from jina_jax.serving.settings import Settings
+    keys = _keys(api_key_file)
+    names = served_names or (Path(model.name or "tiny").name,)
+    values = {
+        "served_names": names,
+        "api_keys": keys,
+        "max_body": None if max_body_mb is None else max_body_mb << 20,
+        "max_wait": None if max_wait_ms is None else max_wait_ms / 1000,
+    }
+    own = replaced(Settings(), **values, **settings)
+    directory = model.fetch()
+
+    def load() -> Any:
+        from jina_jax.embedder import JinaEmbeddings
+
+        found = JinaEmbeddings.from_pretrained(directory, dtype=dtype, quantization=quantization)
+        found.config.task_id(own.default_task)
+        return found
+
+    _log_to_stderr()
+    server = Server(load, own, host, port, log_requests=log_requests)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    click.echo(f"jina-jax: {', '.join(names)} at {server.url}", err=True)
+    status = server.run()
+    # The orderly end of the interpreter would wait for the device's threads.
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _keys(path: Path | None) -> tuple[str, ...]:
+    """Return the keys of a file and of the environment."""
+    found = os.environ.get(_KEYS, "").split(",")
+    if path is not None:
+        found += path.read_text(encoding="utf-8").splitlines()
+    keys = tuple(own.strip() for own in found if own.strip())
+    if not keys and (path is not None or _KEYS in os.environ):
+        raise ValueError(f"{path or '$' + _KEYS}: expected at least one key, got none")
+    return keys
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("jina_jax.serving")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@contextlib.contextmanager
+def _needs_serve() -> Iterator[None]:
+    """Turn a missing library of the extra ``serve`` into an error that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        if library not in _LIBRARIES:
+            raise
+        message = f'this command needs {library}: pip install "jina-jax[serve]"'
+        raise click.ClickException(message) from None

@@ -1,0 +1,74 @@
+"""POST /v1/embeddings: Jina's Embedding API and OpenAI's, in one route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from jina_jax.serving import vectors
+from jina_jax.serving.bodies import EMBEDDING_TYPES, EmbeddingsBody
+from jina_jax.serving.errors import invalid
+from jina_jax.serving.http import Call, Pieces
+from jina_jax.serving.service import Wanted
+
+
+async def embeddings(call: Call) -> Pieces:
+    """Return a vector for each text of ``input``."""
+    body: EmbeddingsBody = await call.read(EmbeddingsBody)
+    service = call.service
+    name, task = service.pick_model(body.model)
+    texts = service.texts(body.input, "input")
+    kinds, several = pick_kinds(body)
+    dim = service.dimension(body.dimensions)
+    wanted = Wanted(
+        task=pick_task(body, task, service.settings.default_task),
+        prompt_name=body.prompt_name,
+        truncate=bool(body.truncate) or body.long_text == "truncate",
+        windows=body.long_text == "windows",
+        late_chunking=bool(body.late_chunking),
+        bulk=call.is_bulk,
+    )
+    job = await service.encode(texts, wanted, call.request)
+    found = service.vectors(job, dim, normalize=body.normalized is not False)
+    usage = {"total_tokens": job.tokens, "prompt_tokens": job.tokens}
+    head = {"model": name, "object": "list", "usage": usage}
+    call.count(texts=len(texts), tokens=job.tokens, truncated=job.truncated)
+    return call.reply(
+        orjson.dumps(head)[:-1] + b',"data":[', vectors.data(found, kinds, several), b"]}"
+    )
+
+
+def pick_task(body: EmbeddingsBody, named: str | None, default: str | None) -> Any:
+    """Return the task: of the body, of the model's name, or the server's.
+
+    Raises:
+      ApiError: 422 if body and name differ.
+    """
+    if body.task is None:
+        return named or (default if body.prompt_name is None else None)
+    if named is not None and body.task != named:
+        raise invalid("task", f"expected {named!r}, as in the model's name; got {body.task!r}")
+    return body.task
+
+
+def pick_kinds(body: EmbeddingsBody) -> tuple[list[str], bool]:
+    """Return the kinds of embeddings, and whether each is an object by kind.
+
+    Raises:
+      ApiError: 422 if the fields that name them differ, or name none.
+    """
+    names = ("embedding_type", "encoding_type", "encoding_format")
+    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    if not given:
+        return ["float"], False
+    (name, chosen), *others = given.items()
+    for other, value in others:
+        if value != chosen:
+            raise invalid(other, f"expected {chosen!r}, as {name} says; got {value!r}")
+    if isinstance(chosen, str):
+        return [chosen], False
+    if not chosen:
+        raise invalid(name, f"expected one of {', '.join(EMBEDDING_TYPES)}, got an empty list")
+    kinds = list(dict.fromkeys(chosen))
+    return kinds, len(kinds) > 1

@@ -1,0 +1,122 @@
+"""Who is next: texts of small requests before those of large ones, which have a guaranteed share."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
+
+from jina_jax.serving.jobs import Job
+
+# Every fourth step begins with a large request, if any wait: a quarter of the device is theirs.
+_STEPS_WITHOUT_LARGE = 3
+
+
+class Unit(NamedTuple):
+    """A text or a part of one, as it waits.
+
+    Attributes:
+      job: whose it is.
+      size: in characters or tokens.
+      value: the text or part.
+    """
+
+    job: Job
+    size: int
+    value: Any
+
+
+class _Waiting(NamedTuple):
+    """Units of one job."""
+
+    job: Job
+    units: deque[Unit]
+
+
+class Lanes:
+    """Waiting units; threads may put and take at once.
+
+    Small jobs are served first, in the order of their arrival; large ones take turns unit by unit.
+    Units of different kinds are never taken together. Units of jobs that have ended are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[bool, Hashable], deque[_Waiting]] = {}
+        self._passed = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, units: Iterable[Unit], *, large: bool, kind: Hashable = None) -> None:
+        """Add units of one job."""
+        waiting = deque(units)
+        if waiting:
+            with self._changed:
+                lane = self._lanes.setdefault((large, kind), deque())
+                lane.append(_Waiting(waiting[0].job, waiting))
+                self._changed.notify_all()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Return when something waits, after ``close``, ``notify`` or so many seconds."""
+        with self._changed:
+            if not self._closed and not any(self._lanes.values()):
+                self._changed.wait(seconds)
+
+    def notify(self) -> None:
+        """End a ``wait`` for another reason."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait from now on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self, most: int) -> tuple[Hashable, list[Unit]]:
+        """Take units of one kind whose sizes add up to ``most``, or one that is larger.
+
+        Returns:
+          Their kind, and the units; none if nothing waits.
+        """
+        with self._changed:
+            self._drop_ended()
+            order = (True, False) if self._passed >= _STEPS_WITHOUT_LARGE else (False, True)
+            heads = [
+                (order.index(large), lane[0].job.arrival, large, kind)
+                for (large, kind), lane in self._lanes.items()
+                if lane
+            ]
+            if not heads:
+                return None, []
+            kind = min(heads, key=lambda head: head[:2])[3]
+            taken: list[Unit] = []
+            room, from_large = most, False
+            for large in order:
+                count = len(taken)
+                room = self._take(self._lanes.get((large, kind)), room, taken, turns=large)
+                from_large |= large and len(taken) > count
+            others_wait = any(large for _, _, large, _ in heads)
+            self._passed = self._passed + 1 if others_wait and not from_large else 0
+            return kind, taken
+
+    def _take(
+        self, lane: deque[_Waiting] | None, room: int, taken: list[Unit], *, turns: bool
+    ) -> int:
+        """Move units that have room to ``taken``; return the room that is left."""
+        while lane:
+            waiting = lane[0]
+            if taken and waiting.units[0].size > room:
+                return 0  # the oldest is never overtaken by smaller ones behind it
+            taken.append(waiting.units.popleft())
+            room -= taken[-1].size
+            if not waiting.units:
+                lane.popleft()
+            elif turns:
+                lane.rotate(-1)
+        return room
+
+    def _drop_ended(self) -> None:
+        for name, lane in self._lanes.items():
+            if any(waiting.job.ended for waiting in lane):
+                self._lanes[name] = deque(own for own in lane if not own.job.ended)

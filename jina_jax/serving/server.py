@@ -1,0 +1,221 @@
+"""A server in its process or thread: bound first, then loaded, ready, and drained at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from jina_jax.serving.app import make_app
+from jina_jax.serving.protocol import BoundedProtocol
+from jina_jax.serving.scheduler import Scheduler
+from jina_jax.serving.service import Service
+from jina_jax.serving.settings import Settings
+from jina_jax.serving.state import Phase, State
+
+if TYPE_CHECKING:
+    from jina_jax.embedder import JinaEmbeddings
+
+_LOGGER = logging.getLogger("jina_jax.serving")
+_BACKLOG = 2048
+_KEEP_ALIVE = 75  # seconds; longer than most proxies keep idle connections
+
+
+class Server:
+    """A server of one model.
+
+    Args:
+      load: returns the model; called in a thread, once the server answers its probes.
+      settings: names and bounds.
+      host, port: to listen at; port 0 for any that is free.
+      log_requests: log a line of JSON per request.
+
+    Raises:
+      OSError: if the address cannot be used.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], JinaEmbeddings],
+        settings: Settings,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        log_requests: bool = False,
+    ):
+        self._load, self._settings = load, settings
+        self.state = State(settings, log_requests=log_requests)
+        self._socket = _bind(host, port)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._error: BaseException | None = None
+        self._uvicorn = _Uvicorn(self._config(), self._begin_to_end)
+
+    @property
+    def url(self) -> str:
+        """Where it can be reached."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def run(self) -> int:
+        """Serve until a signal or ``stop``; return the process's exit status.
+
+        Raises:
+          Exception: that of a model that cannot be loaded.
+        """
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(self.serve())
+        if self._error is not None:
+            raise self._error
+        return 1 if self.state.phase is Phase.DEAD else 0
+
+    def stop(self) -> None:
+        """End as after SIGTERM; from any thread."""
+        self._uvicorn.should_exit = True
+
+    async def serve(self) -> None:
+        """Serve until a signal or ``stop``."""
+        loading = asyncio.create_task(self._become_ready())
+        try:
+            await self._uvicorn.serve(sockets=[self._socket])
+        finally:
+            self._begin_to_end()
+            if self.state.loaded is not None:
+                self.state.loaded.scheduler.stop()
+            if loading.done():
+                loading.result()
+            self._socket.close()
+
+    def _config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            make_app(self.state),
+            http=BoundedProtocol.within(self._settings.read_timeout),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(self._settings.drain)),
+            backlog=_BACKLOG,
+        )
+
+    async def _become_ready(self) -> None:
+        try:
+            model = await asyncio.to_thread(self._loaded)
+        except Exception as error:
+            self._error, self.state.phase = error, Phase.FAILED
+            self.stop()
+            return
+        scheduler = Scheduler(model, self._settings, self.state.metrics, self._die)
+        self.state.become_ready(Service(model, self._settings, self.state.metrics, scheduler))
+        _LOGGER.info("ready at %s", self.url)
+
+    def _loaded(self) -> JinaEmbeddings:
+        """Load the model and compile its programs."""
+        model = self._load()
+        programs = model.warmup(self._settings.warmup_length)
+        model.encode("ready")
+        _LOGGER.info("%r, %d programs", model, programs)
+        return model
+
+    def _begin_to_end(self) -> None:
+        if self.state.phase in (Phase.LOADING, Phase.READY):
+            self.state.phase = Phase.DRAINING
+
+    def _die(self) -> None:
+        self.state.phase = Phase.DEAD
+        self.stop()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn, which ends at once at the second signal of any kind, and does not raise it again."""
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]):
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = (signal.SIGINT, signal.SIGTERM)
+        before = {name: signal.signal(name, self.handle_exit) for name in names}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._on_exit()
+
+
+@contextlib.contextmanager
+def run(
+    model: JinaEmbeddings, *, host: str = "127.0.0.1", port: int = 0, **settings: Any
+) -> Iterator[Server]:
+    """Serve a model in a thread, for tests and notebooks.
+
+    >>> with jina_jax.serving.run(model) as server:
+    ...     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+
+    Args:
+      model: the model, which can be used beside the server.
+      host, port: to listen at; port 0 for any that is free.
+      **settings: of ``Settings``.
+
+    Yields:
+      The server, once it is ready.
+    """
+    server = Server(lambda: model, Settings(**settings), host, port)
+    thread = threading.Thread(target=server.run, name="jina-jax-serve", daemon=True)
+    thread.start()
+    try:
+        while server.state.phase is Phase.LOADING and thread.is_alive():
+            thread.join(0.01)
+        if server.state.phase is not Phase.READY:
+            raise RuntimeError(f"the server did not start: {server.state.phase.value}")
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from None
+    found.listen(_BACKLOG)
+    return found
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's event loop, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def replaced(settings: Settings, **values: Any) -> Settings:
+    """Return settings with other values; those that are None are left as they are."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(settings, **given)
