@@ -53,7 +53,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     prompt_name: Annotated[str | None, _PROMPT] = None
     dimensions: Annotated[int | None, _DIMENSIONS] = None
     late_chunking: Annotated[
-        bool | None, _says("The texts are chunks of one text, and see each other.")
+        bool | None, _says("The texts are chunks of one text, which is their context.")
     ] = None
     embedding_type: Annotated[
         Types | None, _says("float (default), base64, binary or ubinary; several as a list.")

@@ -101,7 +101,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         path: {"post": _post(own, by_kind[own.kind])} for path, own in _POSTS.items()
     }
     paths |= {path: {"get": _operation(own, "OK", _OF_GETS)} for path, own in _GETS.items()}
-    found = {
+    found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": f"{settings.served_names[0]} by jina_jax", "version": __version__},
         "paths": paths,
