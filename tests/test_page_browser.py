@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import threading
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -420,6 +421,31 @@ def test_a_key_is_asked_for_and_in_no_code(model, visit):
             page.evaluate("document.cookie + localStorage.length + sessionStorage.length") == "00"
         )
     assert {"401" in message for message in visit.messages} == {True}
+    visit.messages.clear()
+
+
+def test_the_page_waits_for_the_model(model, visit):
+    loaded = threading.Event()
+
+    def load():
+        loaded.wait()
+        return model
+
+    own = serving.Server(load, serving.Settings(warmup_length=32), "127.0.0.1", 0)
+    thread = threading.Thread(target=own.run)
+    thread.start()
+    try:
+        page = visit(own=own)
+        page.wait_for_selector("#say.bad")
+        assert page.inner_text("#say") == "the model is being loaded"
+        loaded.set()
+        page.wait_for_selector("#found li")
+        assert page.inner_text("#say") == "Embedded 12 texts."
+    finally:
+        loaded.set()
+        own.stop()
+        thread.join()
+    assert {"503" in message for message in visit.messages} == {True}
     visit.messages.clear()
 
 
