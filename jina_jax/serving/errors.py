@@ -47,14 +47,12 @@ class ApiError(Exception):
         self.code = code or usual
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """Return the body: ``detail`` is read by Jina's clients, ``error`` by OpenAI's and TEI's."""
-        error = {"message": self.message, "type": self.type, "param": self.field, "code": self.code}
-        found = {"detail": self.message, "code": self.code, "request_id": request_id}
-        found |= {"error": error}
+        """Return the body: Jina's clients read ``detail``, those of OpenAI and TEI ``error``."""
+        message, code = self.message, self.code
+        error = {"message": message, "type": self.type, "param": self.field, "code": code}
+        found = {"detail": message, "code": code, "request_id": request_id, "error": error}
         if self.status == 422:
-            found["errors"] = [
-                {"field": self.field, "message": self.message, "type": "value_error"}
-            ]
+            found["errors"] = [{"field": self.field, "message": message, "type": "value_error"}]
         return found
 
 
