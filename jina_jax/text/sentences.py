@@ -11,8 +11,8 @@ from jina_jax.checks import check_integer
 from jina_jax.text.spans import Span, check_text
 
 _SOFT = ".!?…․﹒．"  # marks that end a sentence only where white space follows
-# "၊" is a comma, although Unicode has it among the marks that end sentences.
 _ASKING = "!?;\u037e"  # those that end it before a word in lower case, too
+# "၊" is a comma, although Unicode has it among the marks that end sentences.
 _MARK = rf"[\p{{Sentence_Terminal}}{_SOFT}--[၊]]"
 _CLOSE = r"\p{Pe}\p{Pf}\p{M}\p{Cf}\"'"  # belongs to the mark before it (UAX #29, SB5 and SB9)
 _CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
@@ -79,7 +79,7 @@ _LONG_WORD = regex.compile(r"(?<=\p{L}{7}) (?<! \b(?:ein|aus)schl) \.", regex.VE
 # A line of someone who writes no capitals, behind a time and a speaker's name, in which fewer words
 # are abbreviations.
 _LOWER_CASE_LINE = regex.compile(
-    r"\P{L}{0,40} (?:\p{L}[^:]{0,40}:\s)? \P{L}{0,40} \p{Ll}++(?!\p{Lu})", regex.VERBOSE
+    r"\P{L}{0,40} (?:\p{L}[^:]{0,40}:\s)? \P{L}{0,40} (?!\p{Ll}{1,3}\p{Lu}) \p{Ll}", regex.VERBOSE
 )
 _WORD = regex.compile(r"(?<=(?:\p{L}\p{M}*){4}) (?<! \b(?:ein|aus)schl) \.", regex.VERBOSE)
 # The time of a subtitle (SRT, WebVTT), which is part of the text below it, as is its number above.
