@@ -165,7 +165,7 @@ class TestFormats:
 
     def test_positions_mean_no_header(self, write):
         path = write("x.csv", "0.5,one,more,two\n1,three,,four,extra\n")
-        source = read_source([path], "scored", columns=[1, 3, 0])
+        source = read_source([path], "scored", columns=np.array([1, 3, 0]))
         assert source.texts == [("one", "two"), ("three", "four")]
         assert source.targets.tolist() == [0.5, 1.0]
 

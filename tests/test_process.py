@@ -250,3 +250,16 @@ def test_settings_for_debugging(directory, model, setting):
     with setting(True):
         found = JinaEmbeddings.from_pretrained(directory).encode(texts, task="separation")
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+AT_EXIT = """
+import atexit, sys
+from jina_jax import JinaEmbeddings
+model = JinaEmbeddings.from_pretrained(sys.argv[1])
+model.encode("a")
+atexit.register(lambda: print(model.encode("a").shape))
+"""
+
+
+def test_a_program_may_encode_at_its_exit(directory):
+    assert run(AT_EXIT, directory).startswith("(")
