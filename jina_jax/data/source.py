@@ -134,6 +134,7 @@ def read_source(
       OSError: if a file cannot be read.
     """
     _check_options(kind, negatives, bad_rows, drop_overlap)
+    columns = columns.tolist() if isinstance(columns, np.ndarray) else columns
     wanted = _check_columns(kind, columns)
     files = _check_paths(paths, kind, columns)
     vectors = None if teacher is None else _open_teacher(teacher)
@@ -202,7 +203,7 @@ def _check_paths(
             raise ValueError(f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}")
         if suffix == ".txt" and (kind != "texts" or columns is not None):
             raise ValueError(f"{path}: lines of text have no columns: expected kind 'texts' alone")
-        if columns and isinstance(columns[0], int) and suffix not in DELIMITERS:
+        if columns and is_integer(columns[0], 0) and suffix not in DELIMITERS:
             raise ValueError(f"columns={columns!r}: expected names, {path} has no positions")
     return files
 
