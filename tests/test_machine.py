@@ -103,3 +103,13 @@ def test_a_standard_stream_that_is_closed(directory, tmp_path, closed, command, 
     done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (status, message)
     assert done.stdout.count("embedding") == (closed == 2)
+
+
+def test_a_variable_of_the_hub_that_is_no_number(tmp_path):
+    code = "from jina_jax.checkpoints.hub import fetch; fetch('a/b')"
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_ETAG_TIMEOUT": "soon"}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: huggingface_hub: expected other values of environment")
+    assert last.endswith("'soon'); set are HF_HUB_ETAG_TIMEOUT")

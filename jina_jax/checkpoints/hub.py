@@ -72,6 +72,7 @@ def fetch(
         raise FileNotFoundError(
             f"name_or_path={name!r}: no such directory, and not a Hub id (owner/name)"
         )
+    _check_library()
     failure = None if local_files_only else _failure(name, revision, token)
     directory = _snapshot(
         name,
@@ -87,6 +88,18 @@ def fetch(
             stacklevel=3,
         )
     return directory
+
+
+def _check_library() -> None:
+    """Import the library of the Hub, which reads variables of the environment as it is imported."""
+    try:
+        import huggingface_hub.constants  # noqa: F401
+    except ValueError as error:
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
+        raise ValueError(
+            f"huggingface_hub: expected other values of environment variables ({error}); set are "
+            f"{names or 'none'}"
+        ) from None
 
 
 def _failure(name: str, revision: str | None, token: str | bool | None) -> str | None:
