@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -138,6 +138,10 @@ class Pipeline:
             everything = [request for request in requests if request is not None]
             yield list(enumerate(share_preparation(everything, self._preparation)))
             return
+        if isinstance(requests, Sequence) and self._is_one_pool(requests):
+            # A thread would save nothing, and delay calls of several threads.
+            yield list(enumerate(self._preparation(requests)))
+            return
         pools = self._pools(requests)
         start = 0
         for pool in ahead(map(self._preparation, pools)):
@@ -146,7 +150,7 @@ class Pipeline:
 
     def _pools(self, requests: Iterable[Request | None]) -> Iterator[list[Request]]:
         """Yield pools, and an empty one for each None."""
-        step = self._batching.token_budget * self._engine.row_multiple * _CHARACTERS_PER_TOKEN
+        step = self._characters_per_step
         pool: list[Request] = []
         characters, most = 0, _STEPS_IN_FIRST_POOL * step
         for request in requests:
@@ -160,6 +164,16 @@ class Pipeline:
                 yield []
         if pool:
             yield pool
+
+    @property
+    def _characters_per_step(self) -> int:
+        return self._batching.token_budget * self._engine.row_multiple * _CHARACTERS_PER_TOKEN
+
+    def _is_one_pool(self, requests: Sequence[Request | None]) -> TypeGuard[Sequence[Request]]:
+        """Return whether nothing is left to prepare while the device computes."""
+        characters = sum(len(request.text) for request in requests if request is not None)
+        is_short = characters < _STEPS_IN_FIRST_POOL * self._characters_per_step
+        return is_short and None not in requests
 
     def _batches(self, parts: list[_Part]) -> list[Batch]:
         ids = [part.item.ids for part in parts]
