@@ -9,11 +9,11 @@ import orjson
 from jina_jax.serving import vectors
 from jina_jax.serving.bodies import EMBEDDING_TYPES, EmbeddingsBody
 from jina_jax.serving.errors import invalid
-from jina_jax.serving.http import Call, Pieces
+from jina_jax.serving.http import Call, Reply
 from jina_jax.serving.service import Wanted
 
 
-async def embeddings(call: Call) -> Pieces:
+async def embeddings(call: Call) -> Reply:
     """Return a vector for each text of ``input``."""
     body: EmbeddingsBody = await call.read(EmbeddingsBody)
     service = call.service
@@ -29,7 +29,7 @@ async def embeddings(call: Call) -> Pieces:
         late_chunking=bool(body.late_chunking),
         bulk=call.is_bulk,
     )
-    job = await service.encode(texts, wanted, call.request)
+    job = await service.encode(texts, wanted, call.receive)
     found = service.vectors(job, dim, normalize=body.normalized is not False)
     usage = {"total_tokens": job.tokens, "prompt_tokens": job.tokens}
     head = {"model": name, "object": "list", "usage": usage}

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from starlette.responses import Response
 
 from jina_jax import __version__
 from jina_jax.serving import vectors
 from jina_jax.serving.bodies import DecodeBody, EmbedBody, TokenizeBody
 from jina_jax.serving.errors import invalid
-from jina_jax.serving.http import Call
+from jina_jax.serving.http import Call, Reply
 from jina_jax.serving.service import Wanted
 
 
-async def embed(call: Call) -> Response:
+async def embed(call: Call) -> Reply:
     """Return a list of vectors."""
     body: EmbedBody = await call.read(EmbedBody)
     dim = call.service.dimension(body.dimensions)
@@ -26,7 +25,7 @@ async def embed(call: Call) -> Response:
     return call.reply(b"[", vectors.rows(found), b"]")
 
 
-async def embed_all(call: Call) -> Response:
+async def embed_all(call: Call) -> Reply:
     """Return the vectors of all tokens of each text, never normalised."""
     body: EmbedBody = await call.read(EmbedBody)
     if body.normalize:
@@ -40,7 +39,7 @@ async def embed_all(call: Call) -> Response:
     return call.reply(b"[", _nested(found), b"]")
 
 
-async def tokenize(call: Call) -> Response:
+async def tokenize(call: Call) -> Reply:
     """Return the tokens of each text: id, text, whether special, and its characters."""
     body: TokenizeBody = await call.read(TokenizeBody)
     texts = call.service.texts(body.inputs, "inputs")
@@ -57,7 +56,7 @@ async def tokenize(call: Call) -> Response:
     return call.json(found)
 
 
-async def decode(call: Call) -> Response:
+async def decode(call: Call) -> Reply:
     """Return the text of each list of token ids."""
     body: DecodeBody = await call.read(DecodeBody)
     is_nested = [isinstance(own, list) for own in body.ids]
@@ -77,7 +76,7 @@ async def decode(call: Call) -> Response:
     return call.json(found)
 
 
-async def info(call: Call) -> Response:
+async def info(call: Call) -> Reply:
     """Return the model and the server's bounds."""
     service = call.service
     model, settings = service.model, service.settings
@@ -120,7 +119,7 @@ async def _encode(call: Call, body: EmbedBody, *, by_token: bool) -> tuple[Any, 
         bulk=call.is_bulk,
         field="inputs",
     )
-    return await call.service.encode(texts, wanted, call.request), texts
+    return await call.service.encode(texts, wanted, call.receive), texts
 
 
 def _nested(found: list[np.ndarray]) -> Iterator[bytes]:
