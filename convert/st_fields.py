@@ -220,12 +220,24 @@ _TOKENS = {
 SPECIAL_TOKENS: Fields = {
     name: Field(repr(content), _is_token(content)) for name, content in _TOKENS.items()
 }
+# transformers builds a tokenizer of another kind from the same tokenizer.json for other classes.
+TOKENIZER_CLASS: Fields = {
+    "tokenizer_class": _one_of(
+        (
+            *("XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "PreTrainedTokenizerFast"),
+            *("TokenizersBackend", "CamembertTokenizer", "CamembertTokenizerFast"),
+        ),
+        None,
+    )
+}
 TOKENIZER: Fields = {
     **SPECIAL_TOKENS,
+    **TOKENIZER_CLASS,
+    "fast_tokenizer_files": _only(None, [], ["tokenizer.json"]),
     "model_max_length": _LENGTH,
     "truncation_side": _only("right", None),
     "padding_side": _only("right", "left", None),
-    "do_lower_case": _only(False, None),
+    "do_lower_case": _only(True, False, None),  # without effect on tokenizers of these classes
     "split_special_tokens": _only(False, None),
     "add_prefix_space": _only(True, None),
     "add_bos_token": _only(True, None),

@@ -336,3 +336,109 @@ def test_dense_refused_by_field(directory, config, message):
     put(put_dense(directory), {"2_Dense/config.json": config})
     with pytest.raises(ConfigError, match=message):
         open_checkpoint(directory)
+
+
+TOKENIZER = "tokenizer_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (TOKENIZER, {"additional_special_tokens": ["sea"]}, "additional_special_tokens: 'sea'"),
+        (TOKENIZER, {"extra_special_tokens": {"x": "sea"}}, "extra_special_tokens: 'sea'"),
+        (TOKENIZER, {"extra_special_tokens": 5}, "extra_special_tokens=5: expected a list"),
+        (TOKENIZER, {"added_tokens_decoder": {"9": {"content": "sea"}}}, "_decoder: 'sea'"),
+        (TOKENIZER, {"added_tokens_decoder": {"9": {"content": "<s>"}}}, "'<s>' has the id 9"),
+        (TOKENIZER, {"added_tokens_decoder": [1]}, r"added_tokens_decoder=\[1\]"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["sea"]}, "_tokens: 'sea'"),
+        ("added_tokens.json", {"sea": 9}, "added_tokens.json: sea"),
+        (TOKENIZER, {"tokenizer_class": "BertTokenizer"}, "tokenizer_class='BertTokenizer'"),
+        ("config.json", {"tokenizer_class": "BertTokenizer"}, "tokenizer_class='BertTokenizer'"),
+        (TOKENIZER, {"fast_tokenizer_files": ["tokenizer.4.json"]}, "fast_tokenizer_files"),
+        ("config.json", {"transformers_weights": "x.safetensors"}, "transformers_weights='x"),
+        ("config.json", {"configuration_files": ["config.4.json"]}, "configuration_files"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: expected"),
+    ],
+)
+def test_what_leads_transformers_elsewhere_is_refused(directory, name, fields, message):
+    """Other tokens, another tokenizer, or another file than those that are read here."""
+    present = json.loads((directory / name).read_text()) if (directory / name).exists() else {}
+    put(directory, {name: {**present, **fields}})
+    with pytest.raises(ValueError, match=message):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+def test_tokens_that_the_tokenizer_has_may_be_named_again(directory):
+    added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    names = [token["content"] for token in added]
+    put(directory, {"added_tokens.json": {token["content"]: token["id"] for token in added}})
+    decoder = {str(token["id"]): token for token in added}
+    settings = {"added_tokens_decoder": decoder, "additional_special_tokens": names}
+    put(directory, {TOKENIZER: {**settings, "tokenizer_class": "XLMRobertaTokenizerFast"}})
+    JinaEmbeddings.from_pretrained(directory)
+    decoder[str(added[0]["id"])] = {**added[0], "single_word": True}
+    put(directory, {TOKENIZER: settings})
+    with pytest.raises(ValueError, match=r"added_tokens_decoder: .* has single_word=True"):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+def test_truncation_on_the_left_is_refused_by_its_field(directory):
+    path = directory / "tokenizer.json"
+    truncation = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "truncation": truncation}))
+    JinaEmbeddings.from_pretrained(directory)
+    path.write_text(json.dumps({**fields, "truncation": {**truncation, "direction": "Left"}}))
+    with pytest.raises(ValueError, match=r"truncation\.direction: expected 'Right', got 'Left'"):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", TOKENIZER],
+)
+def test_a_link_to_nothing_is_not_a_missing_file(directory, name):
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(directory / "nowhere")
+    with pytest.raises(ValueError, match=f"{name}: .*a link to nothing"):
+        open_checkpoint(directory)
+
+
+def test_modules_json_of_another_system_is_read(directory):
+    text = json.dumps(modules("Transformer", "Pooling"))
+    for encoding in ("utf-8-sig", "utf-16"):
+        (directory / "modules.json").write_text(text, encoding=encoding)
+        assert open_checkpoint(directory).config.normalize is False
+    (directory / "modules.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ConfigError, match=r"modules\.json: .*a Git LFS pointer"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("vocab_size", 100, 120),
+        ("hidden_size", 32, 16),
+        ("num_hidden_layers", 3, 1),
+        ("intermediate_size", 40, 32),
+        ("max_position_embeddings", 70, 66),
+        ("type_vocab_size", 2, 1),
+    ],
+)
+def test_sizes_that_the_weights_contradict_are_named(directory, name, value, right):
+    config = json.loads((directory / "config.json").read_text())
+    put(directory, {"config.json": {**config, name: value}})
+    shutil.rmtree(directory / "1_Pooling")
+    with pytest.raises(CheckpointError, match=f"config: {name}={value}: expected {right}, as in"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"out_features": 9}, "out_features=9: expected 8"), ({"bias": False}, "bias=False")],
+)
+def test_a_dense_that_its_weights_contradict_is_named(directory, fields, message):
+    put_dense(directory)
+    put(directory, {"2_Dense/config.json": {**DENSE_CONFIG, **fields}})
+    with pytest.raises(CheckpointError, match=f"config: 2_Dense: {message}"):
+        open_checkpoint(directory)

@@ -116,6 +116,7 @@ def _spec(fields: dict[str, Any]) -> TokenizerSpec:
     unk_id = _typed(model, "unk_id", int, "model")
     white_space, metaspace = _pre_tokenizer(fields.get("pre_tokenizer"))
     prefix, suffix = _template(fields.get("post_processor"))
+    _check_truncation(fields.get("truncation"))
     tokens = _typed(fields, "added_tokens", list)
     added = tuple(_added_token(token, f"added_tokens[{i}]") for i, token in enumerate(tokens))
     for name in ("<s>", "</s>", "<pad>"):
@@ -131,6 +132,13 @@ def _spec(fields: dict[str, Any]) -> TokenizerSpec:
         unk_id=unk_id,
         byte_fallback=_typed(model, "byte_fallback", bool, "model", default=False),
     )
+
+
+def _check_truncation(spec: Any) -> None:
+    """Refuse truncation on the left, which transformers would do; the length is set per call."""
+    if spec is not None:
+        side = _object(spec, "truncation").get("direction", "Right")
+        _expect(side == "Right", "truncation.direction", side, "'Right'")
 
 
 def _normalizers(spec: Any, where: str) -> list[Normalizer]:
