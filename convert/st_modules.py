@@ -208,6 +208,13 @@ def _max_seq_length(encoder: Path) -> float | None:
             break
     _read(encoder / "special_tokens_map.json", st_fields.SPECIAL_TOKENS, strict=False)
     tokenizer = _read(encoder / "tokenizer_config.json", st_fields.TOKENIZER, strict=False)
-    if tokenizer.get("tokenizer_class") is None:
-        _read(encoder / "config.json", st_fields.TOKENIZER_CLASS, strict=False)
+    no_class = tokenizer.get("tokenizer_class") is None
+    config = _read(
+        encoder / "config.json", st_fields.TOKENIZER_CLASS if no_class else {}, strict=False
+    )
+    if config.get("model_type") == "bert" and tokenizer.get("padding_side") == "left":
+        raise ConfigError(
+            f"{encoder / 'tokenizer_config.json'}: padding_side='left': expected 'right' for a "
+            "BERT, whose positions count the padding"
+        )
     return tokenizer.get("model_max_length") if length is None else length

@@ -216,7 +216,8 @@ def test_refused_options(checkpoint, options, message):
 
 def test_refused_rank_and_alpha_of_a_first_task(plain):
     for options in ({"rank": 0}, {"rank": 2.5}, {"alpha": 0}, {"alpha": float("nan")}):
-        with pytest.raises(ValueError, match=f"lora_{next(iter(options))}="):
+        message = "^rank=" if "rank" in options else "lora_alpha="
+        with pytest.raises(ValueError, match=message):
             add_task(plain, "x", **options)
     with pytest.raises(ValueError, match="this checkpoint has no adapters: expected None"):
         add_task(plain, "x", copy_of="separation")

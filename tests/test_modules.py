@@ -442,3 +442,48 @@ def test_a_dense_that_its_weights_contradict_is_named(directory, fields, message
     put(directory, {"2_Dense/config.json": {**DENSE_CONFIG, **fields}})
     with pytest.raises(CheckpointError, match=f"config: 2_Dense: {message}"):
         open_checkpoint(directory)
+
+
+@pytest.fixture
+def bert(directory) -> Path:
+    """The same weights as a BERT, whose positions begin at zero."""
+    config = json.loads((directory / "config.json").read_text())
+    return put(directory, {"config.json": {**config, "model_type": "bert", "pad_token_id": 0}})
+
+
+def test_padding_on_the_left_of_a_bert_is_refused(bert):
+    put(bert, {TOKENIZER: {"padding_side": "left"}})
+    with pytest.raises(ConfigError, match="padding_side='left': expected 'right' for a BERT"):
+        open_checkpoint(bert)
+
+
+@pytest.mark.parametrize("settings", [None, {"model_max_length": 64, "tokenizer_class": None}])
+def test_the_tokenizer_of_a_bert_is_written_with_its_class(bert, tmp_path, settings):
+    if settings:
+        put(bert, {TOKENIZER: settings})
+    write_checkpoint(open_checkpoint(bert), tmp_path / "out", "bert")
+    written = json.loads((tmp_path / "out" / TOKENIZER).read_text())
+    assert written["tokenizer_class"] == "XLMRobertaTokenizer"
+    assert written["model_max_length"] == (64 if settings else 66)
+
+
+def test_do_lower_case_of_a_tokenizer_without_it_changes_nothing(directory):
+    expected = encode(directory, ["Hello WORLD"])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
+    put(directory, {TOKENIZER: settings})
+    np.testing.assert_array_equal(encode(directory, ["Hello WORLD"]), expected)
+
+
+def test_a_second_token_type_of_a_template_is_refused(directory):
+    path = directory / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    single = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 1}},
+    ]
+    tokens = {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}
+    template = {"type": "TemplateProcessing", "single": single, "pair": []}
+    fields["post_processor"] = {**template, "special_tokens": tokens}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"single\[1\].type_id: expected 0, got 1"):
+        JinaEmbeddings.from_pretrained(directory)

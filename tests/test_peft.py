@@ -259,7 +259,7 @@ def moved(model, *names):
     ]
     (model / "modules.json").write_text(json.dumps(entries))
     (model / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 128, "pooling_mode": "cls"}
+    pooling = {"word_embedding_dimension": 64, "pooling_mode": "cls"}
     (model / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
 

@@ -213,7 +213,10 @@ def _template(spec: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     sides: tuple[list[int], list[int]] = ([], [])
     sequences = 0
     for i, item in enumerate(_typed(spec, "single", list, where)):
-        if "Sequence" in _object(item, f"{where}.single[{i}]"):
+        kind = next(iter(_object(item, f"{where}.single[{i}]").values()), None)
+        type_id = kind.get("type_id", 0) if isinstance(kind, dict) else 0
+        _expect(type_id == 0, f"{where}.single[{i}].type_id", type_id, "0")
+        if "Sequence" in item:
             sequences += 1
         else:
             sides[min(sequences, 1)].extend(_template_ids(spec, item, f"{where}.single[{i}]"))
