@@ -57,6 +57,9 @@ def _contradicted(
     for name, size in sizes.items():
         if getattr(config, name) != size:
             yield f"{name}={getattr(config, name)!r}: expected {size}, as in the weights"
+    if any("position_embeddings." in key for key in found) != config.has_position_table:
+        kind = config.position_embedding_type
+        yield f"position_embedding_type={kind!r}: expected another, by the weights"
     for i, spec in enumerate(config.dense):
         yield from _contradicted_dense(i, spec.out_features, spec.bias, bound, found)
 

@@ -487,3 +487,11 @@ def test_a_second_token_type_of_a_template_is_refused(directory):
     path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=r"single\[1\].type_id: expected 0, got 1"):
         JinaEmbeddings.from_pretrained(directory)
+
+
+def test_positions_that_the_weights_contradict_are_named(directory):
+    tensors = xlm_roberta_tensors(SIZE, pooler=False)
+    del tensors["embeddings.position_embeddings.weight"]
+    save(directory / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="config: position_embedding_type='absolute'"):
+        open_checkpoint(directory)
