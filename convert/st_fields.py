@@ -30,7 +30,8 @@ refused, unless without effect       other modules and activations, Dense on tok
                                      tokens, tokenizers of other classes, other files by
                                      transformers_weights, configuration_files and
                                      fast_tokenizer_files; is_decoder, add_cross_attention,
-                                     pruned_heads, quantization_config and the others of ``jina_jax.config``
+                                     pruned_heads, quantization_config and the others of
+                                     ``jina_jax.config``
 ===================================  ===================================================
 
 Of rotary models, max_seq_length and model_max_length above the number of positions less
