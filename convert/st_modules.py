@@ -178,6 +178,11 @@ def _pooler(directory: Path, raw: Mapping[str, Any]) -> str:
 def _dense(directory: Path, path: str) -> DenseFiles:
     file = directory / path / "config.json"
     raw = _read(file, st_fields.DENSE)
+    if not raw:
+        raise ConfigError(
+            f"{directory / MODULES_FILE}: path={path!r}: expected a folder with the config.json of "
+            "the module Dense"
+        )
     for name in ("in_features", "out_features"):
         if name not in raw:
             raise ConfigError(f"{file}: {name} is missing")

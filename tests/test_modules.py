@@ -495,3 +495,11 @@ def test_positions_that_the_weights_contradict_are_named(directory):
     save(directory / "model.safetensors", tensors)
     with pytest.raises(CheckpointError, match="config: position_embedding_type='absolute'"):
         open_checkpoint(directory)
+
+
+def test_a_folder_without_a_dense_is_named_by_its_field(directory):
+    listed = modules("Transformer", "Pooling", "Dense")
+    listed[2]["path"] = "cls"
+    put(directory, {"modules.json": listed})
+    with pytest.raises(ConfigError, match=r"modules\.json: path='cls': .* of the module Dense"):
+        open_checkpoint(directory)
