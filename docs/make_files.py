@@ -43,6 +43,10 @@ NOTES = {
     **_applied("out_features", "bias", "activation_function"),
     **_otherwise("a sum with the input, not computed here", "use_residual"),
     # Transformer and its tokenizer
+    **_otherwise(
+        "another tokenizer (config.json's counts where this file names none)", "tokenizer_class"
+    ),
+    **_otherwise("another tokenizer", "fast_tokenizer_files"),
     "max_seq_length": "applied: most tokens of a text, at most the number of positions",
     "model_max_length": "applied where max_seq_length is missing",
     **_otherwise("lower the texts yourself", "do_lower_case"),
@@ -83,6 +87,7 @@ CONFIG_NOTES = {
     **_applied("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     **_applied("intermediate_size", "hidden_act", "layer_norm_eps", "type_vocab_size"),
     **_applied("pad_token_id", "max_position_embeddings", "task_instructions"),
+    **_otherwise("other files in place of these", "transformers_weights", "configuration_files"),
     "initializer_range": "applied to new weights in training",
     **dict.fromkeys(
         ("hidden_dropout_prob", "attention_probs_dropout_prob"), "used in training only"

@@ -146,17 +146,22 @@ def read_json(path: str | Path) -> dict[str, Any]:
       ConfigError: naming the file if it is none.
       FileNotFoundError: if there is no file.
     """
+    values = read_json_value(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def read_json_value(path: str | Path) -> Any:
+    """Read any JSON value from a file; encodings and errors are those of ``read_json``."""
     path = Path(path)
     if found := damage(path):
         raise ConfigError(f"{path}: not valid JSON, but {found}")
     content = path.read_bytes()
     try:
-        values = json.loads(content.decode(json.detect_encoding(content)))
+        return json.loads(content.decode(json.detect_encoding(content)))
     except (ValueError, RecursionError) as error:  # bad JSON, bad text, or nested without end
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
