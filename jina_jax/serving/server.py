@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 import socket
@@ -117,13 +118,17 @@ class Server:
         scheduler = Scheduler(model, self._settings, self.state.metrics, self._die)
         self.state.become_ready(Service(model, self._settings, self.state.metrics, scheduler))
         _LOGGER.info("ready at %s", self.url)
+        if self._settings.lazy:
+            warm = functools.partial(model.warmup, self._settings.warmup_length, threads=1)
+            threading.Thread(target=warm, name="jina-jax-warmup", daemon=True).start()
 
     def _loaded(self) -> JinaEmbeddings:
-        """Load the model and compile its programs."""
+        """Load the model, and compile its programs unless that can wait."""
         model = self._load()
-        programs = model.warmup(self._settings.warmup_length)
+        if not self._settings.lazy:
+            model.warmup(self._settings.warmup_length)
         model.encode("ready")
-        _LOGGER.info("%r, %d programs", model, programs)
+        _LOGGER.info("%r, %d programs", model, model.engine.compiled)
         return model
 
     def _begin_to_end(self) -> None:
