@@ -92,7 +92,7 @@ async def _one(
             rows = [row["embedding"] for row in json.loads(content)["data"]]
             wanted = [expected[task][i] for task, i in zip(tasks, picked, strict=True)]
             cosine = np.sum(np.array(rows, np.float32) * np.stack(wanted), axis=-1).min()
-            found["wrong vectors"] += cosine < _COSINE
+            found["wrong vectors"] += int(cosine < _COSINE)
             worst[0] = min(worst[0], float(cosine))
     client.transport.close()
 
