@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from jina_jax.serving.bodies import read
 from jina_jax.serving.errors import ApiError
+from jina_jax.serving.state import Phase
 
 if TYPE_CHECKING:
     from jina_jax.serving.service import Service
@@ -34,23 +35,26 @@ class Pieces(Response):
     """A reply that is made and sent piece by piece, while others have their turns.
 
     Args:
-      content: pieces of the body, made when they are sent.
+      content: pieces of the body, made when they are sent. The protocol ends connections of clients
+        that do not take them in time.
       headers: names and values.
-      seconds: in which the client must take each piece.
     """
 
-    def __init__(self, content: Iterable[bytes], headers: dict[str, str], seconds: float):
-        self._content, self._seconds = content, seconds
+    def __init__(self, content: Iterable[bytes], headers: dict[str, str]):
+        self._content = content
         self.status_code, self.background, self.media_type = 200, None, "application/json"
         self.init_headers(headers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("http_version") == "1.0":  # has no pieces
+            self.body = b"".join(self._content)
+            self.headers["content-length"] = str(len(self.body))
+            await super().__call__(scope, receive, send)
+            return
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         for piece in self._content:
-            message = {"type": "http.response.body", "body": piece, "more_body": True}
-            async with asyncio.timeout(self._seconds):
-                await send(message)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -111,7 +115,7 @@ class Call:
             yield from pieces
             yield tail
 
-        return Pieces(rest(), self._headers, self.service.settings.read_timeout)
+        return Pieces(rest(), self._headers)
 
     def json(self, value: Any) -> Response:
         """Return a small reply."""
@@ -162,7 +166,9 @@ def endpoint(
         except ApiError as error:
             response = error_response(error, request_id)
         except asyncio.CancelledError:
-            raise
+            if state.phase is not Phase.DRAINING:
+                raise
+            response = error_response(ApiError(503, state.phase.value), request_id)
         except Exception:
             _LOGGER.exception("request %s failed", request_id)
             response = error_response(ApiError(500, "internal error"), request_id)
@@ -205,7 +211,7 @@ def check_key(request: Request, keys: tuple[str, ...]) -> None:
     scheme, _, key = given.partition(" ")
     if scheme.lower() != "bearer":
         raise _unauthorized("expected 'Bearer KEY'", "AUTH_INVALID_FORMAT")
-    own = key.strip().encode()
+    own = key.strip().encode("latin-1")  # the bytes that came
     if not any([hmac.compare_digest(own, known.encode()) for known in keys]):
         raise _unauthorized("a key that is not known", "AUTH_INVALID_API_KEY")
 

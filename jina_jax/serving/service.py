@@ -101,6 +101,18 @@ class Service:
             "INPUT_MODEL_NOT_FOUND",
         )
 
+    def pick_prompt(self, task: Any, prompt_name: str | None) -> tuple[Any, str | None]:
+        """Return the task and the name of a prompt in place of its own.
+
+        A prompt of a task's name means the task: many clients have no other field for it. Without
+        both, the task is the server's.
+        """
+        if task is None and prompt_name in self.model.config.lora_adaptations:
+            return prompt_name, None
+        if task is None and prompt_name is None:
+            return self.settings.default_task, None
+        return task, prompt_name
+
     def texts(self, given: Any, field: str, *, most: int | None = None) -> list[str]:
         """Return the texts of an input, as a list.
 
@@ -148,7 +160,7 @@ class Service:
                 job.drop()
                 job.future.cancel()
         if job.future.cancelled():
-            raise self._unanswered(gone)
+            raise self._unanswered(left=gone.done() and not gone.cancelled())
         job.future.result()
         self.metrics.texts.inc(len(texts))
         return job
@@ -223,8 +235,7 @@ class Service:
             message = f"{field}: expected at most {most} tokens together, got about {job.estimate}"
             raise ApiError(413, message, field)
 
-    def _unanswered(self, gone: asyncio.Future) -> ApiError:
-        left = gone.done() and not gone.cancelled()
+    def _unanswered(self, *, left: bool) -> ApiError:
         self.metrics.dropped.labels("disconnect" if left else "timeout").inc()
         if left:
             return ApiError(499, "the client left")
