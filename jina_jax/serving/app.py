@@ -55,7 +55,9 @@ def make_app(state: State) -> Starlette:
         Route("/health", _ready(state), methods=["GET"]),
         Route("/metrics", _metrics(state), methods=["GET"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False  # to a host that the client names, for clients that post
+    return app
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -21,9 +21,10 @@ async def embeddings(call: Call) -> Reply:
     texts = service.texts(body.input, "input")
     kinds, several = pick_kinds(body)
     dim = service.dimension(body.dimensions)
+    task, prompt_name = service.pick_prompt(pick_task(body, task), body.prompt_name)
     wanted = Wanted(
-        task=pick_task(body, task, service.settings.default_task),
-        prompt_name=body.prompt_name,
+        task=task,
+        prompt_name=prompt_name,
         truncate=bool(body.truncate) or body.long_text == "truncate",
         windows=body.long_text == "windows",
         late_chunking=bool(body.late_chunking),
@@ -39,14 +40,14 @@ async def embeddings(call: Call) -> Reply:
     )
 
 
-def pick_task(body: EmbeddingsBody, named: str | None, default: str | None) -> Any:
-    """Return the task: of the body, of the model's name, or the server's.
+def pick_task(body: EmbeddingsBody, named: str | None) -> Any:
+    """Return the task: of the body, or of the model's name.
 
     Raises:
       ApiError: 422 if body and name differ.
     """
     if body.task is None:
-        return named or (default if body.prompt_name is None else None)
+        return named
     if named is not None and body.task != named:
         raise invalid("task", f"expected {named!r}, as in the model's name; got {body.task!r}")
     return body.task

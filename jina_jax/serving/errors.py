@@ -15,6 +15,7 @@ _KINDS = {
     415: ("UNSUPPORTED_ENCODING", "invalid_request_error"),
     422: ("INPUT_INVALID", "invalid_request_error"),
     429: ("RATE_CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
+    431: ("HEAD_TOO_LARGE", "invalid_request_error"),
     500: ("INTERNAL_ERROR", "server_error"),
     503: ("SERVICE_UNAVAILABLE", "server_error"),
     504: ("SERVICE_TIMEOUT", "server_error"),

@@ -20,6 +20,7 @@ import orjson
 
 from jina_jax.serving.bodies import read
 from jina_jax.serving.errors import ApiError
+from jina_jax.serving.state import Phase
 
 if TYPE_CHECKING:
     from jina_jax.serving.service import Service
@@ -38,27 +39,28 @@ class Reply(NamedTuple):
       status: of HTTP.
       headers: names in lower case, and values.
       content: the body; or its pieces, which are made when they are sent, while others have their
-        turns in between.
+        turns in between. The protocol ends connections of clients that do not take them in time.
     """
 
     status: int
     headers: dict[str, str]
     content: bytes | Iterable[bytes]
 
-    async def send(self, send: Any, seconds: float) -> None:
-        """Send it; a client must take each piece in so many seconds."""
+    async def send(self, scope: Any, send: Any) -> None:
+        """Send it."""
+        content = self.content
+        if not isinstance(content, bytes) and scope.get("http_version") == "1.0":
+            content = b"".join(content)  # it has no pieces
         headers = [(b"content-type", b"application/json")]
         headers += [(k.encode("latin-1"), v.encode("latin-1")) for k, v in self.headers.items()]
-        if isinstance(self.content, bytes):
-            headers.append((b"content-length", b"%d" % len(self.content)))
+        if isinstance(content, bytes):
+            headers.append((b"content-length", b"%d" % len(content)))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        if isinstance(self.content, bytes):
-            async with asyncio.timeout(seconds):
-                await send({"type": "http.response.body", "body": self.content})
+        if isinstance(content, bytes):
+            await send({"type": "http.response.body", "body": content})
             return
-        for piece in self.content:
-            async with asyncio.timeout(seconds):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        for piece in content:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
 
@@ -183,17 +185,17 @@ class Endpoint:
             reply = await self._handle(call)
         except ApiError as error:
             reply = error_reply(error, own_id)
+        except asyncio.CancelledError:
+            if self._state.phase is not Phase.DRAINING:
+                raise
+            reply = error_reply(ApiError(503, self._state.phase.value), own_id)
         except Exception:
             _LOGGER.exception("request %s failed", own_id)
             reply = error_reply(ApiError(500, "internal error"), own_id)
         if traceparent := headers.get(b"traceparent"):
             reply.headers["traceparent"] = traceparent.decode("latin-1")
         self._count(reply.status, time.perf_counter() - start, call, own_id)
-        try:
-            await reply.send(send, self._state.settings.read_timeout)
-        except TimeoutError:
-            self._state.metrics.dropped.labels("slow").inc()
-            raise ConnectionAbortedError("the client does not take its reply") from None
+        await reply.send(scope, send)
 
     def _count(self, status: int, seconds: float, call: Call | None, own_id: str) -> None:
         if status == 200:

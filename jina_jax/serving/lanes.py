@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from jina_jax.serving.jobs import Job
 
-# Every fourth step begins with a large request, if any wait: a quarter of the device is theirs.
+# Every fourth step begins with a large request, if any wait: a quarter of the device is theirs. So
+# is a step that small ones left a quarter of; what fits into less of it is a gift, and not counted.
 _STEPS_WITHOUT_LARGE = 3
+_SHARE = 4
 
 
 class Unit(NamedTuple):
@@ -91,13 +93,14 @@ class Lanes:
                 return None, []
             kind = min(heads, key=lambda head: head[:2])[3]
             taken: list[Unit] = []
-            room, from_large = most, False
+            room, of_large = most, 0
             for large in order:
                 count = len(taken)
                 room = self._take(self._lanes.get((large, kind)), room, taken, turns=large)
-                from_large |= large and len(taken) > count
-            others_wait = any(large for _, _, large, _ in heads)
-            self._passed = self._passed + 1 if others_wait and not from_large else 0
+                of_large += sum(unit.size for unit in taken[count:]) if large else 0
+            waits = any(large for _, _, large, _ in heads)
+            has_share = of_large and (order[0] or of_large * _SHARE >= most)
+            self._passed = self._passed + 1 if waits and not has_share else 0
             return kind, taken
 
     def _take(

@@ -106,6 +106,18 @@ class Service:
             "INPUT_MODEL_NOT_FOUND",
         )
 
+    def pick_prompt(self, task: Any, prompt_name: str | None) -> tuple[Any, str | None]:
+        """Return the task and the name of a prompt in place of its own.
+
+        A prompt of a task's name means the task: many clients have no other field for it. Without
+        both, the task is the server's.
+        """
+        if task is None and prompt_name in self.model.config.lora_adaptations:
+            return prompt_name, None
+        if task is None and prompt_name is None:
+            return self.settings.default_task, None
+        return task, prompt_name
+
     def texts(self, given: Any, field: str, *, most: int | None = None) -> list[str]:
         """Return the texts of an input, as a list.
 

@@ -19,7 +19,7 @@ class Settings:
       max_queue_tokens: most tokens that may wait; one request may wait whatever its size.
       timeout: seconds after which a request that waits ends with status 504.
       read_timeout: seconds in which a request's head, and then its body, must arrive; also those
-        in which a client must take a piece of a reply.
+        in which a client must take what waits to be sent.
       drain: seconds that requests under way have after SIGTERM.
       max_wait: seconds that a step waits for more texts than there are.
       warmup_length: tokens of the longest text whose programs are compiled before the server is

@@ -32,9 +32,9 @@ async def embed_all(call: Call) -> Reply:
         raise invalid("normalize", "expected false: vectors of tokens are never normalised")
     if call.service.model.config.dense and body.dimensions is not None:
         raise invalid("dimensions", "expected none for a model with Dense modules")
+    dim = None if body.dimensions is None else call.service.dimension(body.dimensions)
     job, texts = await _encode(call, body, by_token=True)
     call.count(texts=len(texts), tokens=job.tokens, truncated=job.truncated)
-    dim = body.dimensions and call.service.dimension(body.dimensions)
     found = [own.vectors[:, :dim] for own in job.results if own is not None]
     return call.reply(b"[", _nested(found), b"]")
 
@@ -105,12 +105,7 @@ async def _encode(call: Call, body: EmbedBody, *, by_token: bool) -> tuple[Any, 
     if direction != "right":
         raise invalid("truncation_direction", "expected 'Right': texts are cut at their ends")
     texts = call.service.texts(body.inputs, "inputs")
-    task = body.task
-    if task is None and body.prompt_name is None:
-        task = call.service.settings.default_task
-    prompt_name = body.prompt_name
-    if task is None and prompt_name in call.service.model.config.lora_adaptations:
-        task, prompt_name = prompt_name, None  # TEI's clients have no field for a task
+    task, prompt_name = call.service.pick_prompt(body.task, body.prompt_name)
     wanted = Wanted(
         task=task,
         prompt_name=prompt_name,
