@@ -1,4 +1,4 @@
-"""HTTP/1.1 by httptools, with bounds for what a client sends slowly or at length, or never reads."""
+"""HTTP/1.1 by httptools, bounded in what a client sends slowly or at length, or never reads."""
 
 from __future__ import annotations
 
