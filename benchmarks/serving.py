@@ -3,6 +3,7 @@
     python benchmarks/serving.py                         # tiny
     python benchmarks/serving.py --layers 6              # a random model of full width
     python benchmarks/serving.py --sections soak --minutes 30
+    python benchmarks/serving.py --sections infinity --layers 6 --infinity VENV/bin/python
 
 The server is a process of its own, its clients are in another one, and ``encode`` is in this one;
 they take turns where they are compared, and share the machine's cores all the time.
@@ -31,19 +32,21 @@ import common
 import load
 import numpy as np
 
-SECTIONS = ("throughput", "latency", "flood", "json", "start", "memory", "soak")
+SECTIONS = ("throughput", "latency", "flood", "json", "start", "memory", "soak", "infinity")
+USUAL = SECTIONS[:6]
 CLIENTS = 64
 BULK = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS[:-1]))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(USUAL))
     parser.add_argument("--layers", type=int, default=0, help="0: tiny")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=2048, help="of the throughput")
     parser.add_argument("--requests", type=int, default=100_000, help="of the section memory")
     parser.add_argument("--minutes", type=float, default=30, help="of the section soak")
+    parser.add_argument("--infinity", type=Path, help="Python of an environment that has it")
     parser.add_argument("--directory", type=Path, help="where to keep the checkpoint")
     parser.add_argument("--json", type=Path, help="write results to this file")
     args = parser.parse_args()
@@ -244,9 +247,34 @@ class Bench:
         with self._server() as server:
             return soak.run(server, self._loaded(), self.texts, self.args.minutes * 60)
 
+    def infinity(self) -> dict[str, Any]:
+        """The rate of 64 clients over that of infinity, on the same plain XLM-R."""
+        import serving_peers
+
+        bodies = [{"model": "m", "input": own} for own in self.texts]
+        ours = [load.post(own) for own in bodies]
+        theirs = [load.post(own, "/embeddings") for own in bodies]
+        found: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+        with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+            directory = Path(scratch) / "model"
+            serving_peers.write(self.args.infinity, directory, self.args.layers)
+            url = stack.enter_context(serving_peers.infinity(self.args.infinity, directory))
+            servers = {own: self._server("--dtype", own, model=str(directory)) for own in found}
+            own_urls = {name: stack.enter_context(own).url for name, own in servers.items()}
+            for turn in range(self.args.rounds + 1):
+                peer = load.run(load.closed_loop(url, theirs, CLIENTS))
+                assert set(peer.statuses) == {200}, set(peer.statuses)
+                for name, own_url in own_urls.items():
+                    own = load.run(load.closed_loop(own_url, ours, CLIENTS))
+                    assert set(own.statuses) == {200}
+                    found[name] += [peer.seconds / own.seconds] if turn else []
+        return {
+            f"times infinity's rate, {name}": statistics.median(own) for name, own in found.items()
+        }
+
     @contextlib.contextmanager
-    def _server(self, *options: str) -> Iterator[Process]:
-        server = Process(self.model, *options)
+    def _server(self, *options: str, model: str | None = None) -> Iterator[Process]:
+        server = Process(model or self.model, *options)
         try:
             yield server
         finally:
