@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jina_jax.serving.jobs import Job
@@ -49,14 +49,18 @@ class Lanes:
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, units: Iterable[Unit], *, large: bool, kind: Hashable = None) -> None:
+    def put(self, units: Sequence[Unit], *, large: bool, kind: Hashable = None) -> None:
         """Add units of one job."""
-        waiting = deque(units)
-        if waiting:
-            with self._changed:
-                lane = self._lanes.setdefault((large, kind), deque())
-                lane.append(_Waiting(waiting[0].job, waiting))
-                self._changed.notify_all()
+        self.put_all([(units, large, kind)])
+
+    def put_all(self, jobs: Iterable[tuple[Sequence[Unit], bool, Hashable]]) -> None:
+        """Add units of several jobs, each with whether it is large, and their kind."""
+        with self._changed:
+            for units, large, kind in jobs:
+                if units:
+                    lane = self._lanes.setdefault((large, kind), deque())
+                    lane.append(_Waiting(units[0].job, deque(units)))
+            self._changed.notify_all()
 
     def wait(self, seconds: float | None = None) -> None:
         """Return when something waits, after ``close``, ``notify`` or so many seconds."""

@@ -62,6 +62,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._texts, self._items = Lanes(), Lanes()
         self._jobs: set[Job] = set()
+        self._arrived: list[Job] = []
         self._waiting_tokens = 0
         self._tokens_per_second = 0.0
         self._last = time.perf_counter()  # when the device had its last result, or was last idle
@@ -106,9 +107,14 @@ class Scheduler:
         if not job.requests:
             self._settle([job])
             return
-        requests = enumerate(job.requests)
-        units = [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
-        self._texts.put(units, large=self._is_large(job))
+        self._arrived.append(job)
+        if len(self._arrived) == 1:
+            self._loop.call_soon(self._pass_on)
+
+    def _pass_on(self) -> None:
+        """Wake the thread that tokenises, once for all jobs that arrived together."""
+        jobs, self._arrived = self._arrived, []
+        self._texts.put_all([(_units(job), self._is_large(job), None) for job in jobs])
 
     def stop(self) -> None:
         """End the threads; what still waits fails with status 503."""
@@ -210,8 +216,9 @@ class Scheduler:
             kind = (job.pooling, bool(parts[0].item.pieces))
             own = by_job.setdefault((job, kind), [])
             own += [Unit(job, len(part.item.ids), part) for part in parts]
-        for (job, kind), own in by_job.items():
-            self._items.put(own, large=self._is_large(job), kind=kind)
+        self._items.put_all(
+            [(own, self._is_large(job), kind) for (job, kind), own in by_job.items()]
+        )
         self._metrics.tokenize_seconds.observe(time.perf_counter() - start)
         return failed
 
@@ -381,6 +388,11 @@ class Scheduler:
             self._on_death()
 
         self._in_loop(end)
+
+
+def _units(job: Job) -> list[Unit]:
+    requests = enumerate(job.requests)
+    return [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
 
 
 def _jobs(parts: Iterable[Part]) -> Iterator[Job]:
