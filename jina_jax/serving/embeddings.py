@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 
 from jina_jax.serving import vectors
 from jina_jax.serving.bodies import EMBEDDING_TYPES, EmbeddingsBody
 from jina_jax.serving.errors import invalid
-from jina_jax.serving.http import Call, Pieces
+from jina_jax.serving.http import Call
 from jina_jax.serving.service import Wanted
 
 
-async def embeddings(call: Call) -> Pieces:
+async def embeddings(call: Call) -> Response:
     """Return a vector for each text of ``input``."""
     body: EmbeddingsBody = await call.read(EmbeddingsBody)
     service = call.service

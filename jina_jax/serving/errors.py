@@ -48,7 +48,7 @@ class ApiError(Exception):
         self.code = code or usual
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """Return the body: ``detail`` is read by Jina's clients, ``error`` by OpenAI's and TEI's."""
+        """Return the body: Jina's clients read ``detail``, those of OpenAI and TEI ``error``."""
         error = {"message": self.message, "type": self.type, "param": self.field, "code": self.code}
         found = {"detail": self.message, "code": self.code, "request_id": request_id}
         found |= {"error": error}

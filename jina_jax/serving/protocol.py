@@ -1,4 +1,4 @@
-"""HTTP/1.1 by httptools, with bounds for what a client may send slowly, at length, or never read."""
+"""HTTP/1.1 by httptools, with bounds for clients that send slowly, too much, or never read."""
 
 from __future__ import annotations
 
