@@ -31,7 +31,9 @@ def serve(model: JinaEmbeddings, **settings: Any) -> Iterator[tuple[Server, http
 
 
 def client_of(server: Server, **options: Any) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=30, **options)
+    """Return a client of a server; threads may share it."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.Client(base_url=server.url, timeout=30, limits=limits, verify=False, **options)
 
 
 class Reply(NamedTuple):

@@ -271,7 +271,8 @@ def test_vectors_of_tokens(client, model):
 def test_tokenize_and_decode(client, model):
     (rows,) = client.post("/tokenize", json={"inputs": "a bc"}).json()
     assert [row["id"] for row in rows] == model.tokenize("a bc")
-    assert [row["special"] for row in rows][0] and [row["special"] for row in rows][-1]
+    assert rows[0]["special"]
+    assert rows[-1]["special"]
     assert [(row["text"], row["start"], row["stop"]) for row in rows[-3:-1]] == [
         ("b", 2, 3),
         ("c", 3, 4),
@@ -312,8 +313,11 @@ def test_classify_is_the_softmax_of_cosines(client, model):
 
 @pytest.mark.parametrize(
     ("labels", "status"),
-    [([], 422), ({}, 422), ({"a": []}, 422), (["a", "a"], 400), (["a"] * 513, 400)]
-    + [({"a": [str(i) for i in range(65)]}, 400), ({str(i): ["a"] for i in range(9)}, 400)],
+    [
+        *(([], 422), ({}, 422), ({"a": []}, 422), (["a", "a"], 400), (["a"] * 513, 400)),
+        ({"a": [str(i) for i in range(65)]}, 400),
+        ({str(i): ["a"] for i in range(9)}, 400),
+    ],
 )
 def test_labels_that_are_refused(client, labels, status):
     refused(client.post("/v1/classify", json={"input": "a", "labels": labels}), status, "labels")

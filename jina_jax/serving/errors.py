@@ -50,8 +50,8 @@ class ApiError(Exception):
     def body(self, request_id: str) -> dict[str, Any]:
         """Return the body: Jina's clients read ``detail``, those of OpenAI and TEI ``error``."""
         error = {"message": self.message, "type": self.type, "param": self.field, "code": self.code}
-        found = {"detail": self.message, "code": self.code, "request_id": request_id}
-        found |= {"error": error}
+        found: dict[str, Any] = {"detail": self.message, "code": self.code}
+        found |= {"request_id": request_id, "error": error}
         if self.status == 422:
             found["errors"] = [
                 {"field": self.field, "message": self.message, "type": "value_error"}
