@@ -27,7 +27,8 @@ async def classify(call: Call) -> Reply:
     groups = _groups(body.labels)
     labels = [label for group in groups.values() for label in group]
     task = _TASK if _TASK in service.model.config.lora_adaptations else None
-    wanted = Wanted(task=task, bulk=call.is_bulk)
+    fields = [f"input[{i}]" for i in range(len(texts))] + _fields(groups)
+    wanted = Wanted(task=task, bulk=call.is_bulk, fields=fields)
     job = await service.encode([*texts, *labels], wanted, call.receive)
     found = service.vectors(job, service.dimension(None), normalize=True)
     similarities = found[: len(texts)] @ found[len(texts) :].T
@@ -57,6 +58,15 @@ def _groups(labels: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
             message = f"{field}: expected labels that differ"
             raise ApiError(400, message, field, "INPUT_INVALID_LABELS")
     return groups
+
+
+def _fields(groups: dict[str, list[str]]) -> list[str]:
+    """Return what the body calls each label."""
+    return [
+        f"labels.{name}[{i}]" if name else f"labels[{i}]"
+        for name, own in groups.items()
+        for i in range(len(own))
+    ]
 
 
 def _row(index: int, similarities: np.ndarray, groups: dict[str, list[str]]) -> dict[str, Any]:

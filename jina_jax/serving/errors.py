@@ -51,7 +51,8 @@ class ApiError(Exception):
         """Return the body: Jina's clients read ``detail``, those of OpenAI and TEI ``error``."""
         message, code = self.message, self.code
         error = {"message": message, "type": self.type, "param": self.field, "code": code}
-        found = {"detail": message, "code": code, "request_id": request_id, "error": error}
+        found: dict[str, Any] = {"detail": message, "code": code}
+        found |= {"request_id": request_id, "error": error}
         if self.status == 422:
             found["errors"] = [{"field": self.field, "message": message, "type": "value_error"}]
         return found

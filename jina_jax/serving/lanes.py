@@ -1,4 +1,4 @@
-"""Who is next: texts of small requests, with a guaranteed share for those of large ones."""
+"""Who is next: texts of small requests before those of large ones, which have a share."""
 
 from __future__ import annotations
 

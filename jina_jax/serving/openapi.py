@@ -38,7 +38,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         path: {"post": _post(summary, by_kind[kind])} for path, (kind, summary) in _ROUTES.items()
     }
     paths |= {path: {"get": _get(summary)} for path, summary in _GETS.items()}
-    found = {
+    found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": f"{settings.served_names[0]} by jina_jax", "version": __version__},
         "paths": paths,

@@ -1,8 +1,9 @@
-"""HTTP/1.1 by httptools, bounded in what a client sends slowly or at length, or never reads."""
+"""HTTP/1.1 by httptools, with bounds for clients that send slowly, too much, or never read."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from typing import Any
 
@@ -12,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from jina_jax.serving.errors import ApiError
 
 _MOST_OF_A_HEAD = 1 << 16  # bytes
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -45,6 +47,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._chunk = len(data)
+        if self._is_idle:
+            # Java's client offers HTTP/2 so, with its first request. The parser would take that for
+            # the end of HTTP, and the body for something else.
+            data = _UPGRADE.sub(b"\r\nignored:", data)
         super().data_received(data)
         if self._is_in_head:
             self._head += len(data)

@@ -46,6 +46,7 @@ class Wanted:
       late_chunking: the texts are chunks of one text, in which they are joined by spaces.
       bulk: let others pass.
       field: what the body calls the texts.
+      fields: what it calls each of them; None for their positions in ``field``.
     """
 
     task: str | Sequence[str | None] | None = None
@@ -56,6 +57,7 @@ class Wanted:
     late_chunking: bool = False
     bulk: bool = False
     field: str = "input"
+    fields: Sequence[str] | None = None
 
 
 class Service:
@@ -188,7 +190,7 @@ class Service:
 
     def _job(self, texts: list[str], wanted: Wanted) -> Job:
         config, field = self.model.config, wanted.field
-        fields: Sequence[str] = [f"{field}[{i}]" for i in range(len(texts))]
+        fields = wanted.fields or [f"{field}[{i}]" for i in range(len(texts))]
         windows = wanted.windows or wanted.late_chunking
         try:
             if windows:
