@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _ECHOED = ("traceparent",)
 _MOST_CHARACTERS_OF_AN_ID = 128
-_JSON = b"application/json"
+_MOST_IGNORED_FIELDS = 20  # that are named
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
@@ -85,11 +85,16 @@ class Call:
         found = read(content, kind, strict=settings.strict)
         if found.replaced:
             self.service.metrics.replaced.inc()
-        if found.ignored:
-            names = ", ".join(found.ignored[:20]).encode("ascii", "backslashreplace").decode()
-            self._headers["x-ignored-fields"] = "".join(filter(str.isprintable, names))[:500]
-            self.log["ignored"] = found.ignored[:20]
+        self.ignore(*found.ignored)
         return found.body
+
+    def ignore(self, *fields: str) -> None:
+        """Name fields that have no effect, in a header and the log."""
+        ignored = [*self.log.get("ignored", []), *fields][:_MOST_IGNORED_FIELDS]
+        if ignored:
+            names = ", ".join(ignored).encode("ascii", "backslashreplace").decode()
+            self._headers["x-ignored-fields"] = "".join(filter(str.isprintable, names))[:500]
+            self.log["ignored"] = ignored
 
     def count(self, *, texts: int, tokens: int, truncated: int) -> None:
         """Note what was encoded, for headers and the log."""
