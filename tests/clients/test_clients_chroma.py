@@ -67,7 +67,7 @@ def test_a_collection(function, model):
     found = collection.query(query_texts=["Page 7"], n_results=3, include=["distances"])
     query = model.encode(["Page 7"], task="retrieval.query")
     documents = model.encode(texts, task="retrieval.passage")
-    expected = 1 - (documents @ query[0])
+    expected = np.square(documents - query).sum(-1)
     np.testing.assert_allclose(found["distances"][0], np.sort(expected)[:3], atol=1e-5)
 
 

@@ -114,7 +114,7 @@ def test_many_texts_by_jina(jina_embeddings, model):
 def test_errors_by_jina(jina_embeddings):
     with pytest.raises(RuntimeError, match=UNKNOWN_KEY):
         jina_embeddings(jina_api_key="wrong").embed_query(QUERY)
-    with pytest.raises(RuntimeError, match="model: expected one of .*v3/summary"):
+    with pytest.raises(RuntimeError, match=r"model: expected one of .*v3/summary"):
         jina_embeddings(model_name=f"{NAME}/summary").embed_query(QUERY)
     with pytest.raises(RuntimeError, match=r"input\[0\].*text"):
         jina_embeddings().embed_images(["https://example.org/cat.png"])

@@ -70,7 +70,7 @@ def test_openai_provider(options, model):
 def test_errors(options):
     import litellm
 
-    with pytest.raises(litellm.exceptions.APIError, match=UNKNOWN_TASK):
+    with pytest.raises(litellm.BadRequestError, match=UNKNOWN_TASK):
         litellm.embedding(**options, input=QUERY, task="summary")
-    with pytest.raises(litellm.exceptions.APIError, match=UNKNOWN_KEY):
+    with pytest.raises(litellm.AuthenticationError, match=UNKNOWN_KEY):
         litellm.embedding(**options | {"api_key": "wrong"}, input=QUERY)
