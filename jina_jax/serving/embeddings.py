@@ -20,6 +20,8 @@ async def embeddings(call: Call) -> Reply:
     name, task = service.pick_model(body.model)
     texts = service.texts(body.input, "input")
     kinds, several = pick_kinds(body)
+    if body.encoding_format not in (None, *kinds):
+        call.ignore("encoding_format")
     dim = service.dimension(body.dimensions)
     task, prompt_name = service.pick_prompt(pick_task(body, task), body.prompt_name)
     wanted = Wanted(
@@ -56,13 +58,15 @@ def pick_task(body: EmbeddingsBody, named: str | None) -> Any:
 def pick_kinds(body: EmbeddingsBody) -> tuple[list[str], bool]:
     """Return the kinds of embeddings, and whether each is an object by kind.
 
+    Jina's fields precede ``encoding_format``: OpenAI's client sends that one unasked.
+
     Raises:
       ApiError: 422 if the fields that name them differ, or name none.
     """
-    names = ("embedding_type", "encoding_type", "encoding_format")
+    names = ("embedding_type", "encoding_type")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     if not given:
-        return ["float"], False
+        return [body.encoding_format or "float"], False
     (name, chosen), *others = given.items()
     for other, value in others:
         if value != chosen:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("jina_jax.serving")
 _MOST_CHARACTERS_OF_AN_ID = 128
-_MOST_IGNORED = 20  # names of fields that are reported
+_MOST_IGNORED_FIELDS = 20  # that are named
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
@@ -97,12 +97,16 @@ class Call:
         found = read(content, kind, strict=settings.strict)
         if found.replaced:
             self.service.metrics.replaced.inc()
-        if found.ignored:
-            names = [own.encode("ascii", "backslashreplace").decode() for own in found.ignored]
-            self.log["ignored"] = names[:_MOST_IGNORED]
-            joined = ", ".join(names[:_MOST_IGNORED])
-            self._headers["x-ignored-fields"] = "".join(filter(str.isprintable, joined))[:500]
+        self.ignore(*found.ignored)
         return found.body
+
+    def ignore(self, *fields: str) -> None:
+        """Name fields that have no effect, in a header and the log."""
+        ignored = [*self.log.get("ignored", []), *fields][:_MOST_IGNORED_FIELDS]
+        if ignored:
+            names = ", ".join(ignored).encode("ascii", "backslashreplace").decode()
+            self._headers["x-ignored-fields"] = "".join(filter(str.isprintable, names))[:500]
+            self.log["ignored"] = ignored
 
     def count(self, *, texts: int, tokens: int, truncated: int) -> None:
         """Note what was encoded, for headers and the log."""
