@@ -486,7 +486,7 @@ def test_concurrent_mixed_requests_get_the_vectors_of_encode(directory):
 
 def test_overload_is_refused_with_429_and_what_is_accepted_is_right(model, device):
     given = [f"text number {i}" for i in range(100)]
-    with serve(model, max_queue_tokens=60) as (server, client):
+    with serve(model, max_queue_tokens=60) as (_, client):
         device.gate.clear()
 
         def embed(number):
