@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import jax
 
-from jina_jax import Batching, JinaEmbeddings
+from jina_jax import Batching, JinaEmbeddings, make_mesh
 from jina_jax.serving import Server, run
 
 # Few programs: those of one row of 16, 24 or 32 tokens.
@@ -18,8 +19,9 @@ NAMES = ("tiny", "other")
 
 
 def load(directory: Path, **options: Any) -> JinaEmbeddings:
-    """Load a model with few programs."""
-    return JinaEmbeddings.from_pretrained(directory, batching=BATCHING, **options)
+    """Load a model with few programs, on one device unless told otherwise."""
+    options = {"mesh": make_mesh(1, jax.devices()[:1]), "batching": BATCHING, **options}
+    return JinaEmbeddings.from_pretrained(directory, **options)
 
 
 @contextlib.contextmanager
