@@ -1,4 +1,4 @@
-"""The server's pages as they are served and written, and OpenAPI, from which /docs is made."""
+"""The server's pages: what is served, how they are written, and OpenAPI, of which /docs is made."""
 
 import re
 from html.parser import HTMLParser
@@ -105,8 +105,8 @@ def test_nothing_comes_from_another_host(name, elements):
 
 def test_pages_have_the_same_colours():
     first, second = (re.search(r"^:root.*?^\* \{", source(n), re.M | re.S) for n in PAGES.values())
-    assert first is not None
-    assert second is not None
+    assert first
+    assert second
     assert first[0] == second[0]
 
 
@@ -137,7 +137,8 @@ def test_elements_that_are_named_exist(elements):
 
 
 def test_pages_say_their_language_and_fit_narrow_screens(elements):
-    assert (elements.all[0]["tag"], elements.all[0]["lang"]) == ("html", "en")
+    assert elements.all[0]["tag"] == "html"
+    assert elements.all[0]["lang"] == "en"
     assert any(own.get("content") == "width=device-width, initial-scale=1" for own in elements.all)
 
 

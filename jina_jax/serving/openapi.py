@@ -83,6 +83,7 @@ _STATUSES = {
     415: "The body is compressed.",
     422: "A field has a value that cannot be taken; the error names it.",
     429: "Too much waits. Try again after the seconds in Retry-After.",
+    431: "The request's head has too many bytes.",
     500: "The server has a fault; its log has the request's id.",
     503: "The model is being loaded, the server ends, or its device is dead.",
     504: "There was no result in time.",

@@ -1,0 +1,52 @@
+"""A server on loopback for released clients, and the examples of docs/serving.md."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client_cases import DOCUMENTS, KEY, QUERY, assert_equal
+
+from jina_jax import JinaEmbeddings
+from jina_jax.serving import Server, run
+
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> None:
+    """Keep clients from reporting their use, and from fetching prices."""
+    os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+    os.environ["ANONYMIZED_TELEMETRY"] = "False"
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+
+@pytest.fixture(scope="session")
+def model() -> JinaEmbeddings:
+    return JinaEmbeddings.from_pretrained("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def server(model: JinaEmbeddings) -> Iterator[Server]:
+    with run(model, warmup_length=32, api_keys=(KEY,)) as server:
+        yield server
+
+
+@pytest.fixture
+def check_example(server: Server, model: JinaEmbeddings) -> Callable[[str], None]:
+    """Run the example of docs/serving.md under a title; compare its vectors with ``encode``'s."""
+
+    def check(title: str) -> None:
+        text = DOCS.read_text(encoding="utf-8")
+        pattern = rf"^### {title}\n(?:(?!^#).)*?^```python\n(.*?)^```"
+        code = re.search(pattern, text, re.DOTALL | re.MULTILINE)
+        assert code, f"docs/serving.md has no example of {title}"
+        own = code[1].replace("http://localhost:8080", server.url).replace("YOUR-KEY", KEY)
+        found: dict[str, Any] = {}
+        exec(compile(own, f"docs/serving.md: {title}", "exec"), found)
+        assert_equal(found["query"], model.encode(QUERY, task="retrieval.query"))
+        assert_equal(found["documents"], model.encode(DOCUMENTS, task="retrieval.passage"))
+
+    return check
