@@ -281,6 +281,8 @@ def test_keyboard_alone_is_enough(page):
     page.focus("#map")
     press(page, "ArrowRight")
     assert page.get_attribute("#map", "aria-activedescendant") == "point-1"
+    page.evaluate("redraw()")  # as for a search that ends, or another width
+    assert page.get_attribute("#map", "aria-activedescendant") == "point-1"
     assert page.inner_text("#map-value") == "2 Two cats."
 
 
