@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from jina_jax.serving import server
-
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "golden" / "requests.json"
 MOST_BYTES = 1000
@@ -30,6 +28,12 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._test = ""
+
+    def pytest_sessionstart(self) -> None:
+        from jina_jax.serving import server  # not before pytest has loaded its plugins
+
+        make_app = server.make_app
+        server.make_app = lambda state: self.around(make_app(state))  # type: ignore[assignment]
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self._test = item.nodeid.rpartition("/")[2].partition("[")[0]
@@ -75,8 +79,7 @@ class Recorder:
 
 def main() -> int:
     """Run the tests; write the file if they pass."""
-    recorder, make_app = Recorder(), server.make_app
-    server.make_app = lambda state: recorder.around(make_app(state))  # type: ignore[assignment]
+    recorder = Recorder()
     options = ["-q", "-n", "0", "-m", "clients or clients_slow", str(HERE)]
     status = pytest.main(options, plugins=[recorder])
     if not status:
