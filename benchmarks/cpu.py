@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py                          # 6 of 24 layers, a table
     python benchmarks/cpu.py --layers 24 --peers transformers-bfloat16
+    python benchmarks/cpu.py --sections threads --peers jina_jax-bfloat16 --rounds 15
     python benchmarks/cpu.py --plot growth.png        # growth of cost with length, batch, cores
 
 All routes share one process and alternate in every round; a cell is the median of the rounds.
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +33,8 @@ OURS = ("jina_jax-bfloat16", "jina_jax-float32")
 DENSE = ((8, 128), (2, 512), (32, 32))  # 1,024 tokens per step
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 2, 4, 8, 16)
+THREADS = (2, 8)
+CALLS = 16  # of all threads together
 SECONDS = 0.7  # a measurement repeats a call for at least this long
 
 
@@ -129,7 +133,38 @@ def mixed(routes: dict[str, peers.Peer], args) -> None:
     print_table("Texts to vectors", columns)
 
 
-SECTIONS = {"dense": dense, "texts": mixed}
+def threads(routes: dict[str, peers.Peer], args) -> None:
+    """Compare calls of several threads with the same calls one after the other: ratios of times."""
+    sentences = common.sentences(64)
+    cases = {"1 text": sentences[:1], "64 texts": sentences}
+    rows: list[list[common.Cell]] = []
+    for name, route in routes.items():
+        row: list[common.Cell] = [name]
+        for count in THREADS:
+            with ThreadPoolExecutor(count) as pool:
+                for texts in cases.values():
+                    encode = partial(route.encode, texts, 32)
+                    row.append(_slower(encode, pool, args.rounds))
+        rows.append(row)
+    heads = [f"{count} threads, {case}" for count in THREADS for case in cases]
+    print(common.table(["Threads to none, times", *heads], rows) + "\n")
+
+
+def _slower(encode: Callable[[], object], pool: ThreadPoolExecutor, rounds: int) -> float:
+    """Return the time of ``CALLS`` calls in threads, relative to one after the other."""
+    seconds = alternate(
+        {
+            "alone": lambda: [encode() for _ in range(CALLS)],
+            "together": lambda: [
+                done.result() for done in [pool.submit(encode) for _ in range(CALLS)]
+            ],
+        },
+        rounds,
+    )
+    return seconds["together"] / seconds["alone"]
+
+
+SECTIONS = {"dense": dense, "texts": mixed, "threads": threads}
 
 
 def alternate(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

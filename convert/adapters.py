@@ -12,6 +12,7 @@ import numpy as np
 
 from jina_jax.checkpoints.native import check_keys
 from jina_jax.checkpoints.tensors import LazyTensor
+from jina_jax.checks import check_integer
 from jina_jax.config import Config
 from jina_jax.convert.configs import task_folder
 from jina_jax.convert.read import Checkpoint
@@ -56,9 +57,12 @@ def add_task(
     """
     before = checkpoint.config
     index = before.task_id(copy_of)
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed={seed!r}: expected an integer from 0 up")
+    seed = check_integer("seed", seed, 0)
     _check_name(name, before.lora_adaptations)
+    if rank is not None:
+        rank = check_integer("rank", rank, 1)
+    if isinstance(alpha, np.generic):
+        alpha = alpha.item()
     config = _with_task(before, name, copy_of, prompt, rank, alpha)
     tensors = dict(checkpoint.tensors)
 

@@ -217,7 +217,10 @@ def _position_embedding_type(raw: Mapping[str, Any], layout: str) -> str:
         return raw["position_embedding_type"]
     if model_type == _NATIVE_TYPE:
         return "rotary"
-    raise ConfigError("config: position_embedding_type is missing")
+    raise ConfigError(
+        f"config: position_embedding_type is missing, and model_type={model_type!r}: expected "
+        f"the former, or model_type={_NATIVE_TYPE!r}, whose positions are rotary"
+    )
 
 
 def _rotary_emb_base(raw: Mapping[str, Any]) -> float:

@@ -73,7 +73,7 @@ def open_dense(folder: Path) -> dict[str, LazyTensor]:
       CheckpointError: if they are missing or not valid.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
+        if is_file(folder / name):
             return open_file(folder / name)
     raise CheckpointError(f"{folder}: expected model.safetensors or pytorch_model.bin of Dense")
 

@@ -18,6 +18,7 @@ from jina_jax.convert.files import WEIGHT_FILES, is_file, tokenizer_file
 from jina_jax.convert.layouts import adapted_modules
 from jina_jax.convert.peft import CONFIG_FILE, PeftAdapter, open_peft
 from jina_jax.convert.read import Checkpoint, open_base
+from jina_jax.convert.st_modules import read_modules
 from jina_jax.convert.stacking import Stacked, stack
 from jina_jax.convert.write import merge_checkpoint
 from jina_jax.files import read_json
@@ -37,7 +38,7 @@ def open_checkpoint(directory: str | Path, **hub: Unpack[HubOptions]) -> Checkpo
 
     Adapters of PEFT in sub-folders are tasks. One at the top of the directory is merged into the
     weights beside it, or without these into the base model that it names: as in transformers, the
-    directory is then that of the adapted model.
+    directory is then that of the adapted model. So is one in the folder that modules.json names.
 
     Args:
       directory: a native checkpoint; the published layout (safetensors, sharded or one file, or
@@ -51,28 +52,32 @@ def open_checkpoint(directory: str | Path, **hub: Unpack[HubOptions]) -> Checkpo
         field or key at fault.
     """
     directory = Path(directory)
-    folders = _peft_folders(directory)
+    encoder = read_modules(directory).encoder  # or a folder in it that modules.json names
+    folders = _peft_folders(directory, encoder)
     if not folders:
         return open_base(directory)
-    if directory in folders and len(folders) > 1:
-        names = sorted(folder.name for folder in folders if folder != directory)
+    top = next((folder for folder in folders if folder in (encoder, directory)), None)
+    if top and len(folders) > 1:
+        names = sorted(folder.name for folder in folders if folder != top)
         raise CheckpointError(
-            f"{directory}: has an adapter at the top ({CONFIG_FILE}) and others in {names}; move "
+            f"{top}: has an adapter at the top ({CONFIG_FILE}) and others in {names}; move "
             "the one at the top into a folder of its own, whose name is then its task"
         )
     adapters = {folder.name: open_peft(folder) for folder in folders}
-    base = directory if _has_weights(directory) else _named_base(directory, adapters, hub)
-    return _adapted(directory, base, adapters, at_top=directory in folders)
+    own = next((path for path in (encoder, directory) if _has_weights(path)), None)
+    base = own or _named_base(directory, adapters, hub)
+    return _adapted(directory, base, adapters, top=top)
 
 
-def _peft_folders(directory: Path) -> list[Path]:
-    """List the folders with an adapter: the directory itself, and those in it."""
+def _peft_folders(directory: Path, encoder: Path) -> list[Path]:
+    """List the folders with an adapter: the encoder's, the directory itself, and those in it."""
     inner = [
-        path.parent
-        for path in sorted(directory.glob(f"*/{CONFIG_FILE}"))
-        if not _OTHER_FOLDERS.fullmatch(path.parent.name)
+        folder
+        for folder in sorted(directory.glob("*/"))
+        if is_file(folder / CONFIG_FILE) and not _OTHER_FOLDERS.fullmatch(folder.name)
     ]
-    return [directory, *inner] if is_file(directory / CONFIG_FILE) else inner
+    own = [path for path in dict.fromkeys([encoder, directory]) if is_file(path / CONFIG_FILE)]
+    return [*own, *(folder for folder in inner if folder not in own)]
 
 
 def _has_weights(directory: Path) -> bool:
@@ -112,19 +117,20 @@ def _named_base(directory: Path, adapters: Mapping[str, PeftAdapter], hub: HubOp
 
 
 def _adapted(
-    directory: Path, base: Path, adapters: Mapping[str, PeftAdapter], *, at_top: bool
+    directory: Path, base: Path, adapters: Mapping[str, PeftAdapter], *, top: Path | None
 ) -> Checkpoint:
-    """Open a base model with adapters, as tasks or merged."""
+    """Open a base model with adapters, as tasks, or merged where there is one in ``top``."""
     own = directory if any((directory / name).exists() for name in _SETTINGS) else base
     checkpoint = open_base(base, settings=own, in_folders=True)
-    if tokenizer_file(directory).exists():
-        checkpoint = dataclasses.replace(checkpoint, tokenizer_directory=directory)
+    for folder in (directory, top):
+        if folder is not None and is_file(tokenizer_file(folder)):
+            checkpoint = dataclasses.replace(checkpoint, tokenizer_directory=folder)
     if checkpoint.config.num_tasks or checkpoint.layout == "native":
         has = "has adapters" if checkpoint.config.num_tasks else "is native"
         raise CheckpointError(f"{base}: {has}, and PEFT folders beside it: {[*adapters]}")
-    if at_top:
-        tasks = {_TOP: (directory.name, checkpoint.config.default_prompt)}
-        _LOGGER.info("%s: merged into %s", directory / CONFIG_FILE, base)
+    if top is not None:
+        tasks = {_TOP: (top.name, checkpoint.config.default_prompt)}
+        _LOGGER.info("%s: merged into %s", top / CONFIG_FILE, base)
         return merge_checkpoint(_with_tasks(checkpoint, adapters, tasks, {}), _TOP)
     raw = read_json(base / "config.json") if base == directory else {}
     tasks = folder_tasks(raw, dict(checkpoint.config.prompts), adapters)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from jina_jax.checkpoints.native import WEIGHTS_FILE, check_keys, load_native
+from jina_jax.checkpoints.native import WEIGHTS_FILE, load_native
 from jina_jax.checkpoints.tensors import CheckpointError, LazyTensor
 from jina_jax.config import Config
 from jina_jax.convert.configs import read_config
 from jina_jax.convert.files import Pairs, is_file, open_dense, open_weights, tokenizer_file
 from jina_jax.convert.layouts import HEADS, IGNORED, MARKS, Binding, bindings
+from jina_jax.convert.sizes import check_tensors
 from jina_jax.convert.st_modules import POOLING_FILE, Modules, read_modules
 from jina_jax.files import read_json
 from jina_jax.nn.parameters import parameter_shapes
@@ -118,8 +119,7 @@ def _open_foreign(directory: Path, modules: Modules, root: Path, *, in_folders: 
     for folder in dense:
         pairs += [(f"{folder}/{key}", tensor) for key, tensor in open_dense(root / folder).items()]
     bound = [_prefixed(b, prefix) for b in bindings(layout, config, stacked=stacked, dense=dense)]
-    expected = {k: s for b in bound for k, s in zip(b.keys, b.shapes, strict=True)}
-    check_keys(expected, pairs, str(file))
+    check_tensors(str(file), config, bound, pairs)
     found, shapes = dict(pairs), parameter_shapes(config)
     _check_dtypes(bound, found, str(file))
     tensors = {b.path: _bind(b, found, shapes[b.path]) for b in bound}

@@ -12,19 +12,26 @@ applied                              modules.json: type, path, the order; in 1_P
                                      prompts, default_prompt_name, truncate_dim,
                                      similarity_fn_name; in tokenizer_config.json:
                                      model_max_length
-compared with the rest               word_embedding_dimension, embedding_dimension, in_features;
-                                     emb_pooler and truncate_dim of config.json
+compared with the rest               additional_special_tokens, extra_special_tokens,
+                                     added_tokens_decoder and added_tokens.json, which must be
+                                     those of tokenizer.json; the sizes of config.json, with the
+                                     weights; word_embedding_dimension, embedding_dimension,
+                                     in_features; emb_pooler and truncate_dim of config.json
 change nothing                       modules.json: idx, name, kwargs; the module Dropout;
                                      unpad_inputs, attn_implementation; __version__ and
-                                     requirements; padding_side; dtype and torch_dtype, as the
+                                     requirements; padding_side, but of a BERT; do_lower_case of
+                                     tokenizer_config.json; dtype and torch_dtype, as the
                                      weights have a dtype of their own (``from_pretrained(dtype=)``)
 refused, unless without effect       other modules and activations, Dense on tokens, several
                                      pooling modes, weightedmean without the prompt;
                                      do_lower_case, other tasks and modalities, lengths and
                                      expansions of queries, arguments of loading and processing;
                                      other model types; truncation on the left, other special
-                                     tokens; is_decoder, add_cross_attention, pruned_heads,
-                                     quantization_config and the others of ``jina_jax.config``
+                                     tokens, tokenizers of other classes, other files by
+                                     transformers_weights, configuration_files and
+                                     fast_tokenizer_files; is_decoder, add_cross_attention,
+                                     pruned_heads, quantization_config and the others of
+                                     ``jina_jax.config``
 ===================================  ===================================================
 
 Of rotary models, max_seq_length and model_max_length above the number of positions less
@@ -220,12 +227,24 @@ _TOKENS = {
 SPECIAL_TOKENS: Fields = {
     name: Field(repr(content), _is_token(content)) for name, content in _TOKENS.items()
 }
+# transformers builds a tokenizer of another kind from the same tokenizer.json for other classes.
+TOKENIZER_CLASS: Fields = {
+    "tokenizer_class": _one_of(
+        (
+            *("XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "PreTrainedTokenizerFast"),
+            *("TokenizersBackend", "CamembertTokenizer", "CamembertTokenizerFast"),
+        ),
+        None,
+    )
+}
 TOKENIZER: Fields = {
     **SPECIAL_TOKENS,
+    **TOKENIZER_CLASS,
+    "fast_tokenizer_files": _only(None, [], ["tokenizer.json"]),
     "model_max_length": _LENGTH,
     "truncation_side": _only("right", None),
     "padding_side": _only("right", "left", None),
-    "do_lower_case": _only(False, None),
+    "do_lower_case": _only(True, False, None),  # without effect on tokenizers of these classes
     "split_special_tokens": _only(False, None),
     "add_prefix_space": _only(True, None),
     "add_bos_token": _only(True, None),

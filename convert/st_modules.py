@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.config import ConfigError, Dense
 from jina_jax.convert import st_fields
-from jina_jax.convert.files import WEIGHT_FILES
+from jina_jax.convert.files import WEIGHT_FILES, is_file
 from jina_jax.convert.st_fields import Fields, check_fields
-from jina_jax.files import read_json
+from jina_jax.files import read_json, read_json_value
 
 MODULES_FILE = "modules.json"
 POOLING_FILE = "1_Pooling/config.json"
@@ -111,7 +110,7 @@ def read_modules(directory: Path) -> Modules:
 def _listed(directory: Path) -> list[tuple[str, str]]:
     """Return kind and path of each module that counts; nothing without a modules.json."""
     file = directory / MODULES_FILE
-    if not file.exists():
+    if not is_file(file):
         return []
     modules = _read_list(file)
     kinds: list[tuple[str, str]] = []
@@ -143,7 +142,7 @@ def _listed(directory: Path) -> list[tuple[str, str]]:
 
 def _check_encoder(directory: Path, path: str) -> None:
     """Check that the folder of a module Transformer is that of an encoder."""
-    needed = [("config.json",), (*WEIGHT_FILES, "adapter_config.json")]
+    needed = [("config.json", "adapter_config.json"), (*WEIGHT_FILES, "adapter_config.json")]
     if path and not all(any((directory / path / n).is_file() for n in names) for names in needed):
         raise CheckpointError(
             f"{directory / MODULES_FILE}: path={path!r}: expected a folder with config.json and "
@@ -152,10 +151,7 @@ def _check_encoder(directory: Path, path: str) -> None:
 
 
 def _read_list(file: Path) -> list[dict[str, Any]]:
-    try:
-        modules = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid JSON ({error})") from error
+    modules = read_json_value(file)
     if not isinstance(modules, list) or not all(isinstance(one, dict) for one in modules):
         raise ConfigError(f"{file}: expected a list of objects, one per module")
     return modules
@@ -163,7 +159,7 @@ def _read_list(file: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path, fields: Fields, *, strict: bool = True) -> dict[str, Any]:
     """Read and check a file; a missing one has no fields."""
-    raw = read_json(path) if path.exists() else {}
+    raw = read_json(path) if is_file(path) else {}
     check_fields(path, raw, fields, strict=strict)
     return raw
 
@@ -182,6 +178,11 @@ def _pooler(directory: Path, raw: Mapping[str, Any]) -> str:
 def _dense(directory: Path, path: str) -> DenseFiles:
     file = directory / path / "config.json"
     raw = _read(file, st_fields.DENSE)
+    if not raw:
+        raise ConfigError(
+            f"{directory / MODULES_FILE}: path={path!r}: expected a folder with the config.json of "
+            "the module Dense"
+        )
     for name in ("in_features", "out_features"):
         if name not in raw:
             raise ConfigError(f"{file}: {name} is missing")
@@ -212,4 +213,13 @@ def _max_seq_length(encoder: Path) -> float | None:
             break
     _read(encoder / "special_tokens_map.json", st_fields.SPECIAL_TOKENS, strict=False)
     tokenizer = _read(encoder / "tokenizer_config.json", st_fields.TOKENIZER, strict=False)
+    no_class = tokenizer.get("tokenizer_class") is None
+    config = _read(
+        encoder / "config.json", st_fields.TOKENIZER_CLASS if no_class else {}, strict=False
+    )
+    if config.get("model_type") == "bert" and tokenizer.get("padding_side") == "left":
+        raise ConfigError(
+            f"{encoder / 'tokenizer_config.json'}: padding_side='left': expected 'right' for a "
+            "BERT, whose positions count the padding"
+        )
     return tokenizer.get("model_max_length") if length is None else length

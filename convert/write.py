@@ -18,7 +18,7 @@ from jina_jax.convert.peft import CONFIG_FILE, WEIGHT_FILES
 from jina_jax.convert.read import Checkpoint
 from jina_jax.convert.st_write import write_modules
 from jina_jax.convert.unstacking import peft_config, peft_keys, unstack
-from jina_jax.files import new_directory, write_json
+from jina_jax.files import new_directory, read_json, write_json
 from jina_jax.nn.lora import merged_weight
 from jina_jax.nn.parameters import adapters_of, is_adapter
 
@@ -145,8 +145,13 @@ def _split(binding: Binding, tensor: LazyTensor) -> dict[str, LazyTensor]:
 
 def _carry_files(checkpoint: Checkpoint, directory: Path, layout: str) -> None:
     """Copy the tokenizer's files, and the text about a model whose layout stays."""
-    same = layout == checkpoint.layout
+    same, config = layout == checkpoint.layout, checkpoint.config
     for name in (*TOKENIZER_FILES, *(["README.md"] if same else [])):
         own = checkpoint.tokenizer.parent if name in TOKENIZER_FILES else checkpoint.directory
         if (own / name).exists():
             shutil.copyfile(own / name, directory / name)
+    if layout == "bert":  # transformers takes it for a WordPiece tokenizer, unless a class is named
+        path = directory / "tokenizer_config.json"
+        settings = read_json(path) if path.exists() else {"model_max_length": config.max_length}
+        named = settings.get("tokenizer_class") or "XLMRobertaTokenizer"
+        write_json(path, {**settings, "tokenizer_class": named})

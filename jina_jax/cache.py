@@ -78,6 +78,10 @@ def compilation_cache(setting: bool | str | os.PathLike[str]) -> Iterator[None]:
 
 def _folder_of(setting: bool | str | os.PathLike[str]) -> str | None:
     """Return the directory of a setting; None where JAX's options are not changed."""
+    import numpy as np
+
+    if isinstance(setting, np.bool_):
+        setting = bool(setting)
     if setting is False:
         return None
     if setting is True:

@@ -66,6 +66,6 @@ def check_unicode(text: str, name: str) -> str:
         code = ord(text[error.start])
         got = f"the lone surrogate U+{code:04X} at character {error.start}"
         if 0xDC80 <= code <= 0xDCFF:
-            got += " (in a file: a byte that is not UTF-8)"
+            got += " (in a file or on the command line: a byte that is not UTF-8)"
         raise ValueError(f"{name}: expected Unicode text, got {got}") from None
     return text

@@ -23,6 +23,8 @@ _UNSUPPORTED_UNLESS: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (None, False),
     "pruned_heads": (None, {}),
     "quantization_config": (None,),
+    "transformers_weights": (None,),  # the name of another file of weights
+    "configuration_files": (None, []),  # names of other files in place of config.json
     "rotary_emb_interleaved": (None, False),
     "rotary_emb_scale_base": (None,),
     "rope_scaling": (None,),
@@ -30,6 +32,7 @@ _UNSUPPORTED_UNLESS: dict[str, tuple[Any, ...]] = {
     "prenorm": (None, False),
     "window_size": (None, [-1, -1]),
 }
+_MOST_LAYERS = 1000  # a mistyped number is refused before there is a path for every layer
 # Fields of both that may ask for another head dimension than hidden_size / num_attention_heads.
 _HEAD_DIMS = ("head_dim", "rotary_emb_dim")
 
@@ -419,7 +422,11 @@ def _is_in(value: Any, names: tuple[str, ...]) -> bool:
 _VALUE_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("vocab_size", "a positive integer", _is_int),
     ("hidden_size", "a positive integer", _is_int),
-    ("num_hidden_layers", "a positive integer", _is_int),
+    (
+        "num_hidden_layers",
+        f"an integer from 1 to {_MOST_LAYERS}",
+        lambda value: _is_int(value) and value <= _MOST_LAYERS,
+    ),
     ("num_attention_heads", "a positive integer", _is_int),
     ("intermediate_size", "a positive integer", _is_int),
     ("type_vocab_size", "a positive integer", _is_int),

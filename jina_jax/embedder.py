@@ -15,7 +15,7 @@ from jina_jax.checkpoints.hub import HubOptions, fetch
 from jina_jax.checkpoints.load import to_state
 from jina_jax.checks import check_flags
 from jina_jax.convert import open_checkpoint
-from jina_jax.runtime import arguments, quantizing
+from jina_jax.runtime import arguments, forks, quantizing
 from jina_jax.runtime.batching import Batching
 from jina_jax.runtime.model import Model
 from jina_jax.runtime.results import (
@@ -85,6 +85,7 @@ class JinaEmbeddings(Model):
             raise TypeError(f"from_pretrained: unexpected keyword argument {min(unknown)!r}")
         checkpoint = open_checkpoint(fetch(name_or_path, **hub), **hub)
         warn_user(*checkpoint.notes)
+        forks.refuse_fork()
         mesh = usual_mesh() if mesh is None else mesh
         scan_layers = jax.default_backend() == "tpu" if scan_layers is None else scan_layers
         options: Any = {"scan_layers": scan_layers, "quantization": quantization}

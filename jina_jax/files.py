@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,23 +33,35 @@ def new_output(path: Path | None, *, force: bool) -> Iterator[BinaryIO]:
         return
     path = path.resolve()  # a link stays, its target is replaced
     _check_free(path, force)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     try:
-        with _named(path), partial.open("xb") as file:
-            yield file
-        _check_free(path, force)
-        partial.replace(path)
+        with _named(path, partial):
+            with partial.open("xb") as file:
+                yield file
+            _check_free(path, force)
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # read-only: there is none
+            partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    """Return a new name beside a path.
+
+    Not by the number of the process: one that was killed leaves its files, and in a container the
+    next one has the same number.
+    """
+    return path.parent / f".jina-jax-{secrets.token_hex(8)}.partial"
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name a file in errors of the system that name none, such as those of a full disk."""
+def _named(path: Path, partial: Path) -> Iterator[None]:
+    """Name a path in errors of the system that name none, as of a full disk, or its partial."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        named = None if error.filename is None else os.fsdecode(error.filename)
+        if error.errno is None or not (named is None or named.startswith(str(partial))):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -89,12 +102,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path}: exists already; give the name of a new directory")
     made = [parent for parent in path.parents if not parent.exists()]
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
+    partial = _partial(path)
+    with _named(path, partial):
+        partial.mkdir(parents=True)
     try:
-        with _named(path):
+        with _named(path, partial):
             yield partial
-        partial.rename(path)
+            partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
@@ -132,17 +146,22 @@ def read_json(path: str | Path) -> dict[str, Any]:
       ConfigError: naming the file if it is none.
       FileNotFoundError: if there is no file.
     """
+    values = read_json_value(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def read_json_value(path: str | Path) -> Any:
+    """Read any JSON value from a file; encodings and errors are those of ``read_json``."""
     path = Path(path)
     if found := damage(path):
         raise ConfigError(f"{path}: not valid JSON, but {found}")
     content = path.read_bytes()
     try:
-        values = json.loads(content.decode(json.detect_encoding(content)))
+        return json.loads(content.decode(json.detect_encoding(content)))
     except (ValueError, RecursionError) as error:  # bad JSON, bad text, or nested without end
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

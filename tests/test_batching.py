@@ -170,6 +170,12 @@ def test_refusals(options, message):
         Batching(**options)
 
 
+def test_flags_of_numpy_are_flags():
+    assert Batching(packing=np.bool_(False)) == Batching(packing=False)
+    with pytest.raises(ValueError, match=r"row_lengths=.*expected None with packing=False"):
+        Batching(packing=np.bool_(False), row_lengths=(16,))
+
+
 def test_integers_of_numpy_are_integers():
     given = Batching(np.int64(64), row_lengths=np.array([16, 32]), max_texts=np.int32(3))
     assert repr(given) == repr(Batching(64, row_lengths=(16, 32), max_texts=3))

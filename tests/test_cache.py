@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tiny import write_tiny
@@ -187,6 +188,15 @@ def test_several_threads_compile_at_once(settings, compile_new, tmp_path):
         list(pool.map(work, range(10, 30)))
     assert settings() == before
     assert programs(tmp_path)
+
+
+def test_flags_of_numpy_are_flags(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("JINA_JAX_CACHE", str(tmp_path))
+    before = settings()
+    with compilation_cache(np.bool_(False)):
+        assert settings() == before
+    with compilation_cache(np.bool_(True)):
+        assert settings() != before
 
 
 @pytest.mark.parametrize("wrong", [None, 3, 0, 1, b"/bytes", ["/a"], "", __file__])

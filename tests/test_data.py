@@ -1,6 +1,7 @@
 """Rows of training data: formats, kinds, what is refused and how it is told."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -114,6 +115,41 @@ class TestFormats:
         source = read_source([path], "texts")
         assert source.texts == [("one",), (" two \u2028lines",), ("three",)]
 
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ("one\ntwo\n".encode("utf-16"), "expected UTF-8 text, got UTF-16"),
+            ("one\ntwo\n".encode("utf-32"), "expected UTF-8 text, got UTF-32"),
+            ("one\ntwo\n".encode("utf-16-le"), "NUL bytes, as in UTF-16"),
+            (gzip.compress(b"one\ntwo\n"), "expected UTF-8 text, got a gzip file"),
+            (b"PK\x03\x04\x14\0", "expected UTF-8 text, got a zip file or a spreadsheet"),
+        ],
+    )
+    @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".tsv"])
+    def test_files_that_are_no_text_are_named(self, write, content, reason, suffix):
+        path = write(f"x{suffix}", content)
+        with pytest.raises(DataError, match=rf"(?m)^{path}:1: (expected a header, got )?{reason}"):
+            read_source([path], "texts")
+
+    def test_carriage_returns_alone_end_no_lines(self, write):
+        path = write("x.txt", "one\rtwo\rthree")
+        (_, line) = refusal([path], "texts")
+        assert line == (
+            f"{path}:1: expected lines that end in line feeds, got carriage returns alone"
+        )
+
+    @pytest.mark.parametrize("name", ["x.txt", "x.csv"])
+    def test_a_line_with_a_nul_byte_is_bad(self, write, name):
+        path = write(name, "text\na\0b\n")
+        assert refusal([path], "texts")[1].startswith(f"{path}:2: NUL bytes, as in UTF-16")
+
+    def test_a_field_given_twice_is_bad(self, write):
+        path = write("x.jsonl", '{"text": "a", "text": "b"}\n')
+        (_, line) = refusal([path], "texts")
+        assert line.endswith(
+            "x.jsonl:1: not valid JSON (expected each field once, got 'text' 2 times)"
+        )
+
     def test_several_files_are_one_source(self, write):
         first = write("a.jsonl", GOOD["pairs"])
         second = write("b.csv", "positive,anchor\np3,q3\n")
@@ -129,7 +165,7 @@ class TestFormats:
 
     def test_positions_mean_no_header(self, write):
         path = write("x.csv", "0.5,one,more,two\n1,three,,four,extra\n")
-        source = read_source([path], "scored", columns=[1, 3, 0])
+        source = read_source([path], "scored", columns=np.array([1, 3, 0]))
         assert source.texts == [("one", "two"), ("three", "four")]
         assert source.targets.tolist() == [0.5, 1.0]
 

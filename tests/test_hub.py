@@ -1,6 +1,8 @@
 """From a name to a directory, against a cache made by hand; nothing here leaves the machine."""
 
+import http.server
 import socket
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -210,6 +212,60 @@ def test_a_hub_that_refuses_connections(silent_hub, tmp_path):
     snapshot = make_cache(tmp_path, "jinaai/model", ["config.json"])
     with pytest.warns(UserWarning, match=r"could not be reached \(.*refused.*\); using the copy"):
         assert fetch("jinaai/model", cache_dir=tmp_path) == snapshot
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A server as the Hub; ``kind`` says how it misbehaves."""
+
+    kind = ""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        body = b"[1]" if self.kind == "list" else b"<html>Log in</html>"
+        self.send_response(500 if self.kind == "500" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+MISBEHAVIOURS = {"500": "it answers 500", "page": "is not the Hub", "list": "is not the Hub"}
+
+
+@pytest.fixture
+def broken_hub(monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", MISBEHAVIOURS)
+def test_a_hub_that_answers_nonsense(broken_hub, monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(Answers, "kind", kind)
+    with pytest.raises(FileNotFoundError, match=f"'jinaai/model': .*{MISBEHAVIOURS[kind]}"):
+        fetch("jinaai/model", cache_dir=tmp_path)
+    snapshot = make_cache(tmp_path, "jinaai/model", ["config.json", "model.safetensors"])
+    with pytest.warns(UserWarning, match=f"{MISBEHAVIOURS[kind]}.*; using the copy"):
+        assert fetch("jinaai/model", cache_dir=tmp_path) == snapshot
+
+
+def test_a_download_that_breaks_off(monkeypatch):
+    class RemoteProtocolError(Exception):
+        __module__ = "httpx"
+
+    def half(*_, **__):
+        raise RemoteProtocolError("received 100 bytes, expected 2000")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", half)
+    message = "'jinaai/model': the download was not finished .received 100 bytes"
+    with pytest.raises(ConnectionError, match=message):
+        fetch("jinaai/model")
 
 
 def test_a_repository_without_weights_comes_back_as_it_is(monkeypatch, tmp_path):

@@ -79,4 +79,37 @@ def test_an_output_that_is_full(directory):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "jina-jax: error: [Errno 28] No space left on device\n"
+    assert done.stderr == "jina-jax: error: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "command", "status", "message"),
+    [
+        (1, "info", 2, "jina-jax: error: stdout: Bad file descriptor\n"),
+        (1, "encode", 2, "jina-jax: error: stdout: Bad file descriptor\n"),
+        (0, "encode", 2, "jina-jax: error: stdin: expected texts, got none: it is closed\n"),
+        (2, "encode", 0, ""),
+    ],
+)
+def test_a_standard_stream_that_is_closed(directory, tmp_path, closed, command, status, message):
+    """Nothing is lost silently, and no file that is written gets the stream's number."""
+    texts = [] if closed == 0 or command == "info" else ["a cat"]
+    code = (
+        "import os, sys; os.close(int(sys.argv.pop(1)))\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'jina_jax.cli', *sys.argv[1:]])"
+    )
+    call = [sys.executable, "-c", code, str(closed), command, "--model", str(directory), *texts]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, message)
+    assert done.stdout.count("embedding") == (closed == 2)
+
+
+def test_a_variable_of_the_hub_that_is_no_number(tmp_path):
+    code = "from jina_jax.checkpoints.hub import fetch; fetch('a/b')"
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_ETAG_TIMEOUT": "soon"}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: huggingface_hub: expected other values of environment")
+    assert last.endswith("'soon'); set are HF_HUB_ETAG_TIMEOUT")

@@ -336,3 +336,170 @@ def test_dense_refused_by_field(directory, config, message):
     put(put_dense(directory), {"2_Dense/config.json": config})
     with pytest.raises(ConfigError, match=message):
         open_checkpoint(directory)
+
+
+TOKENIZER = "tokenizer_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (TOKENIZER, {"additional_special_tokens": ["sea"]}, "additional_special_tokens: 'sea'"),
+        (TOKENIZER, {"extra_special_tokens": {"x": "sea"}}, "extra_special_tokens: 'sea'"),
+        (TOKENIZER, {"extra_special_tokens": 5}, "extra_special_tokens=5: expected a list"),
+        (TOKENIZER, {"added_tokens_decoder": {"9": {"content": "sea"}}}, "_decoder: 'sea'"),
+        (TOKENIZER, {"added_tokens_decoder": {"9": {"content": "<s>"}}}, "'<s>' has the id 9"),
+        (TOKENIZER, {"added_tokens_decoder": [1]}, r"added_tokens_decoder=\[1\]"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["sea"]}, "_tokens: 'sea'"),
+        ("added_tokens.json", {"sea": 9}, "added_tokens.json: sea"),
+        (TOKENIZER, {"tokenizer_class": "BertTokenizer"}, "tokenizer_class='BertTokenizer'"),
+        ("config.json", {"tokenizer_class": "BertTokenizer"}, "tokenizer_class='BertTokenizer'"),
+        (TOKENIZER, {"fast_tokenizer_files": ["tokenizer.4.json"]}, "fast_tokenizer_files"),
+        ("config.json", {"transformers_weights": "x.safetensors"}, "transformers_weights='x"),
+        ("config.json", {"configuration_files": ["config.4.json"]}, "configuration_files"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: expected"),
+    ],
+)
+def test_what_leads_transformers_elsewhere_is_refused(directory, name, fields, message):
+    """Other tokens, another tokenizer, or another file than those that are read here."""
+    present = json.loads((directory / name).read_text()) if (directory / name).exists() else {}
+    put(directory, {name: {**present, **fields}})
+    with pytest.raises(ValueError, match=message):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+def test_tokens_that_the_tokenizer_has_may_be_named_again(directory):
+    added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
+    names = [token["content"] for token in added]
+    put(directory, {"added_tokens.json": {token["content"]: token["id"] for token in added}})
+    decoder = {str(token["id"]): token for token in added}
+    settings = {"added_tokens_decoder": decoder, "additional_special_tokens": names}
+    put(directory, {TOKENIZER: {**settings, "tokenizer_class": "XLMRobertaTokenizerFast"}})
+    JinaEmbeddings.from_pretrained(directory)
+    decoder[str(added[0]["id"])] = {**added[0], "single_word": True}
+    put(directory, {TOKENIZER: settings})
+    with pytest.raises(ValueError, match=r"added_tokens_decoder: .* has single_word=True"):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+def test_truncation_on_the_left_is_refused_by_its_field(directory):
+    path = directory / "tokenizer.json"
+    truncation = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "truncation": truncation}))
+    JinaEmbeddings.from_pretrained(directory)
+    path.write_text(json.dumps({**fields, "truncation": {**truncation, "direction": "Left"}}))
+    with pytest.raises(ValueError, match=r"truncation\.direction: expected 'Right', got 'Left'"):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", TOKENIZER],
+)
+def test_a_link_to_nothing_is_not_a_missing_file(directory, name):
+    (directory / name).unlink(missing_ok=True)
+    (directory / name).symlink_to(directory / "nowhere")
+    with pytest.raises(ValueError, match=f"{name}: .*a link to nothing"):
+        open_checkpoint(directory)
+
+
+def test_modules_json_of_another_system_is_read(directory):
+    text = json.dumps(modules("Transformer", "Pooling"))
+    for encoding in ("utf-8-sig", "utf-16"):
+        (directory / "modules.json").write_text(text, encoding=encoding)
+        assert open_checkpoint(directory).config.normalize is False
+    (directory / "modules.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ConfigError, match=r"modules\.json: .*a Git LFS pointer"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("vocab_size", 100, 120),
+        ("hidden_size", 32, 16),
+        ("num_hidden_layers", 3, 1),
+        ("intermediate_size", 40, 32),
+        ("max_position_embeddings", 70, 66),
+        ("type_vocab_size", 2, 1),
+    ],
+)
+def test_sizes_that_the_weights_contradict_are_named(directory, name, value, right):
+    config = json.loads((directory / "config.json").read_text())
+    put(directory, {"config.json": {**config, name: value}})
+    shutil.rmtree(directory / "1_Pooling")
+    with pytest.raises(CheckpointError, match=f"config: {name}={value}: expected {right}, as in"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"out_features": 9}, "out_features=9: expected 8"), ({"bias": False}, "bias=False")],
+)
+def test_a_dense_that_its_weights_contradict_is_named(directory, fields, message):
+    put_dense(directory)
+    put(directory, {"2_Dense/config.json": {**DENSE_CONFIG, **fields}})
+    with pytest.raises(CheckpointError, match=f"config: 2_Dense: {message}"):
+        open_checkpoint(directory)
+
+
+@pytest.fixture
+def bert(directory) -> Path:
+    """The same weights as a BERT, whose positions begin at zero."""
+    config = json.loads((directory / "config.json").read_text())
+    return put(directory, {"config.json": {**config, "model_type": "bert", "pad_token_id": 0}})
+
+
+def test_padding_on_the_left_of_a_bert_is_refused(bert):
+    put(bert, {TOKENIZER: {"padding_side": "left"}})
+    with pytest.raises(ConfigError, match="padding_side='left': expected 'right' for a BERT"):
+        open_checkpoint(bert)
+
+
+@pytest.mark.parametrize("settings", [None, {"model_max_length": 64, "tokenizer_class": None}])
+def test_the_tokenizer_of_a_bert_is_written_with_its_class(bert, tmp_path, settings):
+    if settings:
+        put(bert, {TOKENIZER: settings})
+    write_checkpoint(open_checkpoint(bert), tmp_path / "out", "bert")
+    written = json.loads((tmp_path / "out" / TOKENIZER).read_text())
+    assert written["tokenizer_class"] == "XLMRobertaTokenizer"
+    assert written["model_max_length"] == (64 if settings else 66)
+
+
+def test_do_lower_case_of_a_tokenizer_without_it_changes_nothing(directory):
+    expected = encode(directory, ["Hello WORLD"])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
+    put(directory, {TOKENIZER: settings})
+    np.testing.assert_array_equal(encode(directory, ["Hello WORLD"]), expected)
+
+
+def test_a_second_token_type_of_a_template_is_refused(directory):
+    path = directory / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    single = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 1}},
+    ]
+    tokens = {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}
+    template = {"type": "TemplateProcessing", "single": single, "pair": []}
+    fields["post_processor"] = {**template, "special_tokens": tokens}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"single\[1\].type_id: expected 0, got 1"):
+        JinaEmbeddings.from_pretrained(directory)
+
+
+def test_positions_that_the_weights_contradict_are_named(directory):
+    tensors = xlm_roberta_tensors(SIZE, pooler=False)
+    del tensors["embeddings.position_embeddings.weight"]
+    save(directory / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="config: position_embedding_type='absolute'"):
+        open_checkpoint(directory)
+
+
+def test_a_folder_without_a_dense_is_named_by_its_field(directory):
+    listed = modules("Transformer", "Pooling", "Dense")
+    listed[2]["path"] = "cls"
+    put(directory, {"modules.json": listed})
+    with pytest.raises(ConfigError, match=r"modules\.json: path='cls': .* of the module Dense"):
+        open_checkpoint(directory)

@@ -244,3 +244,51 @@ def test_adapters_of_other_models_are_refused(tmp_path):
         save(folder / "adapter_model.safetensors", {**tensors, **changed})
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(tmp_path)
+
+
+def moved(model, *names):
+    """Move files into 0_Transformer, which modules.json names, as older releases wrote models."""
+    folder = model / "0_Transformer"
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.move(model / name, folder / name)
+    listed = [("0_Transformer", "Transformer"), ("1_Pooling", "Pooling")]
+    entries = [
+        {"name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(listed)
+    ]
+    (model / "modules.json").write_text(json.dumps(entries))
+    (model / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 64, "pooling_mode": "cls"}
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+def test_an_adapter_in_the_folder_that_modules_json_names_is_merged(tmp_path, has_base):
+    base(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "top")
+    ranks = dict.fromkeys(QUERY_VALUE, 2)
+    adapter(tmp_path / "top", ranks)
+    folder = moved(base(tmp_path / "model"), "config.json", "model.safetensors")
+    adapter(folder, ranks, base_model_name_or_path=str(tmp_path / "base"))
+    if not has_base:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").unlink()
+    found = open_checkpoint(tmp_path / "model")
+    assert (found.config.num_tasks, found.config.emb_pooler) == (0, "cls")
+    expected = weights(open_checkpoint(tmp_path / "top"), tmp_path / "expected")
+    for name, array in weights(found, tmp_path / "found").items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    adapter(tmp_path / "model" / "legal", ranks)
+    with pytest.raises(CheckpointError, match=r"has an adapter at the top .*legal"):
+        open_checkpoint(tmp_path / "model")
+
+
+def test_a_link_to_nothing_in_the_place_of_an_adapter_is_named(tmp_path):
+    base(tmp_path)
+    adapter(tmp_path / "legal", dict.fromkeys(QUERY_VALUE, 2))
+    (tmp_path / "legal" / "adapter_config.json").unlink()
+    (tmp_path / "legal" / "adapter_config.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: .*a link to nothing"):
+        open_checkpoint(tmp_path)

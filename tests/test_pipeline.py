@@ -12,6 +12,7 @@ import pytest
 from published import TASKS
 
 from jina_jax import Batching, JinaEmbeddings, make_mesh
+from jina_jax.runtime import pipeline
 from jina_jax.runtime.batching import shapes
 from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.pipeline import Pipeline, ahead
@@ -377,3 +378,11 @@ def test_ahead_lets_errors_through_behind_what_came_before():
     assert next(coming) == 1
     with pytest.raises(ValueError, match="the second"):
         next(coming)
+
+
+def test_few_texts_are_prepared_without_a_thread(model, monkeypatch):
+    expected = model.encode(["a", "b c"])
+    monkeypatch.setattr(pipeline, "ahead", None)
+    np.testing.assert_array_equal(model.encode(["a", "b c"]), expected)
+    with pytest.raises(TypeError, match="NoneType"):  # many texts have one
+        model.encode(["a b c d"] * 20_000)

@@ -432,7 +432,19 @@ class TestResume:
         ({"seed": 0.5}, "seed=0.5: expected an integer from 0"),
     ],
 )
-def test_options(options, message):
+def test_refused_options(options, message):
     usual = {"sources": [distinct(3)], "batch_sizes": [1], "weights": [1], "forms": ["rows"]}
     with pytest.raises(ValueError, match=message):
         Sampler(**{**usual, "seed": 0, **options})
+
+
+def test_integers_of_numpy_are_integers():
+    def make(number):
+        options = {"batch_sizes": [number(2)], "weights": [1], "forms": ["rows"]}
+        return Sampler([distinct(5)], seed=number(7), **options)
+
+    ours, theirs = make(int), make(np.int32)
+    assert [next(ours).texts for _ in range(4)] == [next(theirs).texts for _ in range(4)]
+    state = json.loads(json.dumps(theirs.state()))
+    theirs.restore({**state, "batches": np.int64(state["batches"])})
+    assert ours.state() == theirs.state()

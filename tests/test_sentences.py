@@ -12,6 +12,7 @@ INVISIBLE = re.compile(r"[\s\u0301\x00-\x1f\x7f-\x9f\u200b\u200f\ufeff▁\ufffd]
 PIECES = (
     *("a", "B", "é", "7", "3.14", "e.g.", "Dr.", "你", "の", "है", "م", "ก", "👍", "ﬁ", "\u0301"),
     *(".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔", "．", "“", "”", "«", "»", "(", ")", '"'),
+    *(":)", "笑", "」と", "Ελ", ";", "a. ", "1\n", "0:01.0 --> 0:02.0\n", "z.B. ", "🇩🇪", " ."),
     *(" ", "  ", "\n", "\r\n", "\u3000", "\xa0", "\x1c"),
     *("\u200b", "\u200f", "\ufeff", "▁", "\ufffd"),
 )
@@ -36,6 +37,20 @@ SENTENCES = {
     ],
     "long words": ["They blow bubbles.", "a dog runs, einschl. seiner Leine, approx. two miles."],
     "chat": ["hi!", "how are you?", "see you tomorrow… maybe ok!", "привет!", "как дела?", "ok"],
+    "chat in lower case": ["i was late.", "it rained.", "no bus. at all!", "the end"],
+    "smiles": ["What?! 😂😂", "ok. 👍🏽 :)", "Really? xD", "와? ㅋㅋ", "네.", "Ja! 🇩🇪", "So"],
+    "more abbreviations": [
+        "Gen. Hill vs. Sen. Ray, e.g. Fig. 3, No. 7, d. h. Zwei, ca. 40 Min.",
+        "No.",
+        "Il sig. Rossi.",
+        "'s Avonds.",
+    ],
+    "titles": ["وصل د. سامي.", "डॉ. शर्मा आए।", "ডা. রহমান।", "ο κ. Νίκος."],
+    "list items": ["1.) One.", "2.) Two.", "See p. 55 on Mt. Fuji."],
+    "spaced dots": ["Well . . . maybe. . . so . . .", "Yes . . . .", "No."],
+    "greek": ["Τι κάνεις;", "καλά.", "«Πού;»", "Εδώ; 😀", "Α."],
+    "georgian": ["მე ვერ მოვალ.", "ხვალ."],
+    "burmese": ["မေမေ၊ ဖေဖေ ပါ။", "ပါ။"],
     "quotes": ['"Stop!" he said.', "She said 'No.'", "(It was late.)", "He fell (hard!) and ran."],
     "german": [
         "Am 3. Oktober kam, z. B. um 8, Frau Müller.",
@@ -56,6 +71,14 @@ UNSPACED = {
     "chinese, ascii marks": ["你好!", "我是李明.", "真的?", "那Node.js很好。"],
     "japanese": ["今日は晴れです。", "「行こう！」", "円周率は３．１４です．", "終わり｡"],
     "hindi": ["यह है।", "वह है।"],
+    "laughter": [
+        "まじで？笑",
+        "すごい！😂",
+        "了解！（笑）",
+        "「急げ！」と言われた。",
+        "笑う？",
+        "笑うよ",
+    ],
     "mixed": ["你好。", "Hello there!再见。", "👍！", "a"],
 }
 
@@ -78,12 +101,27 @@ def test_lines_end_sentences():
     assert chunks("ก ข\nค") == ["ก ข", "ค"]
 
 
+def test_times_of_subtitles_belong_to_their_text():
+    cue = "00:00:01,000 --> 00:00:03,500\n"
+    assert chunks(f"1\n{cue}Hi. You?\n\n2\n{cue}Yes.\n") == [
+        f"1\n{cue}Hi.",
+        "You?",
+        f"2\n{cue}Yes.",
+    ]
+    assert chunks("WEBVTT\n\n00:01.000 --> 00:02.000 a:b\n- Go.") == [
+        "WEBVTT",
+        "00:01.000 --> 00:02.000 a:b\n- Go.",
+    ]
+    assert chunks("1\n2\n12:03\na --> b\nc") == ["1", "2", "12:03", "a --> b", "c"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "Take vitamin C. It helps.",  # an initial?
         "There were 3. One left.",  # an ordinal?
-        "all in lower case. not one capital.",
+        "One name. and no other.",
+        "see https://a.b. as said",
         "真的?Yes.",
     ],
 )
@@ -93,6 +131,10 @@ def test_in_doubt_the_sentence_continues(text):
 
 def test_other_abbreviations_before_a_capital_end_a_sentence():
     assert chunks("Das sind ca. Hundert.") == ["Das sind ca.", "Hundert."]
+
+
+def test_letters_of_list_items_belong_to_them():
+    assert chunks("a. One.\nb. Two. C") == ["a. One.", "b. Two.", "C"]
 
 
 def test_several_sentences_per_chunk():

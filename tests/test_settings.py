@@ -7,6 +7,7 @@ import tomllib
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -218,6 +219,11 @@ class TestReading:
     def test_there_and_back(self, values):
         read = Settings.from_dict(values)
         assert Settings.from_dict(json.loads(json.dumps(read.to_dict()))) == read
+
+    def test_numbers_of_numpy_are_numbers(self):
+        fields = {"seed": np.int64(3), "optimizer__learning_rate": np.float64(0.5)}
+        read = Settings.from_dict(minimal(**fields))
+        assert (read.seed, read.optimizer.learning_rate) == (3, 0.5)
         assert hash(read)  # nothing in it changes
 
     def test_defaults(self):

@@ -19,7 +19,7 @@ ARROWS = {
     "nn": {"config"},
     "text": {"cache", "checks", "files"},
     "checkpoints": {"config", "files", "nn"},
-    "convert": {"checkpoints", "config", "files", "nn"},
+    "convert": {"checkpoints", "checks", "config", "files", "nn"},
     "runtime": {"cache", "checks", "config", "nn", "tasks", "text"},
     "embedder": {"cache", "checkpoints", "checks", "convert", "runtime", "tasks", "text"},
     "verify": {"checkpoints", "config", "convert", "embedder", "files", "nn", "runtime", "text"},

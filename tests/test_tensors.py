@@ -1,8 +1,12 @@
 """Tensor files and new directories: what is written comes back, damage is refused."""
 
+import errno
+import functools
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -17,7 +21,7 @@ from jina_jax.checkpoints.tensors import (
     open_safetensors,
     write_safetensors,
 )
-from jina_jax.files import new_directory
+from jina_jax.files import new_directory, new_output
 
 lazy = LazyTensor.of
 
@@ -209,10 +213,39 @@ def test_empty_directory_is_taken(tmp_path):
     assert (tmp_path / "empty" / "file").exists()
 
 
-def test_anothers_partial_directory_is_left_alone(tmp_path):
-    partial = tmp_path / f".new.partial-{os.getpid()}"
-    partial.mkdir()
-    (partial / "theirs").write_text("x")
-    with pytest.raises(FileExistsError), new_directory(tmp_path / "new"):
+def test_the_rest_of_a_killed_process_is_no_obstacle(tmp_path, monkeypatch):
+    """In a container, every process may have the same number."""
+    code = (
+        "import os, pathlib, sys; from jina_jax.files import new_directory, new_output\n"
+        "os.getpid = lambda: 7; path = pathlib.Path(sys.argv[1])\n"
+        "with new_directory(path / 'new') as partial, new_output(path / 'x', force=False):\n"
+        "    (partial / 'theirs').write_text('x'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 9
+    left = sorted(tmp_path.iterdir())
+    assert len(left) == 2
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with new_directory(tmp_path / "new") as partial:
+        (partial / "file").write_text("mine")
+    with new_output(tmp_path / "x", force=False) as file:
+        file.write(b"mine")
+    assert sorted(tmp_path.iterdir()) == sorted([*left, tmp_path / "new", tmp_path / "x"])
+
+
+def test_a_name_as_long_as_the_system_takes(tmp_path):
+    with new_output(tmp_path / ("x" * 255), force=False) as file:
+        file.write(b"mine")
+    with new_directory(tmp_path / ("y" * 255)) as partial:
+        (partial / "file").write_text("mine")
+
+
+@pytest.mark.parametrize("make", [new_directory, functools.partial(new_output, force=False)])
+def test_errors_name_the_output_not_its_partial(tmp_path, monkeypatch, make):
+    def refuse(self, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="Read-only") as error, make(tmp_path / "new"):
         raise AssertionError("the block must not run")
-    assert Path(partial / "theirs").exists()
+    assert error.value.filename == str(tmp_path / "new")

@@ -55,6 +55,7 @@ def fetch(
       FileNotFoundError: if it is neither a directory nor of the form of a Hub id, or the Hub cannot
         be reached and it is not in the cache. The Hub has 10 seconds to answer, or
         ``$HF_HUB_ETAG_TIMEOUT``; a cached copy is then used with a warning.
+      ConnectionError: if a download breaks off.
       huggingface_hub.errors.HfHubHTTPError: as that library raises it.
     """
     if not isinstance(name_or_path, str | os.PathLike) or name_or_path == "":
@@ -71,6 +72,7 @@ def fetch(
         raise FileNotFoundError(
             f"name_or_path={name!r}: no such directory, and not a Hub id (owner/name)"
         )
+    _check_library()
     failure = None if local_files_only else _failure(name, revision, token)
     directory = _snapshot(
         name,
@@ -88,6 +90,18 @@ def fetch(
     return directory
 
 
+def _check_library() -> None:
+    """Import the library of the Hub, which reads variables of the environment as it is imported."""
+    try:
+        import huggingface_hub.constants  # noqa: F401
+    except ValueError as error:
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
+        raise ValueError(
+            f"huggingface_hub: expected other values of environment variables ({error}); set are "
+            f"{names or 'none'}"
+        ) from None
+
+
 def _failure(name: str, revision: str | None, token: str | bool | None) -> str | None:
     """Ask the Hub about a model once, with a limit of time; return why it cannot be reached."""
     import huggingface_hub.errors
@@ -96,14 +110,29 @@ def _failure(name: str, revision: str | None, token: str | bool | None) -> str |
     seconds = constants.HF_HUB_ETAG_TIMEOUT
     try:
         huggingface_hub.HfApi(token=token).repo_info(name, revision=revision, timeout=seconds)
-    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.OfflineModeIsEnabled):
-        return None  # an answer, or nobody was asked: ``snapshot_download`` knows what to do
+    except huggingface_hub.errors.OfflineModeIsEnabled:
+        return None
+    except huggingface_hub.errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        # Of other answers, such as "not found", ``snapshot_download`` knows what to do.
+        return f"it answers {status}" if status >= 500 or status == 429 else None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):  # the login page of a network, for example
+        return f"what answers at {constants.ENDPOINT} is not the Hub"
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _NETWORK_LIBRARIES:
+        if not _is_of_network(error):
             raise
         reason = f"no answer within {seconds} s" if "Timeout" in type(error).__name__ else error
         return str(reason) or type(error).__name__
     return None
+
+
+def _is_of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
 
 
 def _snapshot(name: str, failure: str | None, **options: Any) -> Path:
@@ -131,6 +160,12 @@ def _snapshot(name: str, failure: str | None, **options: Any) -> Path:
             raise FileNotFoundError(
                 f"name_or_path={name!r}: no such directory, and not in the Hub's cache ({cache}); "
                 f"{failure or 'the Hub could not be reached'}"
+            ) from error
+        except Exception as error:
+            if not _is_of_network(error):
+                raise
+            raise ConnectionError(
+                f"name_or_path={name!r}: the download was not finished ({error})"
             ) from error
         if any(match for pattern in weights for match in Path(found).glob(pattern)):
             break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +61,7 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     bert          BERT (positions from zero), as multilingual-e5-small; PEFT folders, too
     """
     from jina_jax.convert import merge_checkpoint, write_checkpoint
+    from jina_jax.files import new_output
     from jina_jax.verify.compare import REFERENCES_FILE
 
     checkpoint = _open(model, step)
@@ -69,7 +69,8 @@ def convert(model: Model, target: Path, layout: str, task: str | None, step: int
     write_checkpoint(written, target, layout)
     references = checkpoint.directory / REFERENCES_FILE
     if task is None and not _is_run(model) and references.exists():
-        shutil.copyfile(references, target / REFERENCES_FILE)
+        with new_output(target / REFERENCES_FILE, force=False) as file:
+            file.write(references.read_bytes())
     click.echo(report_copy(checkpoint, target, layout, task))
 
 

@@ -6,6 +6,7 @@ The one place where exceptions become messages; commands do not catch them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -17,9 +18,13 @@ from typing import Any
 
 import click
 
+from jina_jax.cli import streams
+
 # huggingface_hub and its network libraries: some of their errors are no OSError.
 _NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
 _TRAIN_LIBRARIES = ("orbax", "pydantic")
+# Errors of writing: those that name no file are of stdout (``jina_jax.files`` names the others).
+_OF_STDOUT = (errno.ENOSPC, errno.EBADF, errno.EFBIG, errno.EIO, errno.EDQUOT)
 _CLOSED_PIPE = 128 + 13  # as a shell reports the end by SIGPIPE
 # Arguments in Python → of commands, where these are called otherwise.
 _RENAMED = {"name_or_path": "model", "truncate_dim": "dims"}
@@ -36,6 +41,8 @@ class ErrorGroup(click.Group):
         device, the orderly end of the interpreter crashes in jaxlib (0.10.1 on CPU).
         """
         extra["standalone_mode"] = False
+        if args is None:
+            streams.fill_in()
         with _plain_warnings(), _no_lost_interrupt():
             try:
                 code = super().main(args, *rest, **extra)
@@ -49,6 +56,8 @@ class ErrorGroup(click.Group):
                     raise
                 _print_line("error", _message(error, self._command(args)))
                 code = 2
+                if _is_of_stdout(error):
+                    streams.discard_stdout()
         sys.exit(code or 0)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -56,8 +65,7 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            with contextlib.suppress(OSError, ValueError):  # of a stand-in for stdout
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.discard_stdout()
             raise click.exceptions.Exit(_CLOSED_PIPE) from None
 
     def _command(self, args: Sequence[str] | None) -> click.Command | None:
@@ -90,6 +98,11 @@ def _no_platform() -> Exception | None:
     return None
 
 
+def _is_of_stdout(error: Exception) -> bool:
+    is_unnamed = isinstance(error, OSError) and error.filename is None
+    return is_unnamed and getattr(error, "errno", None) in _OF_STDOUT
+
+
 def _message(error: Exception, command: click.Command | None) -> str:
     """Format an error as one line; our own errors may list several problems, one per line."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -98,6 +111,8 @@ def _message(error: Exception, command: click.Command | None) -> str:
         text = error.format_message()
     elif isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
+    elif _is_of_stdout(error) and isinstance(error, OSError):
+        text = f"stdout: {error.strerror}"
     else:
         text = _with_options(str(error) or type(error).__name__, command)
     is_ours = type(error).__module__.startswith("jina_jax.")

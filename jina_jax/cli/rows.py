@@ -80,6 +80,8 @@ def opened(source: Path | None) -> Iterator[tuple[str, BinaryIO]]:
     if source is not None and str(source) != "-":
         with source.open("rb") as file:
             yield str(source), file
+    elif sys.stdin is None:
+        raise ValueError("stdin: expected texts, got none: it is closed")
     elif source is None and sys.stdin.isatty():
         raise ValueError("no texts: give some as arguments, a file with --input, or pipe lines")
     else:

@@ -74,10 +74,11 @@ def search(
     with --json one object per result. Blank lines are not searched.
     """
     from jina_jax.cli.rows import opened
-    from jina_jax.data.lines import named_lines
+    from jina_jax.data.lines import check_string, named_lines
 
     if not query.strip():
         raise ValueError(f"query={query!r}: expected a text that is not blank")
+    check_string(query, "query")
     with opened(file) as (name, source):
         lines = [line for _, line in named_lines(source, name)]
     if not any(map(str.strip, lines)):

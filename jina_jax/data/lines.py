@@ -2,8 +2,9 @@
 
 One rule for all commands. Files are UTF-8, with or without a byte order mark at the beginning. Only
 a line feed ends a line, as for ``wc``, and a carriage return before it belongs to the end. A line
-is at most 64 MiB. In files of records (JSONL, CSV) a blank line is no record; in files of texts it
-is a text. Anything else that cannot be read is an error or a problem with file and line.
+is at most 64 MiB, without NUL bytes. In files of records (JSONL, CSV) a blank line is no record; in
+files of texts it is a text. Anything else that cannot be read, such as UTF-16 or a compressed file,
+is an error or a problem with file and line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ from typing import Any, BinaryIO, NamedTuple
 from jina_jax.checks import check_unicode
 
 LONGEST_LINE = 1 << 26  # bytes; characters of a field of CSV. A book has a million.
+
+# What files begin with that are no text in UTF-8, longer beginnings first.
+_FOREIGN = {
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"PK\x03\x04": "a zip file or a spreadsheet",
+    b"PAR1": "a Parquet file",
+}
+NUL = "NUL bytes, as in UTF-16 or a binary file, which are no text"
 
 
 class Line(NamedTuple):
@@ -36,18 +51,33 @@ class Line(NamedTuple):
 def read_lines(file: BinaryIO) -> Iterator[Line]:
     """Yield every line of a file opened in binary; the first may begin with a byte order mark."""
     for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+        if number == 1 and (reason := foreign(raw)):
+            yield Line(number, "", reason)
+            return
         if len(raw) > LONGEST_LINE:
             while raw and not raw.endswith(b"\n"):
                 raw = file.readline(LONGEST_LINE)
             yield Line(number, "", too_long("bytes"))
             continue
-        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-        try:
-            line = Line(number, raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            reason = f"not UTF-8 ({error.reason} at byte {error.start})"
-            line = Line(number, "", reason)
-        yield line
+        yield _line(number, raw)
+
+
+def _line(number: int, raw: bytes) -> Line:
+    text = raw.removesuffix(b"\n").removesuffix(b"\r")
+    if b"\0" in text:
+        return Line(number, "", NUL)
+    if number == 1 and b"\r" in text and not raw.endswith(b"\n"):
+        return Line(number, "", "expected lines that end in line feeds, got carriage returns alone")
+    try:
+        return Line(number, text.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        return Line(number, "", f"not UTF-8 ({error.reason} at byte {error.start})")
+
+
+def foreign(start: bytes) -> str:
+    """Return why a file that begins so is no text in UTF-8, or "" for any other beginning."""
+    kind = next((kind for mark, kind in _FOREIGN.items() if start.startswith(mark)), "")
+    return f"expected UTF-8 text, got {kind}" if kind else ""
 
 
 def too_long(unit: str) -> str:
@@ -75,10 +105,12 @@ def path_lines(path: Path) -> Iterator[tuple[str, str]]:
       ValueError: if the file is empty, or for a line that is not UTF-8; names it.
       OSError: if the file cannot be read.
     """
+    label = ""
     with path.open("rb") as file:
-        yield from named_lines(file, str(path))
-        if not file.tell():
-            raise ValueError(f"{path}: is empty")
+        for label, line in named_lines(file, str(path)):
+            yield label, line
+    if not label:
+        raise ValueError(f"{path}: is empty")
 
 
 def json_lines(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -101,18 +133,30 @@ def json_object(line: str) -> dict[str, Any]:
     """Parse a line of JSONL.
 
     Raises:
-      ValueError: if it is not a JSON object; NaN and infinities are no JSON.
+      ValueError: if it is not a JSON object, or repeats a field; NaN and infinities are no JSON.
     """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON value")
 
     try:
-        row = json.loads(line, parse_constant=refuse)
+        row = json.loads(line, parse_constant=refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; of a field given twice, JSON would silently use the last."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"expected each field once, got {repeated!r} {names.count(repeated)} times"
+        )
     return row
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jina_jax.data.lines import LONGEST_LINE, json_object, read_lines, too_long
+from jina_jax.data.lines import LONGEST_LINE, NUL, foreign, json_object, read_lines, too_long
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".ndjson", *DELIMITERS, ".parquet", ".txt")
@@ -114,11 +115,15 @@ def read_delimited(path: Path) -> Iterator[Record]:
     """Yield every record of CSV or TSV, the header too, with positions from 0 as its columns.
 
     Raises:
-      DataError: for quotes that do not close, or a line longer than ``LONGEST_LINE``.
+      DataError: for quotes that do not close, a line longer than ``LONGEST_LINE``, or a file that
+        is no text in UTF-8.
       OSError: if the file cannot be opened.
     """
-    # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with path.open("rb") as raw:
+        if reason := foreign(raw.peek(1)):
+            raise DataError(f"{path}:1: {reason}")
+        # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
+        file = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="")
         lines = _bounded_lines(path, file)
         reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
         while True:
@@ -135,6 +140,8 @@ def read_delimited(path: Path) -> Iterator[Record]:
                         f"this record to close, read on to line {reader.line_num}"
                     ) from None
                 record = Record(line, reason=f"not valid CSV ({error})")
+            if any("\0" in text for _, text in record.fields):
+                record = Record(line, reason=NUL)
             if record.fields or record.reason:  # else a blank line
                 yield record
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jina_jax.checks import check_integer
+from jina_jax.checks import check_integer, is_integer
 from jina_jax.data.kinds import ROWS as KINDS
 from jina_jax.data.records import DELIMITERS, SUFFIXES, Columns, DataError, read_records
 from jina_jax.data.rows import Row, check_row, pair_overlap
@@ -134,6 +134,7 @@ def read_source(
       OSError: if a file cannot be read.
     """
     _check_options(kind, negatives, bad_rows, drop_overlap)
+    columns = columns.tolist() if isinstance(columns, np.ndarray) else columns
     wanted = _check_columns(kind, columns)
     files = _check_paths(paths, kind, columns)
     vectors = None if teacher is None else _open_teacher(teacher)
@@ -176,9 +177,9 @@ def _check_columns(kind: str, columns: Sequence[str | int] | None) -> Columns:
     usual = _COLUMNS[kind]
     if columns is None:
         return Columns(usual, numbered=kind == "triplets")
-    given = tuple(columns)
-    names = all(isinstance(column, str) for column in given)
-    positions = all(type(column) is int and column >= 0 for column in given)
+    names = all(isinstance(column, str) for column in columns)
+    positions = all(is_integer(column, 0) for column in columns)
+    given = tuple(int(column) if positions else column for column in columns)
     if isinstance(columns, str) or not (names or positions):
         raise ValueError(f"columns={columns!r}: expected names, or positions from 0")
     if len(given) < len(usual) or (len(given) > len(usual) and kind != "triplets"):
@@ -202,7 +203,7 @@ def _check_paths(
             raise ValueError(f"{path}: expected one of the suffixes {', '.join(SUFFIXES)}")
         if suffix == ".txt" and (kind != "texts" or columns is not None):
             raise ValueError(f"{path}: lines of text have no columns: expected kind 'texts' alone")
-        if columns and isinstance(columns[0], int) and suffix not in DELIMITERS:
+        if columns and is_integer(columns[0], 0) and suffix not in DELIMITERS:
             raise ValueError(f"columns={columns!r}: expected names, {path} has no positions")
     return files
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jina_jax.checks import check_integer
 
 # Powers of two and the steps half-way between: at most a third of a row is padding.
@@ -56,8 +58,10 @@ class Batching:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, check_integer(name, value, 1))
-        if self.packing is not None and not isinstance(self.packing, bool):
-            raise ValueError(f"packing={self.packing!r}: expected None, True or False")
+        if self.packing is not None:
+            if not isinstance(self.packing, bool | np.bool_):
+                raise ValueError(f"packing={self.packing!r}: expected None, True or False")
+            object.__setattr__(self, "packing", bool(self.packing))
         if self.row_lengths is not None:
             object.__setattr__(self, "row_lengths", self._check_lengths(self.row_lengths))
 

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
+from jina_jax.runtime.forks import refuse_fork
+
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _PLATFORMS = {"cuda": "gpu", "rocm": "gpu"}  # JAX's names of what is one platform here
 _lock = threading.Lock()  # the check runs once, whichever thread is first
@@ -49,8 +51,9 @@ def jit(
       more: compiler options beside those.
 
     Raises:
-      JaxlibError: as ``compiler_options``.
+      JaxlibError, RuntimeError: as ``compiler_options``.
     """
+    refuse_fork()
     compiler = {**compiler_options(platform), **(more or {})}
     return jax.jit(function, compiler_options=compiler, **options)
 
@@ -66,6 +69,7 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
     Raises:
       ValueError: for another platform.
       JaxlibError: if the installed jaxlib returns wrong sums with these options too.
+      RuntimeError: in a forked process, see ``refuse_fork``.
     """
     if platform is None:
         device = jax.config.jax_default_device  # type: ignore[attr-defined]
@@ -75,6 +79,7 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
         raise ValueError(f"platform={platform!r}: expected 'cpu', 'gpu', 'tpu' or None")
     if platform != "cpu":
         return {}
+    refuse_fork()
     with _lock:
         return dict(_checked_cpu_options())
 

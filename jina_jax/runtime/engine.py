@@ -22,6 +22,7 @@ from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.parameters import merge_task
 from jina_jax.runtime import quantizing
 from jina_jax.runtime.compiling import jit
+from jina_jax.runtime.forks import refuse_fork
 from jina_jax.runtime.joining import check_fused
 from jina_jax.runtime.packing import Batch
 from jina_jax.runtime.sharding import BATCH
@@ -125,12 +126,12 @@ class Engine(Weights):
           config, state, mesh, scan_layers: as for ``Weights``.
           attn_implementation, cache: see ``JinaEmbeddings.from_pretrained``.
         """
+        refuse_fork()
         super().__init__(config, state, mesh=mesh, scan_layers=scan_layers)
         self._implementation, self._cache = attn_implementation, cache
         self._programs: dict[Program, jax.stages.Compiled] = {}
         self._compiling: dict[Program, threading.Lock] = {}
         self._callers = _Callers()
-        self._process = os.getpid()
         check_fused(config, attn_implementation, self.quantization)
         self.choose_kernels(Program(1, 128, 1, None, False, None))  # refuses what can never run
 
@@ -145,6 +146,7 @@ class Engine(Weights):
         Raises:
           ValueError: for an unknown task.
         """
+        refuse_fork()
         return Engine(
             self.config.merged(task),
             merge_task(self.state, task, self.config),
@@ -191,14 +193,9 @@ class Engine(Weights):
           ``config.dense``, or (B, T, D) where its ``pooling`` is None.
 
         Raises:
-          RuntimeError: in a process that was forked from that of the engine, where JAX would wait
-            forever for threads that do not exist.
+          RuntimeError: in a process that was forked from one with a model, see ``refuse_fork``.
         """
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                "this process was forked after the model was loaded, which JAX does not survive: "
-                "start processes with the method 'spawn', or load the model in each of them"
-            )
+        refuse_fork()
         waiting: list[tuple[Step, jax.Array]] = []
         with self._callers:
             for step in steps:
@@ -211,7 +208,8 @@ class Engine(Weights):
                 yield done, np.asarray(output)
 
     def compile(self, programs: Sequence[Program], threads: int = 2) -> None:
-        """Compile programs, several at once."""
+        """Compile programs, several at once; raises as ``run``."""
+        refuse_fork()
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(self._program, programs))
 

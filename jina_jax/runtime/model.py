@@ -255,6 +255,8 @@ class Model:
         """
         longest = min(check_integer("max_length", max_length, 2), self.config.max_length)
         threads = check_integer("threads", threads, 1)
+        if tasks is not None:
+            check_flags(tasks=tasks)
         found = shapes(self._batching(batch_size), longest, self.engine.row_multiple)
         cases = (True, False) if tasks is None else (tasks,)
         adapted = [case for case in cases if not case or self.config.num_tasks]
@@ -302,7 +304,7 @@ class Model:
         tokens, dropped = np.zeros((2, len(requests)), np.int64)
         hidden = not _is_shown(show_progress_bar, len(requests))
         with tqdm(total=len(requests), unit="text", disable=hidden) as progress:
-            for result in pipeline.run(requests[i] for i in order):
+            for result in pipeline.run([requests[i] for i in order]):
                 index = order[result.owner]
                 tokens[index], dropped[index] = result.prepared.tokens, result.prepared.dropped
                 store(index, result)
@@ -314,4 +316,5 @@ class Model:
 def _is_shown(show_progress_bar: bool | None, texts: int) -> bool:
     if show_progress_bar is None:  # a server that logs encodes one query at a time
         return texts > 1 and _LOGGER.getEffectiveLevel() <= logging.INFO
+    check_flags(show_progress_bar=show_progress_bar)
     return show_progress_bar

@@ -8,9 +8,9 @@ thread, whose only result is what it returns; batches are made, run and added up
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 
@@ -86,6 +86,10 @@ class Pipeline:
             everything = [request for request in requests if request is not None]
             yield list(enumerate(share_preparation(everything, self._preparation)))
             return
+        if isinstance(requests, Sequence) and self._is_one_pool(requests):
+            # A thread would save nothing, and delay calls of several threads.
+            yield list(enumerate(self._preparation(requests)))
+            return
         pools = self._pools(requests)
         start = 0
         for pool in ahead(map(self._preparation, pools)):
@@ -94,7 +98,7 @@ class Pipeline:
 
     def _pools(self, requests: Iterable[Request | None]) -> Iterator[list[Request]]:
         """Yield pools, and an empty one for each None."""
-        step = self._packer.budget * _CHARACTERS_PER_TOKEN
+        step = self._characters_per_step
         pool: list[Request] = []
         characters, most = 0, _STEPS_IN_FIRST_POOL * step
         for request in requests:
@@ -108,6 +112,16 @@ class Pipeline:
                 yield []
         if pool:
             yield pool
+
+    @property
+    def _characters_per_step(self) -> int:
+        return self._packer.budget * _CHARACTERS_PER_TOKEN
+
+    def _is_one_pool(self, requests: Sequence[Request | None]) -> TypeGuard[Sequence[Request]]:
+        """Return whether nothing is left to prepare while the device computes."""
+        characters = sum(len(request.text) for request in requests if request is not None)
+        is_short = characters < _STEPS_IN_FIRST_POOL * self._characters_per_step
+        return is_short and None not in requests
 
     def _empty(self, own: Sum) -> Result:
         width = self._engine.config.hidden_size

@@ -17,6 +17,7 @@ from jina_jax.nn.parameters import from_dict, to_dict
 from jina_jax.nn.quantized import quantization_of, refuse_quantized
 from jina_jax.runtime import quantizing
 from jina_jax.runtime.compiling import platform_of
+from jina_jax.runtime.forks import refuse_fork
 from jina_jax.runtime.functional import pure_function
 from jina_jax.runtime.joining import join_state, joined_graph, split_state
 from jina_jax.runtime.sharding import make_mesh, placer
@@ -106,6 +107,7 @@ class Weights:
         Raises:
           ValueError: for weights of other names, shapes or dtypes, or in 8 bits.
         """
+        refuse_fork()
         for own in (self.placed_state, state):
             if isinstance(own, nnx.State):
                 refuse_quantized(to_dict(own), "with_state")
@@ -124,6 +126,7 @@ class Weights:
 
     def functional(self) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
         """Return a pure function and its parameters, see ``Model.functional``."""
+        refuse_fork()
         return pure_function(self.config, self.graph, **self._kind), to_dict(self.state)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jina_jax.serving import tei
 from jina_jax.serving.classify import classify
 from jina_jax.serving.embeddings import embeddings
 from jina_jax.serving.errors import ApiError
-from jina_jax.serving.http import check_key, endpoint, error_response, id_of
+from jina_jax.serving.http import Endpoint, check_key, error_reply, id_of
 from jina_jax.serving.openapi import describe
 from jina_jax.serving.state import Phase, State
 
@@ -38,13 +38,15 @@ def make_app(state: State) -> Starlette:
         "/tokenize": tei.tokenize,
         "/decode": tei.decode,
     }
-    routes = [Route(path, endpoint(state, own), methods=["POST"]) for path, own in posts.items()]
+    routes = [
+        Route(path, Endpoint(state, path, own), methods=["POST"]) for path, own in posts.items()
+    ]
     routes += [
-        Route("/", endpoint(state, tei.embed), methods=["POST"]),
+        Route("/", Endpoint(state, "/", tei.embed), methods=["POST"]),
         Route("/", _page("page.html"), methods=["GET"]),
         Route("/docs", _page("docs.html"), methods=["GET"]),
         Route("/openapi.json", _openapi(state), methods=["GET"]),
-        Route("/info", endpoint(state, tei.info), methods=["GET"]),
+        Route("/info", Endpoint(state, "/info", tei.info), methods=["GET"]),
         Route("/v1/models", _models(state), methods=["GET"]),
         Route("/v1/models/{name:path}", _models(state), methods=["GET"]),
         Route("/live", _live, methods=["GET"]),
@@ -53,7 +55,9 @@ def make_app(state: State) -> Starlette:
         Route("/health", _ready(state), methods=["GET"]),
         Route("/metrics", _metrics(state), methods=["GET"]),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False  # to a host that the client names, for clients that post
+    return app
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -62,7 +66,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {path}: no such route"
     if error.status_code == 405:
         message = f"{path}: expected {headers.get('Allow', 'another method')}, got {request.method}"
-    return error_response(ApiError(error.status_code, message, headers=headers), id_of(request))
+    return _refused(request, ApiError(error.status_code, message, headers=headers))
+
+
+def _refused(request: Request, error: ApiError) -> Response:
+    reply = error_reply(error, id_of(dict(request.headers.raw)))
+    return Response(reply.content, reply.status, reply.headers, "application/json")
 
 
 def _models(state: State) -> Any:
@@ -70,14 +79,14 @@ def _models(state: State) -> Any:
 
     async def models(request: Request) -> Response:
         try:
-            check_key(request, state.settings.api_keys)
+            check_key(dict(request.headers.raw), state.settings.api_keys)
             service = state.service()
             name = request.path_params.get("name")
             names = service.names if name is None else [service.pick_model(name)[0]]
         except ApiError as error:
             if error.code == "INPUT_MODEL_NOT_FOUND":
                 error = ApiError(404, error.message, "model")
-            return error_response(error, id_of(request))
+            return _refused(request, error)
         found = [
             {"id": own, "object": "model", "created": created, "owned_by": "jina_jax"}
             for own in names
@@ -95,7 +104,7 @@ def _ready(state: State) -> Any:
     async def ready(request: Request) -> Response:
         if state.phase is Phase.READY:
             return JSONResponse({"status": "ready"})
-        return error_response(ApiError(503, state.phase.value), id_of(request))
+        return _refused(request, ApiError(503, state.phase.value))
 
     return ready
 
@@ -103,9 +112,9 @@ def _ready(state: State) -> Any:
 def _metrics(state: State) -> Any:
     async def metrics(request: Request) -> Response:
         try:
-            check_key(request, state.settings.api_keys)
+            check_key(dict(request.headers.raw), state.settings.api_keys)
         except ApiError as error:
-            return error_response(error, id_of(request))
+            return _refused(request, error)
         service = state.loaded
         state.metrics.ready.set(state.phase is Phase.READY)
         state.metrics.waiting_tokens.set(service.scheduler.waiting_tokens if service else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -19,6 +19,11 @@ _PLACE = re.compile(r"(.*?) - at `\$\.?([^`]*)`")
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
+def _says(description: str) -> msgspec.Meta:
+    """Describe a field in OpenAPI, and on the page /docs."""
+    return msgspec.Meta(description=description)
+
+
 class Document(msgspec.Struct):
     """A text as an object, as Jina's clients may send it."""
 
@@ -27,60 +32,85 @@ class Document(msgspec.Struct):
 
 Input = str | Document
 Inputs = Input | list[Input | int | list[int]]
+Types = EmbeddingType | list[EmbeddingType]
+Tasks = str | list[str | None]
+
+_TEXTS = _says("A text, or a list of texts. Token ids are refused: send texts.")
+_TASK = _says("A task for all texts, or a list with one task per text (null: the base model).")
+_PROMPT = _says("Name of a prompt of the model, in place of the task's.")
+_DIMENSIONS = _says("Return the first values only, from 1 to the model's dimension (default).")
+_TRUNCATE = _says("Cut texts that are too long at their ends, instead of refusing them (400).")
+_MODEL = _says("One of GET /v1/models; a task may follow: NAME/TASK. Default: the served model.")
+_SAME_TYPES = _says("The same as embedding_type.")
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
     """POST /v1/embeddings: the fields of Jina's API, OpenAI's, and our own."""
 
-    input: Inputs
-    model: str | None = None
-    task: str | list[str | None] | None = None
-    prompt_name: str | None = None
-    dimensions: int | None = None
-    late_chunking: bool | None = None
-    embedding_type: EmbeddingType | list[EmbeddingType] | None = None
-    encoding_type: EmbeddingType | list[EmbeddingType] | None = None
-    encoding_format: EmbeddingType | None = None
-    normalized: bool | None = None
-    truncate: bool | None = None
-    long_text: Literal["truncate", "windows"] | None = None
-    user: str | None = None
+    input: Annotated[Inputs, _TEXTS]
+    model: Annotated[str | None, _MODEL] = None
+    task: Annotated[Tasks | None, _TASK] = None
+    prompt_name: Annotated[str | None, _PROMPT] = None
+    dimensions: Annotated[int | None, _DIMENSIONS] = None
+    late_chunking: Annotated[
+        bool | None, _says("The texts are chunks of one text, which is their context.")
+    ] = None
+    embedding_type: Annotated[
+        Types | None, _says("float (default), base64, binary or ubinary; several as a list.")
+    ] = None
+    encoding_type: Annotated[Types | None, _SAME_TYPES] = None
+    encoding_format: Annotated[EmbeddingType | None, _SAME_TYPES] = None
+    normalized: Annotated[bool | None, _says("Vectors of length 1 (default), or not.")] = None
+    truncate: Annotated[bool | None, _TRUNCATE] = None
+    long_text: Annotated[
+        Literal["truncate", "windows"] | None,
+        _says("Cut texts that are too long, or encode them in windows that overlap."),
+    ] = None
+    user: Annotated[str | None, _says("Read, and not used.")] = None
 
 
 class ClassifyBody(msgspec.Struct, kw_only=True):
     """POST /v1/classify, zero-shot."""
 
-    input: Inputs
-    labels: list[str] | dict[str, list[str]]
-    model: str | None = None
-    classifier_id: str | None = None
+    input: Annotated[Inputs, _says("A text, or a list of at most 512 texts.")]
+    labels: Annotated[
+        list[str] | dict[str, list[str]], _says("Labels, or groups of labels by their names.")
+    ]
+    model: Annotated[str | None, _MODEL] = None
+    classifier_id: Annotated[str | None, _says("Refused: only zero-shot is served.")] = None
 
 
 class EmbedBody(msgspec.Struct, kw_only=True):
     """POST /embed and /embed_all, as text-embeddings-inference has them."""
 
-    inputs: str | list[str | int | list[int]]
-    normalize: bool | None = None
-    truncate: bool | None = None
-    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
-    prompt_name: str | None = None
-    dimensions: int | None = None
-    task: str | list[str | None] | None = None
+    inputs: Annotated[str | list[str | int | list[int]], _TEXTS]
+    normalize: Annotated[
+        bool | None, _says("Vectors of length 1 (default of /embed; refused by /embed_all).")
+    ] = None
+    truncate: Annotated[bool | None, _TRUNCATE] = None
+    truncation_direction: Annotated[
+        Literal["Left", "Right", "left", "right"] | None, _says("Right only.")
+    ] = None
+    prompt_name: Annotated[
+        str | None, _says("Name of a prompt, or a task, for clients without a field for it.")
+    ] = None
+    dimensions: Annotated[int | None, _DIMENSIONS] = None
+    task: Annotated[Tasks | None, _TASK] = None
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
     """POST /tokenize, as text-embeddings-inference has it."""
 
-    inputs: str | list[str]
-    add_special_tokens: bool | None = None
-    prompt_name: str | None = None
+    inputs: Annotated[str | list[str], _says("A text, or a list of texts.")]
+    add_special_tokens: Annotated[bool | None, _says("With <s> and </s> (default).")] = None
+    prompt_name: Annotated[str | None, _says("Name of a prompt that is put first.")] = None
 
 
 class DecodeBody(msgspec.Struct, kw_only=True):
     """POST /decode, as text-embeddings-inference has it."""
 
-    ids: list[int | list[int]]
-    skip_special_tokens: bool | None = None
+    ids: Annotated[list[int | list[int]], _says("Token ids of a text, or a list per text.")]
+    skip_special_tokens: Annotated[bool | None, _says("Without <s>, </s>, … (default).")] = None
 
 
 class Read(msgspec.Struct):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from starlette.responses import Response
 
 from jina_jax.serving.bodies import ClassifyBody
 from jina_jax.serving.errors import ApiError, invalid
-from jina_jax.serving.http import Call
+from jina_jax.serving.http import Call, Reply
 from jina_jax.serving.service import Wanted
 
 _TASK = "classification"
@@ -17,7 +16,7 @@ _MOST_TEXTS = 512
 _MOST_GROUPS, _MOST_LABELS_OF_A_GROUP = 8, 64
 
 
-async def classify(call: Call) -> Response:
+async def classify(call: Call) -> Reply:
     """Return scores of the labels for each text: the softmax of their cosines, as Jina's API."""
     body: ClassifyBody = await call.read(ClassifyBody)
     service = call.service
@@ -28,8 +27,9 @@ async def classify(call: Call) -> Response:
     groups = _groups(body.labels)
     labels = [label for group in groups.values() for label in group]
     task = _TASK if _TASK in service.model.config.lora_adaptations else None
-    wanted = Wanted(task=task, bulk=call.is_bulk)
-    job = await service.encode([*texts, *labels], wanted, call.request)
+    fields = [f"input[{i}]" for i in range(len(texts))] + _fields(groups)
+    wanted = Wanted(task=task, bulk=call.is_bulk, fields=fields)
+    job = await service.encode([*texts, *labels], wanted, call.receive)
     found = service.vectors(job, service.dimension(None), normalize=True)
     similarities = found[: len(texts)] @ found[len(texts) :].T
     call.count(texts=len(texts), tokens=job.tokens, truncated=0)
@@ -58,6 +58,15 @@ def _groups(labels: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
             message = f"{field}: expected labels that differ"
             raise ApiError(400, message, field, "INPUT_INVALID_LABELS")
     return groups
+
+
+def _fields(groups: dict[str, list[str]]) -> list[str]:
+    """Return what the body calls each label."""
+    return [
+        f"labels.{name}[{i}]" if name else f"labels[{i}]"
+        for name, own in groups.items()
+        for i in range(len(own))
+    ]
 
 
 def _row(index: int, similarities: np.ndarray, groups: dict[str, list[str]]) -> dict[str, Any]:

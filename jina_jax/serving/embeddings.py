@@ -9,11 +9,11 @@ import orjson
 from jina_jax.serving import vectors
 from jina_jax.serving.bodies import EMBEDDING_TYPES, EmbeddingsBody
 from jina_jax.serving.errors import invalid
-from jina_jax.serving.http import Call, Pieces
+from jina_jax.serving.http import Call, Reply
 from jina_jax.serving.service import Wanted
 
 
-async def embeddings(call: Call) -> Pieces:
+async def embeddings(call: Call) -> Reply:
     """Return a vector for each text of ``input``."""
     body: EmbeddingsBody = await call.read(EmbeddingsBody)
     service = call.service
@@ -23,15 +23,16 @@ async def embeddings(call: Call) -> Pieces:
     if body.encoding_format not in (None, *kinds):
         call.ignore("encoding_format")
     dim = service.dimension(body.dimensions)
+    task, prompt_name = service.pick_prompt(pick_task(body, task), body.prompt_name)
     wanted = Wanted(
-        task=pick_task(body, task, service.settings.default_task),
-        prompt_name=body.prompt_name,
+        task=task,
+        prompt_name=prompt_name,
         truncate=bool(body.truncate) or body.long_text == "truncate",
         windows=body.long_text == "windows",
         late_chunking=bool(body.late_chunking),
         bulk=call.is_bulk,
     )
-    job = await service.encode(texts, wanted, call.request)
+    job = await service.encode(texts, wanted, call.receive)
     found = service.vectors(job, dim, normalize=body.normalized is not False)
     usage = {"total_tokens": job.tokens, "prompt_tokens": job.tokens}
     head = {"model": name, "object": "list", "usage": usage}
@@ -41,14 +42,14 @@ async def embeddings(call: Call) -> Pieces:
     )
 
 
-def pick_task(body: EmbeddingsBody, named: str | None, default: str | None) -> Any:
-    """Return the task: of the body, of the model's name, or the server's.
+def pick_task(body: EmbeddingsBody, named: str | None) -> Any:
+    """Return the task: of the body, or of the model's name.
 
     Raises:
       ApiError: 422 if body and name differ.
     """
     if body.task is None:
-        return named or (default if body.prompt_name is None else None)
+        return named
     if named is not None and body.task != named:
         raise invalid("task", f"expected {named!r}, as in the model's name; got {body.task!r}")
     return body.task

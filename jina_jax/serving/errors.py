@@ -15,6 +15,7 @@ _KINDS = {
     415: ("UNSUPPORTED_ENCODING", "invalid_request_error"),
     422: ("INPUT_INVALID", "invalid_request_error"),
     429: ("RATE_CONCURRENCY_LIMIT_EXCEEDED", "rate_limit_error"),
+    431: ("HEAD_TOO_LARGE", "invalid_request_error"),
     500: ("INTERNAL_ERROR", "server_error"),
     503: ("SERVICE_UNAVAILABLE", "server_error"),
     504: ("SERVICE_TIMEOUT", "server_error"),
@@ -47,14 +48,13 @@ class ApiError(Exception):
         self.code = code or usual
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """Return the body: ``detail`` is read by Jina's clients, ``error`` by OpenAI's and TEI's."""
-        error = {"message": self.message, "type": self.type, "param": self.field, "code": self.code}
-        found = {"detail": self.message, "code": self.code, "request_id": request_id}
-        found |= {"error": error}
+        """Return the body: Jina's clients read ``detail``, those of OpenAI and TEI ``error``."""
+        message, code = self.message, self.code
+        error = {"message": message, "type": self.type, "param": self.field, "code": code}
+        found: dict[str, Any] = {"detail": message, "code": code}
+        found |= {"request_id": request_id, "error": error}
         if self.status == 422:
-            found["errors"] = [
-                {"field": self.field, "message": self.message, "type": "value_error"}
-            ]
+            found["errors"] = [{"field": self.field, "message": message, "type": "value_error"}]
         return found
 
 

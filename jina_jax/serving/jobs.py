@@ -90,3 +90,4 @@ class Job:
             self.future.set_result(None)
         else:
             self.future.set_exception(self.error)
+            self.future.exception()  # whoever waited for it may have left

@@ -1,16 +1,18 @@
-"""Who is next: texts of small requests before those of large ones, which have a guaranteed share."""
+"""Who is next: texts of small requests before those of large ones, which have a share."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jina_jax.serving.jobs import Job
 
-# Every fourth step begins with a large request, if any wait: a quarter of the device is theirs.
+# Every fourth step begins with a large request, if any wait: a quarter of the device is theirs. So
+# is a step that small ones left a quarter of; what fits into less of it is a gift, and not counted.
 _STEPS_WITHOUT_LARGE = 3
+_SHARE = 4
 
 
 class Unit(NamedTuple):
@@ -47,14 +49,18 @@ class Lanes:
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, units: Iterable[Unit], *, large: bool, kind: Hashable = None) -> None:
+    def put(self, units: Sequence[Unit], *, large: bool, kind: Hashable = None) -> None:
         """Add units of one job."""
-        waiting = deque(units)
-        if waiting:
-            with self._changed:
-                lane = self._lanes.setdefault((large, kind), deque())
-                lane.append(_Waiting(waiting[0].job, waiting))
-                self._changed.notify_all()
+        self.put_all([(units, large, kind)])
+
+    def put_all(self, jobs: Iterable[tuple[Sequence[Unit], bool, Hashable]]) -> None:
+        """Add units of several jobs, each with whether it is large, and their kind."""
+        with self._changed:
+            for units, large, kind in jobs:
+                if units:
+                    lane = self._lanes.setdefault((large, kind), deque())
+                    lane.append(_Waiting(units[0].job, deque(units)))
+            self._changed.notify_all()
 
     def wait(self, seconds: float | None = None) -> None:
         """Return when something waits, after ``close``, ``notify`` or so many seconds."""
@@ -91,13 +97,14 @@ class Lanes:
                 return None, []
             kind = min(heads, key=lambda head: head[:2])[3]
             taken: list[Unit] = []
-            room, from_large = most, False
+            room, of_large = most, 0
             for large in order:
                 count = len(taken)
                 room = self._take(self._lanes.get((large, kind)), room, taken, turns=large)
-                from_large |= large and len(taken) > count
-            others_wait = any(large for _, _, large, _ in heads)
-            self._passed = self._passed + 1 if others_wait and not from_large else 0
+                of_large += sum(unit.size for unit in taken[count:]) if large else 0
+            waits = any(large for _, _, large, _ in heads)
+            has_share = of_large and (order[0] or of_large * _SHARE >= most)
+            self._passed = self._passed + 1 if waits and not has_share else 0
             return kind, taken
 
     def _take(

@@ -8,11 +8,12 @@ of all jobs; it is computed by the engine that ``JinaEmbeddings.encode`` uses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ _CHARACTERS_PER_BLOCK = 1 << 16  # tokenised at once: 30 ms in one thread
 _BLOCKS_BESIDE_PROCESSES = 16
 _LONGEST_RETRY = 60.0
 _POLL = 0.02  # seconds, while programs are compiled
+_DEAD = "the device does not answer any more"
 
 
 class Scheduler:
@@ -60,15 +62,16 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._texts, self._items = Lanes(), Lanes()
         self._jobs: set[Job] = set()
+        self._arrived: list[Job] = []
         self._waiting_tokens = 0
         self._tokens_per_second = 0.0
         self._last = time.perf_counter()  # when the device had its last result, or was last idle
         self._under_way: deque[Step] = deque()
-        self._compiled: deque[Step] = deque()
+        self._ready: deque[Step] = deque()  # packed, and their programs are compiled
         self._compiling: dict[Program, list[Step]] = {}
         self._compiling_lock = threading.Lock()
         self._compiler = ThreadPoolExecutor(1, "jina-jax-compile")
-        self._stopped = False
+        self._stopped, self._reason = False, _DEAD
         # On CPU a step that waits behind another one is only a delay for what comes next.
         self._in_flight = 0 if self._engine.platform == "cpu" else 1
         self._threads = [
@@ -87,10 +90,10 @@ class Scheduler:
         """Let a job wait for its turn.
 
         Raises:
-          ApiError: 429 if too much waits already, 503 if the device is dead.
+          ApiError: 429 if too much waits already, 503 after ``stop`` or the death of the device.
         """
         if self._stopped:
-            raise ApiError(503, "the device does not answer any more")
+            raise ApiError(503, self._reason)
         if self._jobs and self._waiting_tokens + job.estimate > self._settings.max_queue_tokens:
             raise ApiError(
                 429,
@@ -104,19 +107,18 @@ class Scheduler:
         if not job.requests:
             self._settle([job])
             return
-        requests = enumerate(job.requests)
-        units = [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
-        self._texts.put(units, large=self._is_large(job))
+        self._arrived.append(job)
+        if len(self._arrived) == 1:
+            self._loop.call_soon(self._pass_on)
+
+    def _pass_on(self) -> None:
+        """Wake the thread that tokenises, once for all jobs that arrived together."""
+        jobs, self._arrived = self._arrived, []
+        self._texts.put_all([(_units(job), self._is_large(job), None) for job in jobs])
 
     def stop(self) -> None:
         """End the threads; what still waits fails with status 503."""
-        self._stopped = True
-        self._texts.close()
-        self._items.close()
-        for job in list(self._jobs):
-            job.fail(ApiError(503, "the server stops"))
-            job.settle()
-        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._end("the server stops")
 
     def join(self, seconds: float) -> None:
         """Wait for the threads to end, after ``stop``."""
@@ -127,6 +129,15 @@ class Scheduler:
     def waiting_tokens(self) -> int:
         """Tokens of all jobs that have not ended, estimated."""
         return self._waiting_tokens
+
+    def _end(self, reason: str) -> None:
+        self._stopped, self._reason = True, reason
+        self._texts.close()
+        self._items.close()
+        for job in list(self._jobs):
+            job.fail(ApiError(503, reason))
+            job.settle()
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def _forget(self, job: Job) -> None:
         job.drop()
@@ -148,8 +159,19 @@ class Scheduler:
             for job in jobs:
                 job.settle()
 
-        if jobs and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(settle)
+        if jobs:
+            self._in_loop(settle)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(call)
+
+    def _fail(self, jobs: Iterable[Job], message: str) -> None:
+        """End jobs that cannot be served, through no fault of theirs; in any thread."""
+        jobs = list(dict.fromkeys(jobs))
+        for job in jobs:
+            job.fail(ApiError(500, message))
+        self._settle(jobs)
 
     # ------------------------------------------------------------ in the thread that tokenises
 
@@ -158,10 +180,14 @@ class Scheduler:
         blocks = _BLOCKS_BESIDE_PROCESSES if in_processes else 1
         while not self._stopped:
             _, units = self._texts.take(blocks * _CHARACTERS_PER_BLOCK)
-            if units:
-                self._settle(self._tokenize(units))
-            else:
+            if not units:
                 self._texts.wait()
+                continue
+            try:
+                self._settle(self._tokenize(units))
+            except Exception as error:  # without this thread, nothing would ever be encoded
+                _LOGGER.exception("texts could not be prepared")
+                self._fail((unit.job for unit in units), f"texts cannot be prepared: {error}")
 
     def _tokenize(self, units: list[Unit]) -> list[Job]:
         """Tokenise texts, and let their items wait; return the jobs that failed."""
@@ -190,8 +216,9 @@ class Scheduler:
             kind = (job.pooling, bool(parts[0].item.pieces))
             own = by_job.setdefault((job, kind), [])
             own += [Unit(job, len(part.item.ids), part) for part in parts]
-        for (job, kind), own in by_job.items():
-            self._items.put(own, large=self._is_large(job), kind=kind)
+        self._items.put_all(
+            [(own, self._is_large(job), kind) for (job, kind), own in by_job.items()]
+        )
         self._metrics.tokenize_seconds.observe(time.perf_counter() - start)
         return failed
 
@@ -223,7 +250,7 @@ class Scheduler:
             try:
                 for step, output in self._engine.run(self._steps(), self._in_flight):
                     self._under_way.popleft()
-                    self._deliver(step, output)
+                    self._deliver_or_fail(step, output)
             except Exception as error:
                 _LOGGER.error("a step failed, its texts are tried one by one: %s", error)
                 self._metrics.failed_steps.inc()
@@ -233,24 +260,35 @@ class Scheduler:
     def _steps(self) -> Iterator[Step | None]:
         """Yield a step whenever the engine can take one; None when nothing waits for now."""
         while not self._stopped:
-            if self._compiled:
-                step = self._compiled.popleft()
-                self._under_way.append(step)
-                yield step
+            if self._ready:
+                step = self._ready.popleft()
+                if not all(job.ended for job in _jobs(step.owners)):
+                    self._under_way.append(step)
+                    yield step
                 continue
             kind, units = self._items.take(self._packer.budget)
             if units:
-                for step in self._packed(kind, units):
-                    if self._is_ready(step):
-                        self._under_way.append(step)
-                        yield step
+                self._pack(kind, units)
             elif self._under_way:
                 yield None
             else:
-                self._items.wait(_POLL if self._compiling or self._compiled else None)
+                self._items.wait(_POLL if self._compiling or self._ready else None)
                 if self._settings.max_wait and not self._stopped:
                     time.sleep(self._settings.max_wait)
                 self._last = time.perf_counter()
+
+    def _pack(self, kind: Any, units: list[Unit]) -> None:
+        """Pack texts into steps that are ready, or will be.
+
+        None is left in this thread's hands: a step that fails would take the others with it.
+        """
+        try:
+            for step in self._packed(kind, units):
+                if self._is_ready(step):
+                    self._ready.append(step)
+        except Exception as error:
+            _LOGGER.exception("texts could not be packed")
+            self._fail((unit.job for unit in units), f"texts cannot be packed: {error}")
 
     def _packed(self, kind: Any, units: list[Unit]) -> Iterator[Step]:
         now = time.perf_counter()
@@ -281,8 +319,16 @@ class Scheduler:
         except Exception as error:
             _LOGGER.error("%s cannot be compiled: %s", program, error)
         with self._compiling_lock:
-            self._compiled.extend(self._compiling.pop(program))
+            self._ready.extend(self._compiling.pop(program))
         self._items.notify()
+
+    def _deliver_or_fail(self, step: Step, output: np.ndarray) -> None:
+        """Return the vectors of a step; if that fails, so do its jobs, as some have theirs."""
+        try:
+            self._deliver(step, output)
+        except Exception as error:
+            _LOGGER.exception("vectors could not be delivered")
+            self._fail(_jobs(step.owners), f"vectors cannot be delivered: {error}")
 
     def _deliver(self, step: Step, output: np.ndarray) -> None:
         """Return the vectors of a step to their jobs."""
@@ -334,13 +380,24 @@ class Scheduler:
         return True
 
     def _die(self) -> None:
+        """Fail what waits, in the event loop: there, nothing can be submitted meanwhile."""
         self._stopped = True
-        error = ApiError(503, "the device does not answer any more")
-        jobs = list(self._jobs)
-        for job in jobs:
-            job.fail(error)
-        self._settle(jobs)
-        self._loop.call_soon_threadsafe(self._on_death)
+
+        def end() -> None:
+            self._end(_DEAD)
+            self._on_death()
+
+        self._in_loop(end)
+
+
+def _units(job: Job) -> list[Unit]:
+    requests = enumerate(job.requests)
+    return [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
+
+
+def _jobs(parts: Iterable[Part]) -> Iterator[Job]:
+    for part in parts:
+        yield part.sum.owner[0]
 
 
 def _refusal(unit: Unit, error: Exception) -> ApiError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
+import math
 import signal
 import socket
 import threading
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds; longer than most proxies keep idle connections
+_POLL = 0.05  # seconds
+_LATE = 2  # seconds in which replies are sent to requests that the drain ended
 
 
 class Server:
@@ -37,6 +41,10 @@ class Server:
       settings: names and bounds.
       host, port: to listen at; port 0 for any that is free.
       log_requests: log a line of JSON per request.
+
+    Attributes:
+      state: what the routes share.
+      error: what ended the server, or kept the model from being loaded; None for nothing.
 
     Raises:
       OSError: if the address cannot be used.
@@ -55,8 +63,8 @@ class Server:
         self.state = State(settings, log_requests=log_requests)
         self._socket = _bind(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
-        self._error: BaseException | None = None
-        self._uvicorn = _Uvicorn(self._config(), self._begin_to_end)
+        self.error: BaseException | None = None
+        self._uvicorn = _Uvicorn(self._config(), settings.drain, self._begin_to_end, self._end)
 
     @property
     def url(self) -> str:
@@ -72,8 +80,8 @@ class Server:
         """
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(self.serve())
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return 1 if self.state.phase is Phase.DEAD else 0
 
     def stop(self) -> None:
@@ -82,15 +90,14 @@ class Server:
 
     async def serve(self) -> None:
         """Serve until a signal or ``stop``."""
-        loading = asyncio.create_task(self._become_ready())
+        loop = asyncio.get_running_loop()
+        # Nobody waits for the thread: a server that is to end does not load its model first.
+        threading.Thread(target=self._load_in_thread, args=(loop,), daemon=True).start()
         try:
             await self._uvicorn.serve(sockets=[self._socket])
         finally:
             self._begin_to_end()
-            if self.state.loaded is not None:
-                self.state.loaded.scheduler.stop()
-            if loading.done():
-                loading.result()
+            self._end()
             self._socket.close()
 
     def _config(self) -> uvicorn.Config:
@@ -101,34 +108,57 @@ class Server:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, round(self._settings.drain)),
+            timeout_graceful_shutdown=math.ceil(self._settings.drain) + _LATE,
             backlog=_BACKLOG,
         )
 
-    async def _become_ready(self) -> None:
+    def _load_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            model = await asyncio.to_thread(self._loaded)
+            model = self._loaded()
+        except BaseException as error:
+            end = functools.partial(self._fail, error)
+        else:
+            end = functools.partial(self._become_ready, model)
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(end)
+
+    def _become_ready(self, model: JinaEmbeddings) -> None:
+        try:
+            scheduler = Scheduler(model, self._settings, self.state.metrics, self._die)
         except Exception as error:
-            self._error, self.state.phase = error, Phase.FAILED
-            self.stop()
+            self._fail(error)
             return
-        scheduler = Scheduler(model, self._settings, self.state.metrics, self._die)
         self.state.become_ready(Service(model, self._settings, self.state.metrics, scheduler))
         _LOGGER.info("ready at %s", self.url)
+        if self._settings.lazy:
+            warm = functools.partial(model.warmup, self._settings.warmup_length, threads=1)
+            threading.Thread(target=warm, name="jina-jax-warmup", daemon=True).start()
+
+    def _fail(self, error: BaseException) -> None:
+        self.error, self.state.phase = error, Phase.FAILED
+        self.stop()
 
     def _loaded(self) -> JinaEmbeddings:
-        """Load the model and compile its programs."""
+        """Load the model, and compile its programs unless that can wait."""
         model = self._load()
-        programs = model.warmup(self._settings.warmup_length)
+        model.config.task_id(self._settings.default_task)
+        if not self._settings.lazy:
+            model.warmup(self._settings.warmup_length)
         model.encode("ready")
-        _LOGGER.info("%r, %d programs", model, programs)
+        _LOGGER.info("%r, %d programs", model, model.engine.compiled)
         return model
 
     def _begin_to_end(self) -> None:
         if self.state.phase in (Phase.LOADING, Phase.READY):
             self.state.phase = Phase.DRAINING
+
+    def _end(self) -> None:
+        """End what is under way; requests that wait are answered with status 503."""
+        if self.state.loaded is not None:
+            self.state.loaded.scheduler.stop()
 
     def _die(self) -> None:
         self.state.phase = Phase.DEAD
@@ -138,9 +168,27 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """Uvicorn, which ends at once at the second signal of any kind, and does not raise it again."""
 
-    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: float,
+        on_exit: Callable[[], None],
+        on_late: Callable[[], None],
+    ):
         super().__init__(config)
-        self._on_exit = on_exit
+        self._drain, self._on_exit, self._on_late = drain, on_exit, on_late
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_exit()
+        late = asyncio.get_running_loop().call_later(self._drain, self._on_late)
+        ending = asyncio.ensure_future(super().shutdown(sockets))
+        while not ending.done() and not self.force_exit:
+            await asyncio.wait({ending}, timeout=_POLL)
+        late.cancel()
+        if not ending.done():  # uvicorn would wait for connections, in some releases of Python
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            ending.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -177,19 +225,34 @@ def run(
 
     Yields:
       The server, once it is ready.
+
+    Raises:
+      RuntimeError: if the model cannot be served; its cause is the reason.
     """
     server = Server(lambda: model, Settings(**settings), host, port)
-    thread = threading.Thread(target=server.run, name="jina-jax-serve", daemon=True)
+    thread = threading.Thread(
+        target=_keep_error, args=(server,), name="jina-jax-serve", daemon=True
+    )
     thread.start()
     try:
         while server.state.phase is Phase.LOADING and thread.is_alive():
             thread.join(0.01)
         if server.state.phase is not Phase.READY:
-            raise RuntimeError(f"the server did not start: {server.state.phase.value}")
+            raise RuntimeError("the server did not start") from server.error
         yield server
     finally:
         server.stop()
         thread.join()
+        if server.state.loaded is not None:
+            server.state.loaded.scheduler.join(_LATE)
+
+
+def _keep_error(server: Server) -> None:
+    """Run a server in a thread, in which nobody could catch an exception."""
+    try:
+        server.run()
+    except BaseException as error:
+        server.error = error
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 _Value = TypeVar("_Value")
+_WATCH_SECONDS = 0.1
 _OWNERS = ("jinaai/", "jina-ai/")
 _TOKEN_IDS = (
     "token ids come from a vocabulary that is not this model's; send texts (of langchain-openai: "
@@ -43,6 +46,7 @@ class Wanted:
       late_chunking: the texts are chunks of one text, in which they are joined by spaces.
       bulk: let others pass.
       field: what the body calls the texts.
+      fields: what it calls each of them; None for their positions in ``field``.
     """
 
     task: str | Sequence[str | None] | None = None
@@ -53,6 +57,7 @@ class Wanted:
     late_chunking: bool = False
     bulk: bool = False
     field: str = "input"
+    fields: Sequence[str] | None = None
 
 
 class Service:
@@ -71,6 +76,8 @@ class Service:
         self.model, self.settings, self.metrics = model, settings, metrics
         self.scheduler = scheduler
         self._preparations: dict[tuple[bool, bool], Preparation] = {}
+        self._watched: dict[Job, Any] = {}
+        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -101,6 +108,18 @@ class Service:
             "INPUT_MODEL_NOT_FOUND",
         )
 
+    def pick_prompt(self, task: Any, prompt_name: str | None) -> tuple[Any, str | None]:
+        """Return the task and the name of a prompt in place of its own.
+
+        A prompt of a task's name means the task: many clients have no other field for it. Without
+        both, the task is the server's.
+        """
+        if task is None and prompt_name in self.model.config.lora_adaptations:
+            return prompt_name, None
+        if task is None and prompt_name is None:
+            return self.settings.default_task, None
+        return task, prompt_name
+
     def texts(self, given: Any, field: str, *, most: int | None = None) -> list[str]:
         """Return the texts of an input, as a list.
 
@@ -120,14 +139,14 @@ class Service:
             raise invalid(field, _TOKEN_IDS)
         return texts
 
-    async def encode(self, texts: list[str], wanted: Wanted, request: Any) -> Job:
+    async def encode(self, texts: list[str], wanted: Wanted, receive: Any) -> Job:
         """Encode texts; return the job with its results.
 
         Args:
           texts: of the request.
           wanted: how.
-          request: of Starlette, with a body that was read; when its client leaves, the texts that
-            wait are dropped.
+          receive: of ASGI, after the body was read; when the client leaves, the texts that wait
+            are dropped.
 
         Raises:
           ApiError: for anything that keeps them from being encoded.
@@ -135,21 +154,12 @@ class Service:
         job = self._job(texts, wanted)
         self._check_size(job, wanted.field)
         self.scheduler.submit(job)
-        gone = asyncio.ensure_future(request.receive())
+        self._watch(job, receive)
         try:
-            await asyncio.wait(
-                {job.future, gone},
-                timeout=self.settings.timeout,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await job.future
         finally:
-            gone.cancel()
-            if not job.future.done():
-                job.drop()
-                job.future.cancel()
-        if job.future.cancelled():
-            raise self._unanswered(gone)
-        job.future.result()
+            self._watched.pop(job, None)
+            job.drop()
         self.metrics.texts.inc(len(texts))
         return job
 
@@ -180,7 +190,7 @@ class Service:
 
     def _job(self, texts: list[str], wanted: Wanted) -> Job:
         config, field = self.model.config, wanted.field
-        fields: Sequence[str] = [f"{field}[{i}]" for i in range(len(texts))]
+        fields = wanted.fields or [f"{field}[{i}]" for i in range(len(texts))]
         windows = wanted.windows or wanted.late_chunking
         try:
             if windows:
@@ -223,12 +233,42 @@ class Service:
             message = f"{field}: expected at most {most} tokens together, got about {job.estimate}"
             raise ApiError(413, message, field)
 
-    def _unanswered(self, gone: asyncio.Future) -> ApiError:
-        left = gone.done() and not gone.cancelled()
-        self.metrics.dropped.labels("disconnect" if left else "timeout").inc()
-        if left:
-            return ApiError(499, "the client left")
-        return ApiError(504, f"no result within {self.settings.timeout:g} seconds")
+    def _watch(self, job: Job, receive: Any) -> None:
+        """Look after a job that takes long; most end before that, and cost nothing."""
+        self._watched[job] = receive
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch_all())
+
+    async def _watch_all(self) -> None:
+        """End jobs whose clients left, or whose time is over, as long as there are any."""
+        leaving: dict[Job, asyncio.Task[Any]] = {}
+        try:
+            while self._watched:
+                await asyncio.sleep(_WATCH_SECONDS)
+                now = time.perf_counter()
+                for job in [own for own in leaving if own not in self._watched]:
+                    leaving.pop(job).cancel()
+                for job, receive in self._watched.items():
+                    if now - job.arrival > self.settings.timeout:
+                        message = f"no result within {self.settings.timeout:g} seconds"
+                        self._give_up(job, "timeout", ApiError(504, message))
+                    elif job not in leaving and now - job.arrival > _WATCH_SECONDS:
+                        leaving[job] = task = asyncio.ensure_future(receive())
+                        left = functools.partial(self._left, job)
+                        task.add_done_callback(left)
+        finally:
+            self._watcher = None
+            for task in leaving.values():
+                task.cancel()
+
+    def _left(self, job: Job, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and not job.future.done():
+            self._give_up(job, "disconnect", ApiError(499, "the client left"))
+
+    def _give_up(self, job: Job, reason: str, error: ApiError) -> None:
+        self.metrics.dropped.labels(reason).inc()
+        job.fail(error)
+        job.settle()
 
     def _with_tasks(self, name: str, tasks: Sequence[str]) -> list[str]:
         return [name, *(f"{name}/{task}" for task in tasks)]

@@ -19,12 +19,13 @@ class Settings:
       max_queue_tokens: most tokens that may wait; one request may wait whatever its size.
       timeout: seconds after which a request that waits ends with status 504.
       read_timeout: seconds in which a request's head, and then its body, must arrive; also those
-        in which a client must take a piece of a reply.
+        in which a client must take what waits to be sent.
       drain: seconds that requests under way have after SIGTERM.
       max_wait: seconds that a step waits for more texts than there are.
       warmup_length: tokens of the longest text whose programs are compiled before the server is
         ready. Programs of longer texts, and of chunks, are compiled when they are needed, while
         others go on.
+      lazy: be ready before these programs are compiled, which then goes on beside requests.
       strict: refuse unknown fields instead of naming them in ``x-ignored-fields``.
     """
 
@@ -40,4 +41,5 @@ class Settings:
     drain: float = 30.0
     max_wait: float = 0.0
     warmup_length: int = 512
+    lazy: bool = False
     strict: bool = False

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from starlette.responses import Response
 
 from jina_jax import __version__
 from jina_jax.serving import vectors
 from jina_jax.serving.bodies import DecodeBody, EmbedBody, TokenizeBody
 from jina_jax.serving.errors import invalid
-from jina_jax.serving.http import Call
+from jina_jax.serving.http import Call, Reply
 from jina_jax.serving.service import Wanted
 
 
-async def embed(call: Call) -> Response:
+async def embed(call: Call) -> Reply:
     """Return a list of vectors."""
     body: EmbedBody = await call.read(EmbedBody)
     dim = call.service.dimension(body.dimensions)
@@ -26,21 +25,21 @@ async def embed(call: Call) -> Response:
     return call.reply(b"[", vectors.rows(found), b"]")
 
 
-async def embed_all(call: Call) -> Response:
+async def embed_all(call: Call) -> Reply:
     """Return the vectors of all tokens of each text, never normalised."""
     body: EmbedBody = await call.read(EmbedBody)
     if body.normalize:
         raise invalid("normalize", "expected false: vectors of tokens are never normalised")
     if call.service.model.config.dense and body.dimensions is not None:
         raise invalid("dimensions", "expected none for a model with Dense modules")
+    dim = None if body.dimensions is None else call.service.dimension(body.dimensions)
     job, texts = await _encode(call, body, by_token=True)
     call.count(texts=len(texts), tokens=job.tokens, truncated=job.truncated)
-    dim = body.dimensions and call.service.dimension(body.dimensions)
     found = [own.vectors[:, :dim] for own in job.results if own is not None]
     return call.reply(b"[", _nested(found), b"]")
 
 
-async def tokenize(call: Call) -> Response:
+async def tokenize(call: Call) -> Reply:
     """Return the tokens of each text: id, text, whether special, and its characters."""
     body: TokenizeBody = await call.read(TokenizeBody)
     texts = call.service.texts(body.inputs, "inputs")
@@ -57,7 +56,7 @@ async def tokenize(call: Call) -> Response:
     return call.json(found)
 
 
-async def decode(call: Call) -> Response:
+async def decode(call: Call) -> Reply:
     """Return the text of each list of token ids."""
     body: DecodeBody = await call.read(DecodeBody)
     is_nested = [isinstance(own, list) for own in body.ids]
@@ -77,7 +76,7 @@ async def decode(call: Call) -> Response:
     return call.json(found)
 
 
-async def info(call: Call) -> Response:
+async def info(call: Call) -> Reply:
     """Return the model and the server's bounds."""
     service = call.service
     model, settings = service.model, service.settings
@@ -106,12 +105,7 @@ async def _encode(call: Call, body: EmbedBody, *, by_token: bool) -> tuple[Any, 
     if direction != "right":
         raise invalid("truncation_direction", "expected 'Right': texts are cut at their ends")
     texts = call.service.texts(body.inputs, "inputs")
-    task = body.task
-    if task is None and body.prompt_name is None:
-        task = call.service.settings.default_task
-    prompt_name = body.prompt_name
-    if task is None and prompt_name in call.service.model.config.lora_adaptations:
-        task, prompt_name = prompt_name, None  # TEI's clients have no field for a task
+    task, prompt_name = call.service.pick_prompt(body.task, body.prompt_name)
     wanted = Wanted(
         task=task,
         prompt_name=prompt_name,
@@ -120,7 +114,7 @@ async def _encode(call: Call, body: EmbedBody, *, by_token: bool) -> tuple[Any, 
         bulk=call.is_bulk,
         field="inputs",
     )
-    return await call.service.encode(texts, wanted, call.request), texts
+    return await call.service.encode(texts, wanted, call.receive), texts
 
 
 def _nested(found: list[np.ndarray]) -> Iterator[bytes]:

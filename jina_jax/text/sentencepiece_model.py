@@ -14,7 +14,7 @@ from typing import Any
 
 import sentencepiece
 
-from jina_jax.files import read_json
+from jina_jax.text.beside import ADDED_FILE, SETTINGS_FILE, content_of, fields_beside
 
 _FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 _MASK = "<mask>"
@@ -94,24 +94,24 @@ def check_siblings(path: Path) -> None:
     Raises:
       ValueError: naming the file and the field.
     """
-    config = _fields_beside(path, "config.json")
+    config = fields_beside(path, "config.json")
     if config.get("model_type") not in _MODEL_TYPES:
         raise ValueError(
             f"{path}: the tokenizer of model_type={config['model_type']!r} cannot be built from "
             "it; expected a tokenizer.json"
         )
-    settings = _fields_beside(path, "tokenizer_config.json")
+    settings = fields_beside(path, SETTINGS_FILE)
     wrong = [
         f"{name}={settings[name]!r}"
         for name, usual in {**_TOKENS, "add_prefix_space": True}.items()
-        if name in settings and _content(settings[name]) not in (usual, None)
+        if name in settings and content_of(settings[name]) not in (usual, None)
     ]
     if settings.get("tokenizer_class") not in _CLASSES:
         wrong.append(f"tokenizer_class={settings['tokenizer_class']!r}")
     known = {*_FIRST, _MASK}
-    more = [_content(token) for token in (settings.get("added_tokens_decoder") or {}).values()]
-    more += map(_content, settings.get("additional_special_tokens") or [])
-    more += _fields_beside(path, "added_tokens.json")
+    more = [content_of(token) for token in (settings.get("added_tokens_decoder") or {}).values()]
+    more += map(content_of, settings.get("additional_special_tokens") or [])
+    more += fields_beside(path, ADDED_FILE)
     if unknown := sorted({str(token) for token in more if token not in known}):
         wrong.append(f"added tokens {unknown}")
     if wrong:
@@ -119,16 +119,6 @@ def check_siblings(path: Path) -> None:
             f"{path}: a tokenizer with {', '.join(wrong)} (tokenizer_config.json, "
             "added_tokens.json) cannot be built from it; expected a tokenizer.json"
         )
-
-
-def _fields_beside(path: Path, name: str) -> dict[str, Any]:
-    other = path.with_name(name)
-    return read_json(other) if other.exists() else {}
-
-
-def _content(token: Any) -> Any:
-    """Return the text of a token, which can be an object that has it."""
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _added_token(token_id: int, content: str, *, is_special: bool) -> dict[str, Any]:

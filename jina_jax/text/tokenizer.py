@@ -18,6 +18,7 @@ import regex
 from jina_jax.checks import check_unicode
 from jina_jax.files import damage
 from jina_jax.text import tokenizer_json
+from jina_jax.text.beside import check_added_tokens
 from jina_jax.text.normalizer import WHITE_SPACE, Span
 from jina_jax.text.sentencepiece_model import check_siblings
 from jina_jax.text.tokenizer_json import AddedToken, TokenizerSpec
@@ -35,8 +36,8 @@ _loaded: weakref.WeakValueDictionary[str, Tokenizer] = weakref.WeakValueDictiona
 class Tokenizer:
     """A Unigram tokenizer read from tokenizer.json.
 
-    The file's ``truncation`` and ``padding`` are ignored: texts are never cut or padded. Threads
-    may share one tokenizer.
+    The file's ``padding`` and the length in ``truncation`` are ignored: texts are never cut or
+    padded. Threads may share one tokenizer.
 
     Attributes:
       vocab_size: number of ids, added tokens included.
@@ -68,7 +69,8 @@ class Tokenizer:
         """Load a tokenizer; equal files share one object while it is in use.
 
         Args:
-          path: of tokenizer.json, or of a SentencePiece model, "….model".
+          path: of tokenizer.json, or of a SentencePiece model, "….model"; files of transformers
+            beside it must not add tokens to it.
 
         Raises:
           OSError: if the file cannot be read.
@@ -86,6 +88,8 @@ class Tokenizer:
         tokenizer = _loaded.get(key)
         if tokenizer is None:
             tokenizer = _loaded[key] = cls(*tokenizer_json.read(path, content))
+        if path.suffix != ".model":
+            check_added_tokens(path, tokenizer._spec.added)
         return tokenizer
 
     def encode(

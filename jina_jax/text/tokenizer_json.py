@@ -116,6 +116,7 @@ def _spec(fields: dict[str, Any]) -> TokenizerSpec:
     unk_id = _typed(model, "unk_id", int, "model")
     white_space, metaspace = _pre_tokenizer(fields.get("pre_tokenizer"))
     prefix, suffix = _template(fields.get("post_processor"))
+    _check_truncation(fields.get("truncation"))
     tokens = _typed(fields, "added_tokens", list)
     added = tuple(_added_token(token, f"added_tokens[{i}]") for i, token in enumerate(tokens))
     for name in ("<s>", "</s>", "<pad>"):
@@ -131,6 +132,13 @@ def _spec(fields: dict[str, Any]) -> TokenizerSpec:
         unk_id=unk_id,
         byte_fallback=_typed(model, "byte_fallback", bool, "model", default=False),
     )
+
+
+def _check_truncation(spec: Any) -> None:
+    """Refuse truncation on the left, which transformers would do; the length is set per call."""
+    if spec is not None:
+        side = _object(spec, "truncation").get("direction", "Right")
+        _expect(side == "Right", "truncation.direction", side, "'Right'")
 
 
 def _normalizers(spec: Any, where: str) -> list[Normalizer]:
@@ -205,7 +213,10 @@ def _template(spec: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     sides: tuple[list[int], list[int]] = ([], [])
     sequences = 0
     for i, item in enumerate(_typed(spec, "single", list, where)):
-        if "Sequence" in _object(item, f"{where}.single[{i}]"):
+        kind = next(iter(_object(item, f"{where}.single[{i}]").values()), None)
+        type_id = kind.get("type_id", 0) if isinstance(kind, dict) else 0
+        _expect(type_id == 0, f"{where}.single[{i}].type_id", type_id, "0")
+        if "Sequence" in item:
             sequences += 1
         else:
             sides[min(sequences, 1)].extend(_template_ids(spec, item, f"{where}.single[{i}]"))

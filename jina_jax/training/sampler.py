@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jina_jax.checks import is_integer
 from jina_jax.data import Source
 from jina_jax.training.tuples import Tuples, tuple_marks
 
@@ -73,12 +74,12 @@ class Sampler:
           ValueError: for options that do not fit the sources, or a source without tuples.
         """
         _check_options(sources, batch_sizes, weights, forms, seed)
-        self._seed = seed
+        self._seed = seed = int(seed)  # NumPy's are no JSON
         bounds = np.cumsum(np.array(weights, np.float64))
         self._bounds = bounds / bounds[-1]
         self._drawn = 0
         self._streams = [
-            _Stream(index, source, size, form, seed)
+            _Stream(index, source, int(size), form, seed)
             for index, (source, size, form) in enumerate(
                 zip(sources, batch_sizes, forms, strict=True)
             )
@@ -270,7 +271,7 @@ class _Stream:
 
 
 def _check_count(name: str, field: str, value: Any, most: int | None = None) -> None:
-    if type(value) is not int or value < 0 or (most is not None and value > most):
+    if not is_integer(value, 0) or (most is not None and value > most):
         rule = "from 0" if most is None else f"from 0 to {most}"
         raise ValueError(f"{name}: {field}: expected an integer {rule}, got {value!r}")
 
@@ -288,11 +289,11 @@ def _check_options(
     for name, values in given.items():
         if len(values) != len(sources):
             raise ValueError(f"{name}={values!r}: expected one for each of {len(sources)} sources")
-    if any(type(size) is not int or size < 1 for size in batch_sizes):
+    if not all(is_integer(size, 1) for size in batch_sizes):
         raise ValueError(f"batch_sizes={batch_sizes!r}: expected integers of at least 1")
     if not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights={weights!r}: expected finite numbers above 0")
     if any(form not in FORMS for form in forms):
         raise ValueError(f"forms={forms!r}: expected each to be 'rows' or 'tuples'")
-    if type(seed) is not int or not 0 <= seed < 2**32:
+    if not is_integer(seed, 0) or seed >= 2**32:
         raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jina_jax.data.kinds import ROWS
@@ -267,7 +268,7 @@ class Settings(Section):
         """Check values as TOML or JSON has them. Raises ``SettingsError``."""
         try:
             # Through JSON: lists may be tuples and strings paths, but "8" is not a number.
-            return cls.model_validate_json(json.dumps(values, default=str))
+            return cls.model_validate_json(json.dumps(values, default=_plain))
         except ValidationError as error:
             problems = [_problem(detail) for detail in error.errors()]
             count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -276,6 +277,11 @@ class Settings(Section):
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, from which ``from_dict`` makes equal settings."""
         return self.model_dump(mode="json")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that is none of JSON's as one: NumPy's numbers and arrays, paths."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def _problem(detail: Any) -> str:

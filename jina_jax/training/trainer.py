@@ -73,7 +73,8 @@ class Trainer:
         if jax.process_count() > 1:
             raise ValueError(f"training: expected one process, got {jax.process_count()}")
         self.settings = settings
-        self._shown = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = is_terminal if show_progress_bar is None else show_progress_bar
         mesh = usual_mesh() if mesh is None else mesh
         self.base = run.open_base(settings.model, settings.seed)
         if not self.base.config.include_prompt:

@@ -1,6 +1,7 @@
 """Models that sentence-transformers wrote, read by us, and ours read by it through its own call."""
 
 import dataclasses
+import json
 
 import fuzz_files
 import numpy as np
@@ -125,6 +126,35 @@ def test_similarity_fn_name(root, kind):
     for name in ("similarity", "similarity_pairwise"):
         expected = getattr(other, name)(*vectors).numpy()
         np.testing.assert_allclose(getattr(ours, name)(*vectors), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("through", ["bert", "native"])
+def test_a_bert_without_settings_of_its_tokenizer_is_written_with_them(root, tmp_path, through):
+    """sentence-transformers would make a WordPiece tokenizer of the same file."""
+    source = write_sbert(tmp_path / "source", encoder_files(root / "bert", "Bert"))
+    expected = theirs(source)
+    (source / "tokenizer_config.json").unlink()
+    write_checkpoint(open_checkpoint(source), tmp_path / "a", through)
+    write_checkpoint(open_checkpoint(tmp_path / "a"), tmp_path / "b", "bert")
+    np.testing.assert_allclose(theirs(tmp_path / "b"), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"additional_special_tokens": ["world"]},
+        {"extra_special_tokens": {"x": "world"}},
+        {"added_tokens_decoder": {"8": {"content": "world", "special": False}}},
+        {"tokenizer_class": "RobertaTokenizer"},
+    ],
+)
+def test_a_tokenizer_that_its_settings_change_is_refused(root, tmp_path, fields):
+    source = write_sbert(tmp_path / "source", encoder_files(root / "encoder"))
+    expected, path = theirs(source), source / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    assert np.abs(theirs(source) - expected).max() > 0.01  # not to be ignored
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {next(iter(fields))}"):
+        JinaEmbeddings.from_pretrained(source)
 
 
 @pytest.mark.slow
