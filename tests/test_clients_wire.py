@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from serving import client_of, load
 
-from jina_jax import JinaEmbeddings
+from jina_jax import Batching, JinaEmbeddings
 from jina_jax.serving import Server, run
 
 KEY = "secret"
@@ -58,14 +59,19 @@ WRITTEN = {
 
 
 @pytest.fixture(scope="module")
+def model(directory: Path) -> JinaEmbeddings:
+    return load(directory, batching=Batching(token_budget=128, row_lengths=(128,)))
+
+
+@pytest.fixture(scope="module")
 def server(model: JinaEmbeddings) -> Iterator[Server]:
-    with run(model, warmup_length=32, api_keys=(KEY,)) as server:
+    with run(model, warmup_length=16, api_keys=(KEY,)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with client_of(server) as client:
         yield client
 
 

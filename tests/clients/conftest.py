@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from client_cases import DOCUMENTS, KEY, QUERY, assert_equal
 
-from jina_jax import JinaEmbeddings
+from jina_jax import JinaEmbeddings, make_mesh
 from jina_jax.serving import Server, run
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -25,7 +26,9 @@ def no_network() -> None:
 
 @pytest.fixture(scope="session")
 def model() -> JinaEmbeddings:
-    return JinaEmbeddings.from_pretrained("tiny", dtype="float32")
+    return JinaEmbeddings.from_pretrained(
+        "tiny", dtype="float32", mesh=make_mesh(1, jax.devices()[:1])
+    )
 
 
 @pytest.fixture(scope="session")
