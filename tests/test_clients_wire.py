@@ -22,7 +22,7 @@ RECORDED = json.loads(Path(__file__).with_name("golden").joinpath("requests.json
 V3 = {"model": "jina-embeddings-v3"}
 WRITTEN = {
     "pymilvus, to learn the dimension": {**V3, "input": [""], "task": None},
-    "pymilvus": {**V3, "input": TEXTS, "task": "retrieval.passage", "late_chunking": False},
+    "pymilvus": {**V3, "input": TEXTS, "dimensions": None, "late_chunking": False},
     "weaviate": {
         **V3,
         "input": TEXTS,
@@ -30,6 +30,7 @@ WRITTEN = {
         "task": "retrieval.passage",
         "dimensions": 64,
     },
+    "weaviate, bits": {**V3, "input": TEXTS, "embedding_type": "ubinary", "dimensions": 30},
     "elasticsearch": {**V3, "input": TEXTS, "embedding_type": "float", "task": "separation"},
     "elasticsearch, bits": {
         **V3,

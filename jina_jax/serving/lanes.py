@@ -79,8 +79,16 @@ class Lanes:
             self._closed = True
             self._changed.notify_all()
 
-    def take(self, most: int) -> tuple[Hashable, list[Unit]]:
+    def small_waits(self) -> bool:
+        """Return whether a unit of a small job waits."""
+        return any(lane for (large, _), lane in tuple(self._lanes.items()) if not large)
+
+    def take(self, most: int, *, small_only: bool = False) -> tuple[Hashable, list[Unit]]:
         """Take units of one kind whose sizes add up to ``most``, or one that is larger.
+
+        Args:
+          most: sum of the sizes.
+          small_only: leave large jobs where they are.
 
         Returns:
           Their kind, and the units; none if nothing waits.
@@ -88,10 +96,11 @@ class Lanes:
         with self._changed:
             self._drop_ended()
             order = (True, False) if self._passed >= _STEPS_WITHOUT_LARGE else (False, True)
+            order = (False,) if small_only else order
             heads = [
                 (order.index(large), lane[0].job.arrival, large, kind)
                 for (large, kind), lane in self._lanes.items()
-                if lane
+                if lane and large in order
             ]
             if not heads:
                 return None, []

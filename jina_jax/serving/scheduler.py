@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 _LOGGER = logging.getLogger("jina_jax.serving")
-_CHARACTERS_PER_BLOCK = 1 << 16  # tokenised at once: 30 ms in one thread
-_BLOCKS_BESIDE_PROCESSES = 16
+_CHARACTERS_PER_BLOCK = 1 << 14  # tokenised at once: 8 ms in one thread, for which others wait
+_BLOCKS_BESIDE_PROCESSES = 64
 _LONGEST_RETRY = 60.0
 _POLL = 0.02  # seconds, while programs are compiled
 _DEAD = "the device does not answer any more"
@@ -259,16 +259,19 @@ class Scheduler:
 
     def _steps(self) -> Iterator[Step | None]:
         """Yield a step whenever the engine can take one; None when nothing waits for now."""
+        may_pass = True  # whether small jobs may pass steps that are packed; not twice in a row
         while not self._stopped:
-            if self._ready:
-                step = self._ready.popleft()
+            if self._ready and not (may_pass and self._items.small_waits()):
+                step, may_pass = self._ready.popleft(), True
                 if not all(job.ended for job in _jobs(step.owners)):
                     self._under_way.append(step)
                     yield step
                 continue
-            kind, units = self._items.take(self._packer.budget)
+            passing = bool(self._ready)
+            kind, units = self._items.take(self._packer.budget, small_only=passing)
             if units:
                 self._pack(kind, units)
+                may_pass = not passing
             elif self._under_way:
                 yield None
             else:
@@ -283,9 +286,11 @@ class Scheduler:
         None is left in this thread's hands: a step that fails would take the others with it.
         """
         try:
-            for step in self._packed(kind, units):
-                if self._is_ready(step):
-                    self._ready.append(step)
+            steps = [step for step in self._packed(kind, units) if self._is_ready(step)]
+            small = [not all(map(self._is_large, _jobs(step.owners))) for step in steps]
+            pairs = list(zip(steps, small, strict=True))
+            self._ready.extendleft([step for step, is_small in pairs if is_small][::-1])
+            self._ready.extend(step for step, is_small in pairs if not is_small)
         except Exception as error:
             _LOGGER.exception("texts could not be packed")
             self._fail((unit.job for unit in units), f"texts cannot be packed: {error}")
