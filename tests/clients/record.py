@@ -4,7 +4,8 @@
     python tests/clients/record.py
 
 Runs the tests beside this file against a server that notes each short request, once per client,
-set of fields and status. ``tests/test_clients_wire.py`` sends them again, without the clients.
+set of fields, kind of embedding and status.
+``tests/test_clients_wire.py`` sends them again, without the clients.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "golden" / "requests.json"
 MOST_BYTES = 1000
+KINDS = ("embedding_type", "encoding_type", "encoding_format")
 HEADERS = ("accept", "accept-encoding", "authorization", "content-type", "user-agent")
 
 
@@ -36,7 +38,7 @@ class Recorder:
         server.make_app = lambda state: self.around(make_app(state))  # type: ignore[assignment]
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self._test = item.nodeid.rpartition("/")[2].partition("[")[0]
+        self._test = item.nodeid.partition("[")[0].rpartition("/")[2]
 
     def around(self, app: Any) -> Any:
         """Return an application that notes requests, and the status of their replies."""
@@ -73,7 +75,9 @@ class Recorder:
             "status": status,
         }
         module = self._test.partition("::")[0]
-        key = (module, headers.get("user-agent"), scope["path"], tuple(body or ()), status)
+        agent, fields = headers.get("user-agent"), tuple(body or ())
+        kinds = tuple((body or {}).get(name) for name in KINDS)
+        key = (module, agent, scope["path"], fields, kinds, status)
         self.rows.setdefault(key, row)
 
 
