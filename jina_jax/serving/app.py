@@ -102,6 +102,9 @@ async def _live(_: Request) -> Response:
 
 def _ready(state: State) -> Any:
     async def ready(request: Request) -> Response:
+        if state.phase is Phase.READY and state.loaded and state.loaded.scheduler.is_stalled:
+            message = f"the device has had no result for {state.settings.stall:g} seconds"
+            return _refused(request, ApiError(503, message))
         if state.phase is Phase.READY:
             return JSONResponse({"status": "ready"})
         return _refused(request, ApiError(503, state.phase.value))

@@ -36,6 +36,11 @@ class _Waiting(NamedTuple):
     units: deque[Unit]
 
 
+def is_large(job: Job, budget: int) -> bool:
+    """Return whether a job has to let small ones pass: it has more tokens than a step."""
+    return job.bulk or job.estimate > budget
+
+
 class Lanes:
     """Waiting units; threads may put and take at once.
 

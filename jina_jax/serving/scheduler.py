@@ -1,8 +1,7 @@
-"""Two threads between the event loop and the device: one tokenises, one computes.
+"""Jobs from the event loop to the device: admitted, tokenised together, and ended.
 
-The loop submits jobs and awaits their futures. Texts of all jobs are tokenised together, and wait
-as items with their exact lengths. A step is packed when the device can take one, from the items
-of all jobs; it is computed by the engine that ``JinaEmbeddings.encode`` uses.
+The loop submits jobs and awaits their futures. A thread tokenises their texts, which then wait as
+items with their exact lengths for the thread of ``jina_jax.serving.device``.
 """
 
 from __future__ import annotations
@@ -12,19 +11,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from jina_jax.runtime.engine import Program, Step
-from jina_jax.runtime.requests import Preparation, Request
-from jina_jax.runtime.steps import Packer, Part, Sum, results
+from jina_jax.runtime.requests import Request
+from jina_jax.runtime.steps import Part, Sum
+from jina_jax.serving.device import Device
 from jina_jax.serving.errors import ApiError
 from jina_jax.serving.jobs import Job
-from jina_jax.serving.lanes import Lanes, Unit
+from jina_jax.serving.lanes import Lanes, Unit, is_large
 from jina_jax.serving.metrics import Metrics
 from jina_jax.serving.settings import Settings
 
@@ -35,7 +30,6 @@ _LOGGER = logging.getLogger("jina_jax.serving")
 _CHARACTERS_PER_BLOCK = 1 << 14  # tokenised at once: 8 ms in one thread, for which others wait
 _BLOCKS_BESIDE_PROCESSES = 64
 _LONGEST_RETRY = 60.0
-_POLL = 0.02  # seconds, while programs are compiled
 _DEAD = "the device does not answer any more"
 
 
@@ -56,33 +50,19 @@ class Scheduler:
         metrics: Metrics,
         on_death: Callable[[], None],
     ):
-        self._model, self._engine = model, model.engine
-        self._settings, self._metrics, self._on_death = settings, metrics, on_death
-        self._packer = Packer(model.engine, model.batching)
+        self._model, self._settings = model, settings
+        self._metrics, self._on_death = metrics, on_death
         self._loop = asyncio.get_running_loop()
         self._texts, self._items = Lanes(), Lanes()
         self._jobs: set[Job] = set()
         self._arrived: list[Job] = []
         self._waiting_tokens = 0
-        self._tokens_per_second = 0.0
-        self._last = time.perf_counter()  # when the device had its last result, or was last idle
-        self._under_way: deque[Step] = deque()
-        self._ready: deque[Step] = deque()  # packed, and their programs are compiled
-        self._compiling: dict[Program, list[Step]] = {}
-        self._compiling_lock = threading.Lock()
-        self._compiler = ThreadPoolExecutor(1, "jina-jax-compile")
         self._stopped, self._reason = False, _DEAD
-        # On CPU a step that waits behind another one is only a delay for what comes next.
-        self._in_flight = 0 if self._engine.platform == "cpu" else 1
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for target, name in (
-                (self._tokenize_all, "jina-jax-tokenize"),
-                (self._compute_all, "jina-jax-compute"),
-            )
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._device = Device(model, self._items, settings.max_wait, metrics, self)
+        self._thread = threading.Thread(
+            target=self._tokenize_all, name="jina-jax-tokenize", daemon=True
+        )
+        self._thread.start()
 
     # ------------------------------------------------------------ in the event loop
 
@@ -105,7 +85,7 @@ class Scheduler:
         self._waiting_tokens += job.estimate
         job.future.add_done_callback(lambda _: self._forget(job))
         if not job.requests:
-            self._settle([job])
+            self.settle([job])
             return
         self._arrived.append(job)
         if len(self._arrived) == 1:
@@ -122,8 +102,13 @@ class Scheduler:
 
     def join(self, seconds: float) -> None:
         """Wait for the threads to end, after ``stop``."""
-        for thread in self._threads:
+        for thread in (self._thread, self._device.thread):
             thread.join(seconds)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the device has had no result for longer than it may take."""
+        return self._device.seconds_under_way > self._settings.stall
 
     @property
     def waiting_tokens(self) -> int:
@@ -137,7 +122,7 @@ class Scheduler:
         for job in list(self._jobs):
             job.fail(ApiError(503, reason))
             job.settle()
-        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._device.stop()
 
     def _forget(self, job: Job) -> None:
         job.drop()
@@ -146,13 +131,14 @@ class Scheduler:
 
     def _retry_after(self) -> int:
         """Return the seconds that the device needs for what waits."""
-        seconds = self._waiting_tokens / self._tokens_per_second if self._tokens_per_second else 1.0
+        rate = self._device.tokens_per_second
+        seconds = self._waiting_tokens / rate if rate else 1.0
         return max(1, round(min(seconds, _LONGEST_RETRY)))
 
     def _is_large(self, job: Job) -> bool:
-        return job.bulk or job.estimate > self._packer.budget
+        return is_large(job, self._device.budget)
 
-    def _settle(self, jobs: list[Job]) -> None:
+    def settle(self, jobs: list[Job]) -> None:
         """Report the end of jobs; in any thread."""
 
         def settle() -> None:
@@ -166,12 +152,12 @@ class Scheduler:
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(call)
 
-    def _fail(self, jobs: Iterable[Job], message: str) -> None:
+    def fail(self, jobs: Iterable[Job], message: str) -> None:
         """End jobs that cannot be served, through no fault of theirs; in any thread."""
         jobs = list(dict.fromkeys(jobs))
         for job in jobs:
             job.fail(ApiError(500, message))
-        self._settle(jobs)
+        self.settle(jobs)
 
     # ------------------------------------------------------------ in the thread that tokenises
 
@@ -184,10 +170,10 @@ class Scheduler:
                 self._texts.wait()
                 continue
             try:
-                self._settle(self._tokenize(units))
+                self.settle(self._tokenize(units))
             except Exception as error:  # without this thread, nothing would ever be encoded
                 _LOGGER.exception("texts could not be prepared")
-                self._fail((unit.job for unit in units), f"texts cannot be prepared: {error}")
+                self.fail((unit.job for unit in units), f"texts cannot be prepared: {error}")
 
     def _tokenize(self, units: list[Unit]) -> list[Job]:
         """Tokenise texts, and let their items wait; return the jobs that failed."""
@@ -243,148 +229,7 @@ class Scheduler:
         job.truncated += bool(prepared.dropped)
         return Sum((job, index), prepared).parts
 
-    # ------------------------------------------------------------ in the thread that computes
-
-    def _compute_all(self) -> None:
-        while not self._stopped:
-            try:
-                for step, output in self._engine.run(self._steps(), self._in_flight):
-                    self._under_way.popleft()
-                    self._deliver_or_fail(step, output)
-            except Exception as error:
-                _LOGGER.error("a step failed, its texts are tried one by one: %s", error)
-                self._metrics.failed_steps.inc()
-                if not self._retry():
-                    self._die()
-
-    def _steps(self) -> Iterator[Step | None]:
-        """Yield a step whenever the engine can take one; None when nothing waits for now."""
-        may_pass = True  # whether small jobs may pass steps that are packed; not twice in a row
-        while not self._stopped:
-            if self._ready and not (may_pass and self._items.small_waits()):
-                step, may_pass = self._ready.popleft(), True
-                if not all(job.ended for job in _jobs(step.owners)):
-                    self._under_way.append(step)
-                    yield step
-                continue
-            passing = bool(self._ready)
-            kind, units = self._items.take(self._packer.budget, small_only=passing)
-            if units:
-                self._pack(kind, units)
-                may_pass = not passing
-            elif self._under_way:
-                yield None
-            else:
-                self._items.wait(_POLL if self._compiling or self._ready else None)
-                if self._settings.max_wait and not self._stopped:
-                    time.sleep(self._settings.max_wait)
-                self._last = time.perf_counter()
-
-    def _pack(self, kind: Any, units: list[Unit]) -> None:
-        """Pack texts into steps that are ready, or will be.
-
-        None is left in this thread's hands: a step that fails would take the others with it.
-        """
-        try:
-            steps = [step for step in self._packed(kind, units) if self._is_ready(step)]
-            small = [not all(map(self._is_large, _jobs(step.owners))) for step in steps]
-            pairs = list(zip(steps, small, strict=True))
-            self._ready.extendleft([step for step, is_small in pairs if is_small][::-1])
-            self._ready.extend(step for step, is_small in pairs if not is_small)
-        except Exception as error:
-            _LOGGER.exception("texts could not be packed")
-            self._fail((unit.job for unit in units), f"texts cannot be packed: {error}")
-
-    def _packed(self, kind: Any, units: list[Unit]) -> Iterator[Step]:
-        now = time.perf_counter()
-        self._metrics.wait_seconds.observe(now - min(unit.job.arrival for unit in units))
-        pooling, _ = kind
-        used, computed = self._packer.used, self._packer.computed
-        yield from self._packer.steps([unit.value for unit in units], pooling)
-        self._metrics.tokens.inc(self._packer.used - used)
-        self._metrics.positions.inc(self._packer.computed - computed)
-
-    def _is_ready(self, step: Step) -> bool:
-        """Return whether a step can be run now; if not, it comes back when it is compiled."""
-        program = step.program
-        with self._compiling_lock:
-            if self._engine.is_compiled(program):
-                return True
-            waiting = self._compiling.setdefault(program, [])
-            waiting.append(step)
-        if len(waiting) == 1:
-            self._compiler.submit(self._compile, program)
-        return False
-
-    def _compile(self, program: Program) -> None:
-        """Compile a program, in a thread of its own; steps that fail there fail again when run."""
-        _LOGGER.info("compiling %s", program)
-        try:
-            self._engine.compile([program], threads=1)
-        except Exception as error:
-            _LOGGER.error("%s cannot be compiled: %s", program, error)
-        with self._compiling_lock:
-            self._ready.extend(self._compiling.pop(program))
-        self._items.notify()
-
-    def _deliver_or_fail(self, step: Step, output: np.ndarray) -> None:
-        """Return the vectors of a step; if that fails, so do its jobs, as some have theirs."""
-        try:
-            self._deliver(step, output)
-        except Exception as error:
-            _LOGGER.exception("vectors could not be delivered")
-            self._fail(_jobs(step.owners), f"vectors cannot be delivered: {error}")
-
-    def _deliver(self, step: Step, output: np.ndarray) -> None:
-        """Return the vectors of a step to their jobs."""
-        ended = []
-        for result in results(step, output):
-            job, index = result.owner
-            if not job.ended and job.add(index, result):
-                ended.append(job)
-        now = time.perf_counter()
-        rate = sum(len(part.item.ids) for part in step.owners) / max(now - self._last, 1e-6)
-        self._tokens_per_second = 0.9 * (self._tokens_per_second or rate) + 0.1 * rate
-        self._last = now
-        self._metrics.steps.inc()
-        self._settle(ended)
-
-    def _retry(self) -> bool:
-        """Run the parts of failed steps one by one; return whether the device is alive.
-
-        A part that fails alone ends its job.
-        """
-        steps, failed = list(self._under_way), []
-        self._under_way.clear()
-        for step in steps:
-            for part in step.owners:
-                job, _ = part.sum.owner
-                if job.ended:
-                    continue
-                try:
-                    for single in self._packer.steps([part], step.pooling):
-                        ((_, output),) = self._engine.run([single])
-                        self._deliver(single, output)
-                except Exception as error:
-                    job.fail(ApiError(500, f"its texts cannot be computed: {error}"))
-                    failed.append(job)
-        self._settle(failed)
-        return not failed or self._is_alive()
-
-    def _is_alive(self) -> bool:
-        """Return whether the device still encodes a text of two tokens."""
-        tokenizer = self._model.tokenizer
-        prepared = Preparation(tokenizer, False, 2, None)([Request("")])[0]
-        try:
-            parts = Sum(None, prepared).parts
-            for step in self._packer.steps(parts, self._model.config.emb_pooler):
-                list(self._engine.run([step]))
-        except Exception as error:
-            _LOGGER.error("the device is dead: %s", error)
-            return False
-        return True
-
-    def _die(self) -> None:
+    def die(self) -> None:
         """Fail what waits, in the event loop: there, nothing can be submitted meanwhile."""
         self._stopped = True
 
@@ -398,11 +243,6 @@ class Scheduler:
 def _units(job: Job) -> list[Unit]:
     requests = enumerate(job.requests)
     return [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
-
-
-def _jobs(parts: Iterable[Part]) -> Iterator[Job]:
-    for part in parts:
-        yield part.sum.owner[0]
 
 
 def _refusal(unit: Unit, error: Exception) -> ApiError:

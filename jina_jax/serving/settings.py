@@ -25,6 +25,7 @@ class Settings:
       warmup_length: tokens of the longest text whose programs are compiled before the server is
         ready. Programs of longer texts, and of chunks, are compiled when they are needed, while
         others go on.
+      stall: seconds without a result from the device after which the server is not ready.
       lazy: be ready before these programs are compiled, which then goes on beside requests.
       strict: refuse unknown fields instead of naming them in ``x-ignored-fields``.
     """
@@ -41,5 +42,6 @@ class Settings:
     drain: float = 30.0
     max_wait: float = 0.0
     warmup_length: int = 512
+    stall: float = 120.0
     lazy: bool = False
     strict: bool = False
