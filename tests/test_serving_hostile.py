@@ -602,9 +602,11 @@ def test_other_steps_of_the_same_texts_outlive_one_that_fails(model, device):
             return output
 
         device.rule = rule
-        given = ["a" * 20, "b" * 20, "c" * 8, "d" * 28]
+        given = [*"abcdefgh"]  # taken at once, and put into two steps: a row has room for 4
+        device.steps.clear()
         reply = client.post("/v1/embeddings", json={"input": given})
         assert reply.status_code == 200, reply.text
+        assert [len(own) for own in device.steps] == [4, 1, 1, 1, 1, 4]
         device.rule = lambda step, output: output
         np.testing.assert_allclose(
             [row["embedding"] for row in reply.json()["data"]], model.encode(given), **SAME

@@ -1,7 +1,6 @@
 """``jina-jax serve`` as a process: its life from the first probe to its signals."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ import httpx
 import pytest
 
 # A program of one shape is compiled before the server is ready; others when they are needed.
-# The id of "?" is 87.
 SCRIPT = """
 import os, sys, time
 import jina_jax.runtime.model as model
@@ -28,7 +26,7 @@ model.shapes = shapes
 start = Engine._start
 
 def hang(self, step):
-    if "HANGS" in os.environ and (step.batch.input_ids == 87).any():
+    if "HANGS" in os.environ and step.batch.text_spans[0, 0, 1] == 4:  # "?"
         time.sleep(60)
     return start(self, step)
 
@@ -124,11 +122,10 @@ def test_what_hangs_is_ended_by_a_second_signal_or_the_drain(directory, drain, s
             time.sleep(0.3)
         assert server.wait(10) == 0
         thread.join(10)
-        if signals == 1:
+        # The second signal may be quicker than the reply.
+        if signals == 1 or not isinstance(found[0], httpx.HTTPError):
             assert found[0].status_code == 503
-            assert json.loads(found[0].content)["detail"]
-        else:
-            assert isinstance(found[0], httpx.HTTPError)
+            assert found[0].json()["detail"]
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path):

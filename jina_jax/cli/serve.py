@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -105,16 +106,8 @@ def serve(
         "max_wait": None if max_wait_ms is None else max_wait_ms / 1000,
     }
     own = replaced(Settings(), **values, **settings)
-    directory = model.fetch()
-
-    def load() -> Any:
-        from jina_jax.embedder import JinaEmbeddings
-
-        found = JinaEmbeddings.from_pretrained(directory, dtype=dtype, quantization=quantization)
-        found.config.task_id(own.default_task)
-        return found
-
     _log_to_stderr()
+    load = functools.partial(model.load, dtype=dtype, quantization=quantization)
     server = Server(load, own, host, port, log_requests=log_requests)
     sys.setswitchinterval(_SWITCH_SECONDS)
     click.echo(f"jina-jax: {', '.join(names)} at {server.url}", err=True)

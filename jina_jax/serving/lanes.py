@@ -95,8 +95,8 @@ class Lanes:
         """
         with self._changed:
             self._drop_ended()
-            order = (True, False) if self._passed >= _STEPS_WITHOUT_LARGE else (False, True)
-            order = (False,) if small_only else order
+            order = [True, False] if self._passed >= _STEPS_WITHOUT_LARGE else [False, True]
+            order = [False] if small_only else order
             heads = [
                 (order.index(large), lane[0].job.arrival, large, kind)
                 for (large, kind), lane in self._lanes.items()
@@ -113,7 +113,8 @@ class Lanes:
                 of_large += sum(unit.size for unit in taken[count:]) if large else 0
             waits = any(large for _, _, large, _ in heads)
             has_share = of_large and (order[0] or of_large * _SHARE >= most)
-            self._passed = self._passed + 1 if waits and not has_share else 0
+            if not small_only:
+                self._passed = self._passed + 1 if waits and not has_share else 0
             return kind, taken
 
     def _take(

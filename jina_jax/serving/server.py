@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from jina_jax.runtime.distributed import spans_processes
 from jina_jax.serving.app import make_app
 from jina_jax.serving.protocol import BoundedProtocol
 from jina_jax.serving.scheduler import Scheduler
@@ -145,6 +146,8 @@ class Server:
         """Load the model, and compile its programs unless that can wait."""
         model = self._load()
         model.config.task_id(self._settings.default_task)
+        if spans_processes(model.engine.mesh):
+            raise ValueError("model: expected a mesh of this process alone, got one of several")
         if not self._settings.lazy:
             model.warmup(self._settings.warmup_length)
         model.encode("ready")
