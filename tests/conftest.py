@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING
 
 import jax
 import pytest
+from xla_flags import FLAGS
 
 if TYPE_CHECKING:
     from jina_jax import JinaEmbeddings
 
 SHARED = Path(os.environ.get("JINA_JAX_SHARED", Path(__file__).parents[2] / "shared"))
-
-# XLA's flag, its value in the tests, its default. Most programs of the tests run once or twice:
-# unoptimised, and without XLA's emitters of fusions, they compile in a fifth of the time.
-_FLAGS = (
-    ("xla_backend_optimization_level", 0, 3),
-    ("xla_llvm_disable_expensive_passes", True, False),
-    ("xla_cpu_use_fusion_emitters", False, True),
-)
 
 _CACHE = tempfile.TemporaryDirectory()
 
@@ -53,18 +46,12 @@ def _compile_quickly() -> None:
     accelerators = any(map(importlib.util.find_spec, ("libtpu", "jax_cuda12_plugin")))
     if accelerators or os.environ.get("JINA_JAX_OPTIMIZED_TESTS"):
         return  # the flags would be those of accelerators, too
-    flags = " ".join(f"--{name}={value}".lower() for name, value, _ in _FLAGS)
+    flags = " ".join(f"--{name}={value}".lower() for name, value, _ in FLAGS)
     environment = {**os.environ, "XLA_FLAGS": f"{flags} {os.environ.get('XLA_FLAGS', '')}"}
     parse = [sys.executable, "-c", "from jaxlib import xla_client as xla; xla.CompileOptions()"]
     # With an unknown flag XLA ends the process.
     if subprocess.run(parse, env=environment, capture_output=True).returncode == 0:
         os.environ["XLA_FLAGS"] = environment["XLA_FLAGS"]
-
-
-def usual_options() -> dict[str, int]:
-    """Return the compiler options with which a program is compiled as users compile it."""
-    is_quick = _FLAGS[0][0] in os.environ.get("XLA_FLAGS", "")
-    return {name: usual for name, _, usual in _FLAGS} if is_quick else {}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import usual_options
+from xla_flags import usual_options
 
 import jina_jax
 from jina_jax import JaxlibError, compiler_options

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import usual_options
 from flax import nnx
 from published import SMALL, published_config, published_shapes, random_tensor, write_published
 from reference import Reference
+from xla_flags import usual_options
 
 from jina_jax.checkpoints.load import to_state
 from jina_jax.convert import open_checkpoint

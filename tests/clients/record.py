@@ -1,6 +1,6 @@
 """Write tests/golden/requests.json: the requests that released clients send.
 
-    pip install -e ".[test,clients,clients_slow]"
+    pip install -e ".[test,clients,clients-slow]"
     python tests/clients/record.py
 
 Runs the tests beside this file against a server that notes each short request, once per client,
