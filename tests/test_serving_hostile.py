@@ -674,8 +674,8 @@ def test_errors_beside_the_device_fail_their_requests_alone(model, device, monke
     with serve(model, timeout=5) as (server, client):
         scheduler = server.state.loaded.scheduler
         for owner, name in (
-            (scheduler, "_deliver"),
-            (scheduler, "_packed"),
+            (scheduler._device, "_deliver"),
+            (scheduler._device, "_packed"),
             (scheduler, "_tokenize"),
         ):
             with monkeypatch.context() as patch:
@@ -683,6 +683,19 @@ def test_errors_beside_the_device_fail_their_requests_alone(model, device, monke
                 refused(client.post("/v1/embeddings", json=TEXT), 500, "a fault")
             assert lives(client)
         assert metric(client, "jina_jax_waiting_tokens") == 0
+
+
+def test_a_device_that_takes_too_long_is_not_ready_until_it_answers(model, device):
+    with serve(model, stall=0.2) as (_, client):
+        device.gate.clear()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(client.post, "/v1/embeddings", json={"input": "a"})
+            until(lambda: client.get("/ready").status_code == 503)
+            assert "no result for 0.2 seconds" in client.get("/ready").json()["detail"]
+            assert client.get("/live").status_code == 200
+            device.gate.set()
+            assert reply.result().status_code == 200
+        assert client.get("/ready").status_code == 200
 
 
 def test_a_dead_device_ends_the_server(model, device):

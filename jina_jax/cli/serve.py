@@ -66,6 +66,11 @@ _SWITCH_SECONDS = 0.0005
     type=click.IntRange(2),
     help="Tokens of texts whose programs are compiled before it is ready.  [default: 512]",
 )
+@click.option(
+    "--stall",
+    type=click.FloatRange(0.1),
+    help="Seconds without a result of the device until it is not ready.  [default: 300]",
+)
 @click.option("--lazy", is_flag=True, help="Be ready first, and compile beside requests.")
 @click.option("--strict", is_flag=True, help="Refuse unknown fields (422).")
 @click.option("--log-requests", is_flag=True, help="Log a line of JSON per request, to stderr.")

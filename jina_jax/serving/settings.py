@@ -42,6 +42,6 @@ class Settings:
     drain: float = 30.0
     max_wait: float = 0.0
     warmup_length: int = 512
-    stall: float = 120.0
+    stall: float = 300.0
     lazy: bool = False
     strict: bool = False
