@@ -685,6 +685,23 @@ def test_errors_beside_the_device_fail_their_requests_alone(model, device, monke
         assert metric(client, "jina_jax_waiting_tokens") == 0
 
 
+def test_bodies_together_and_vectors_of_tokens_are_bounded(model, device):
+    with serve(model, max_reading=1000, max_reply=64 * 4 * 50) as (server, client):
+        with Wire(server) as wire:
+            wire.send("POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n" + " " * 899)
+            until(lambda: server.state.loaded.reader._bytes == 899)
+            reply = client.post("/embed", json={"inputs": "a" * 110})
+            refused(reply, 429, "1000 bytes")
+            assert reply.headers["retry-after"] == "1"
+        until(lambda: server.state.loaded.reader._bytes == 0)
+        assert client.post("/embed", json={"inputs": "a" * 110}).status_code == 200
+        refused(
+            client.post("/embed_all", json={"inputs": ["a" * 110] * 2}), 413, "at most 50 tokens"
+        )
+        assert client.post("/embed_all", json={"inputs": "a"}).status_code == 200
+        assert server.state.loaded.reader._bytes == 0
+
+
 def test_a_device_that_takes_too_long_is_not_ready_until_it_answers(model, device):
     with serve(model, stall=0.2) as (_, client):
         device.gate.clear()

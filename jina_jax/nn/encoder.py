@@ -167,28 +167,20 @@ class Encoder(nnx.Module):
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Return the last layer's output, (B, T, D), and if they are to be kept x and every one."""
 
-        key = None if dropout is None else dropout.key
+        def run(layer: Layer, x: jax.Array, number: jax.Array | int) -> jax.Array:
+            return layer(x, context, None if dropout is None else dropout.fold(number))
 
-        # Traced and lowered once for all layers, which have the same shapes.
-        @functools.partial(jax.jit, static_argnums=0)
-        def run(graph: nnx.GraphDef, layer: nnx.State, x: jax.Array, number: Any, shared: Any):
-            rows, task_mask, task_ids, key = shared
-            own = context._replace(rows=rows, task_mask=task_mask, task_ids=task_ids)
-            drops = None if dropout is None else dropout._replace(key=key).fold(number)
-            return nnx.merge(graph, layer)(x, own, drops)
-
-        shared = (context.rows, context.task_mask, context.task_ids, key)
         outputs = [x] if keep else []
         if isinstance(self.layers, nnx.List):
             for number, layer in enumerate(self.layers, start=1):
-                x = run(*nnx.split(layer), x, number, shared)
+                x = run(layer, x, number)
                 outputs += [x] if keep else []
             return x, outputs
         graph, stacked = nnx.split(self.layers)
 
         def turn(x, layer):
             number, state = layer
-            x = run(graph, state, x, number, shared)
+            x = run(nnx.merge(graph, state), x, number)
             return x, x if keep else None
 
         numbers = jnp.arange(1, self.config.num_hidden_layers + 1)

@@ -88,13 +88,10 @@ class Call:
         """Read the body.
 
         Raises:
-          ApiError: see ``read_bytes`` and ``jina_jax.serving.bodies.read``.
+          ApiError: see ``Reader.read`` and ``jina_jax.serving.bodies.read``.
         """
-        settings = self.service.settings
-        content = await read_bytes(
-            self._given, self.receive, settings.max_body, settings.read_timeout
-        )
-        found = read(content, kind, strict=settings.strict)
+        content = await self.service.reader.read(self._given, self.receive)
+        found = read(content, kind, strict=self.service.settings.strict)
         if found.replaced:
             self.service.metrics.replaced.inc()
         self.ignore(*found.ignored)
@@ -133,36 +130,6 @@ class Call:
     def json(self, value: Any) -> Reply:
         """Return a small reply."""
         return Reply(200, self._headers, orjson.dumps(value))
-
-
-async def read_bytes(headers: dict[bytes, bytes], receive: Any, most: int, seconds: float) -> bytes:
-    """Read a body of at most ``most`` bytes, within ``seconds``.
-
-    Raises:
-      ApiError: 408 for one that is slower, 413 for one that is larger, 415 for a compressed one.
-    """
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding.lower() != b"identity":
-        raise ApiError(415, f"content-encoding: expected none, got {encoding.decode('latin-1')!r}")
-    announced = headers.get(b"content-length", b"")
-    too_large = ApiError(413, f"body: expected at most {most} bytes")
-    if announced.isdigit() and int(announced) > most:
-        raise too_large
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ApiError(499, "the client left")
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > most:
-                    raise too_large
-                if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError:
-        raise ApiError(408, f"body: expected within {seconds:g} seconds") from None
 
 
 class Endpoint:

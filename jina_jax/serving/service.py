@@ -18,6 +18,7 @@ from jina_jax.serving.bodies import Document
 from jina_jax.serving.errors import ApiError, invalid
 from jina_jax.serving.jobs import Job
 from jina_jax.serving.metrics import Metrics
+from jina_jax.serving.reading import Reader
 from jina_jax.serving.scheduler import Scheduler
 from jina_jax.serving.settings import Settings
 
@@ -68,13 +69,16 @@ class Service:
       settings: names and bounds.
       metrics: counts.
       scheduler: encodes jobs.
+
+    Attributes:
+      reader: reads bodies.
     """
 
     def __init__(
         self, model: JinaEmbeddings, settings: Settings, metrics: Metrics, scheduler: Scheduler
     ):
         self.model, self.settings, self.metrics = model, settings, metrics
-        self.scheduler = scheduler
+        self.scheduler, self.reader = scheduler, Reader(settings)
         self._preparations: dict[tuple[bool, bool], Preparation] = {}
         self._watched: dict[Job, Any] = {}
         self._watcher: asyncio.Task[None] | None = None
@@ -229,6 +233,8 @@ class Service:
 
     def _check_size(self, job: Job, field: str) -> None:
         most = self.settings.max_request_tokens
+        if job.pooling is None:  # a vector for each
+            most = min(most, self.settings.max_reply // (4 * self.model.config.hidden_size))
         if job.estimate > most:
             message = f"{field}: expected at most {most} tokens together, got about {job.estimate}"
             raise ApiError(413, message, field)

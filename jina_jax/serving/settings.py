@@ -15,6 +15,8 @@ class Settings:
       api_keys: requests must bring one of them; () for anybody.
       max_inputs: most texts per request.
       max_body: most bytes per request.
+      max_reading: most bytes of all bodies that are being read.
+      max_reply: most bytes of the vectors of tokens that a request asks for.
       max_request_tokens: most tokens per request, estimated before they are counted.
       max_queue_tokens: most tokens that may wait; one request may wait whatever its size.
       timeout: seconds after which a request that waits ends with status 504.
@@ -35,6 +37,8 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     max_inputs: int = 2048
     max_body: int = 32 << 20
+    max_reading: int = 256 << 20
+    max_reply: int = 256 << 20
     max_request_tokens: int = 1 << 22
     max_queue_tokens: int = 1 << 23
     timeout: float = 600.0
