@@ -198,11 +198,17 @@ class Bench:
         }
 
     def json(self) -> dict[str, Any]:
-        """512 vectors of 1,024 as JSON: time in the event loop."""
+        """512 vectors of 1,024 as JSON: time in the event loop, and orjson's alone."""
+        import orjson
+
         from jina_jax.serving import vectors
 
         values = np.random.default_rng(0).normal(0, 0.03, (BULK, 1024)).astype(np.float32)
-        found = {}
+        alone = [
+            common.seconds(lambda: orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY), 0)
+            for _ in range(20)
+        ]
+        found = {"float, orjson of all at once (ms)": 1000 * statistics.median(alone)}
         for kind in ("float", "base64", "ubinary"):
             totals, longest = [], []
             for _ in range(20):
@@ -219,11 +225,14 @@ class Bench:
 
     def start(self) -> dict[str, Any]:
         """From the start of the process to ready, with a warm cache."""
-        times = []
-        for _ in range(4):
-            with self._server() as server:
-                times.append(server.seconds_to_ready)
-        return {"to ready (s), median": statistics.median(times[1:])}
+        found = {}
+        for name, options in (("all programs", ()), ("--lazy", ("--lazy",))):
+            times = []
+            for _ in range(4):
+                with self._server(*options) as server:
+                    times.append(server.seconds_to_ready)
+            found[f"to ready (s), {name}, median"] = statistics.median(times[1:])
+        return found
 
     def memory(self) -> dict[str, Any]:
         """Resident memory after many requests over that after 1,000."""
