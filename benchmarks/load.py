@@ -81,7 +81,11 @@ def _unchunked(body: bytes) -> bytes:
 
 def post(body: dict[str, Any], path: str = "/v1/embeddings") -> bytes:
     """Return the bytes of a request."""
-    content = json.dumps(body).encode()
+    return raw_post(json.dumps(body).encode(), path)
+
+
+def raw_post(content: bytes, path: str = "/v1/embeddings") -> bytes:
+    """Return the bytes of a request with any body."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 

@@ -73,7 +73,7 @@ async def _one(
     for _ in range(draw.randint(1, 20)):
         kind = draw.random()
         if kind < 0.1:
-            status, _ = await client.send(_raw(draw.choice(_BAD)))
+            status, _ = await client.send(load.raw_post(draw.choice(_BAD)))
             found[f"bad, status {status}"] += 1
             continue
         picked = [draw.randrange(len(texts)) for _ in range(_count(draw))]
@@ -99,8 +99,3 @@ async def _one(
 
 def _count(draw: random.Random) -> int:
     return draw.choice((1, 1, 1, 1, 2, 5, 20)) if draw.random() < 0.97 else draw.randint(50, 300)
-
-
-def _raw(content: bytes) -> bytes:
-    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
-    return head.encode() + content

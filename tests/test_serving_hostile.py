@@ -761,11 +761,11 @@ def units(job, *sizes):
 def test_small_requests_pass_large_ones_which_get_a_quarter_of_the_steps():
     lanes = Lanes()
     large = Waiting(0)
-    lanes.put(units(large, *[10] * 40), large=True)
+    lanes.put([(units(large, *[10] * 40), True, None)])
     steps = []
     for number in range(1, 25):
         small = Waiting(number)
-        lanes.put(units(small, 10), large=False)
+        lanes.put([(units(small, 10), False, None)])
         steps.append([unit.job for unit in lanes.take(10)[1]])
     assert [own[0] is large for own in steps] == [False, False, False, True] * 6
     assert lanes.take(10)[1][0].job.arrival == 19  # in the order of arrival, none forgotten
@@ -774,10 +774,10 @@ def test_small_requests_pass_large_ones_which_get_a_quarter_of_the_steps():
 def test_a_little_room_that_small_requests_leave_is_no_share():
     lanes = Lanes()
     large = Waiting(0)
-    lanes.put(units(large, *[1] * 100), large=True)
+    lanes.put([(units(large, *[1] * 100), True, None)])
     of_large = []
     for number in range(1, 9):
-        lanes.put(units(Waiting(number), 9), large=False)
+        lanes.put([(units(Waiting(number), 9), False, None)])
         of_large.append(sum(unit.size for unit in lanes.take(10)[1] if unit.job is large))
     assert of_large == [1, 1, 1, 10, 0, 0, 0, 10]
 
@@ -785,9 +785,9 @@ def test_a_little_room_that_small_requests_leave_is_no_share():
 def test_large_requests_take_turns_and_kinds_are_never_mixed():
     lanes = Lanes()
     one, two, other = Waiting(0), Waiting(1), Waiting(2)
-    lanes.put(units(one, 1, 1, 1), large=True, kind="a")
-    lanes.put(units(two, 1, 1, 1), large=True, kind="a")
-    lanes.put(units(other, 1), large=True, kind="b")
+    lanes.put([(units(one, 1, 1, 1), True, "a")])
+    lanes.put([(units(two, 1, 1, 1), True, "a")])
+    lanes.put([(units(other, 1), True, "b")])
     kind, taken = lanes.take(4)
     assert (kind, [unit.job for unit in taken]) == ("a", [one, two, one, two])
     assert [unit.job for unit in lanes.take(4)[1]] == [one, two]
@@ -798,8 +798,8 @@ def test_large_requests_take_turns_and_kinds_are_never_mixed():
 def test_a_unit_above_the_bound_is_taken_alone_and_ended_jobs_are_dropped():
     lanes = Lanes()
     ended, last = Waiting(0), Waiting(1)
-    lanes.put(units(ended, 5, 5), large=False)
-    lanes.put(units(last, 50, 1), large=False)
+    lanes.put([(units(ended, 5, 5), False, None)])
+    lanes.put([(units(last, 50, 1), False, None)])
     ended.ended = True
     assert [unit.size for unit in lanes.take(10)[1]] == [50]
     assert [unit.size for unit in lanes.take(10)[1]] == [1]

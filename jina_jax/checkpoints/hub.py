@@ -116,12 +116,8 @@ def _failure(name: str, revision: str | None, token: str | bool | None) -> str |
         status = error.response.status_code
         # Of other answers, such as "not found", ``snapshot_download`` knows what to do.
         return f"it answers {status}" if status >= 500 or status == 429 else None
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ):  # the login page of a network, for example
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # The login page of a network, for example.
         return f"what answers at {constants.ENDPOINT} is not the Hub"
     except Exception as error:
         if not _is_of_network(error):

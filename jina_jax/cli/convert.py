@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jina_jax.checkpoints.names import LAYOUTS
-from jina_jax.cli.errors import needs_train
+from jina_jax.cli.errors import needs
 from jina_jax.cli.options import PATH, Model, source_argument
 from jina_jax.cli.report import report_copy
 
@@ -88,6 +88,6 @@ def _open(source: Model, step: int | None) -> Checkpoint:
         return open_checkpoint(source.fetch())
     if source.revision is not None:
         raise click.UsageError("--revision: expected none for a training run, which has its own")
-    with needs_train():
+    with needs("train"):
         from jina_jax.training.run import load_run
     return load_run(str(source.name), step)

@@ -22,7 +22,11 @@ from jina_jax.cli import streams
 
 # huggingface_hub and its network libraries: some of their errors are no OSError.
 _NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
-_TRAIN_LIBRARIES = ("orbax", "pydantic")
+# Extra → what its commands import.
+_EXTRAS = {
+    "serve": ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn"),
+    "train": ("orbax", "pydantic"),
+}
 # Errors of writing: those that name no file are of stdout (``jina_jax.files`` names the others).
 _OF_STDOUT = (errno.ENOSPC, errno.EBADF, errno.EFBIG, errno.EIO, errno.EDQUOT)
 _CLOSED_PIPE = 128 + 13  # as a shell reports the end by SIGPIPE
@@ -139,15 +143,15 @@ def _print_line(kind: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def needs_train() -> Iterator[None]:
-    """Turn a missing library of the extra ``train`` into an error that names the extra."""
+def needs(extra: str) -> Iterator[None]:
+    """Turn a missing library of an extra into an error that names the extra."""
     try:
         yield
     except ModuleNotFoundError as error:
         library = str(error.name).partition(".")[0]
-        if library not in _TRAIN_LIBRARIES:
+        if library not in _EXTRAS[extra]:
             raise
-        message = f'this command needs {library}: pip install "jina-jax[train]"'
+        message = f'this command needs {library}: pip install "jina-jax[{extra}]"'
         raise click.ClickException(message) from None
     except ImportError as error:  # of an evaluation, whose message names its own extra
         raise click.ClickException(str(error)) from None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from jina_jax.cli.errors import needs
 from jina_jax.cli.options import (
     PATH,
     Model,
@@ -23,7 +22,6 @@ from jina_jax.cli.options import (
 )
 
 _KEYS = "JINA_JAX_API_KEYS"
-_LIBRARIES = ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn")
 # The event loop waits for Python's lock at most so long while another thread tokenises.
 _SWITCH_SECONDS = 0.0005
 
@@ -99,8 +97,8 @@ def serve(
     There is a page to try it at / and a description of all routes at /docs. SIGTERM lets requests
     that are under way finish; a second one ends at once.
     """
-    with _needs_serve():
-        from jina_jax.serving.server import Server, replaced
+    with needs("serve"):
+        from jina_jax.serving.server import Server
         from jina_jax.serving.settings import Settings
     keys = _keys(api_key_file)
     names = served_names or (Path(model.name or "tiny").name,)
@@ -109,8 +107,9 @@ def serve(
         "api_keys": keys,
         "max_body": None if max_body_mb is None else max_body_mb << 20,
         "max_wait": None if max_wait_ms is None else max_wait_ms / 1000,
+        **settings,
     }
-    own = replaced(Settings(), **values, **settings)
+    own = Settings(**{name: value for name, value in values.items() if value is not None})
     _log_to_stderr()
     load = functools.partial(model.load, dtype=dtype, quantization=quantization)
     server = Server(load, own, host, port, log_requests=log_requests)
@@ -140,16 +139,3 @@ def _log_to_stderr() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-@contextlib.contextmanager
-def _needs_serve() -> Iterator[None]:
-    """Turn a missing library of the extra ``serve`` into an error that names the extra."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        library = str(error.name).partition(".")[0]
-        if library not in _LIBRARIES:
-            raise
-        message = f'this command needs {library}: pip install "jina-jax[serve]"'
-        raise click.ClickException(message) from None

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from jina_jax.cli.errors import needs_train
+from jina_jax.cli.errors import needs
 from jina_jax.cli.options import PATH
 
 
 def _show_fields(context: click.Context, _: Any, value: bool) -> None:
     if value and not context.resilient_parsing:
-        with needs_train():
+        with needs("train"):
             from jina_jax.training.settings import describe
 
         click.echo(describe(), nl=False)
@@ -45,7 +45,7 @@ def train(config: Path, resume: bool, output: Path | None) -> None:
     The run's directory gets settings, metrics.jsonl and checkpoints: the latest two and the best
     by the evaluations. With matplotlib (extra plot) also curves.png.
     """
-    with needs_train():
+    with needs("train"):
         from jina_jax.training.plot import plot_run
         from jina_jax.training.settings import Settings
         from jina_jax.training.trainer import Trainer

@@ -139,9 +139,10 @@ class Device:
         """
         try:
             steps = [step for step in self._packed(kind, units) if self._is_ready(step)]
-            small = [step for step in steps if self._has_small(step)]
+            small: list[Step] = []
+            for step in steps:
+                (small if self._has_small(step) else self._ready).append(step)
             self._ready.extendleft(reversed(small))
-            self._ready.extend(step for step in steps if not self._has_small(step))
         except Exception as error:
             _LOGGER.exception("texts could not be packed")
             self._reports.fail((unit.job for unit in units), f"texts cannot be packed: {error}")

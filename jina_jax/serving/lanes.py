@@ -54,11 +54,7 @@ class Lanes:
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, units: Sequence[Unit], *, large: bool, kind: Hashable = None) -> None:
-        """Add units of one job."""
-        self.put_all([(units, large, kind)])
-
-    def put_all(self, jobs: Iterable[tuple[Sequence[Unit], bool, Hashable]]) -> None:
+    def put(self, jobs: Iterable[tuple[Sequence[Unit], bool, Hashable]]) -> None:
         """Add units of several jobs, each with whether it is large, and their kind."""
         with self._changed:
             for units, large, kind in jobs:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
 from typing import Any
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from jina_jax.serving.errors import ApiError
+from jina_jax.serving.http import id_of
 
 _MOST_OF_A_HEAD = 1 << 16  # bytes
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
@@ -88,7 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
         error = ApiError(400, "expected a request of HTTP/1.1")
         if self._is_too_long:
             error = ApiError(431, f"expected a head of at most {_MOST_OF_A_HEAD} bytes")
-        body = orjson.dumps(error.body(uuid.uuid4().hex))
+        body = orjson.dumps(error.body(id_of({})))
         head = (
             f"HTTP/1.1 {error.status} \r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -94,7 +94,7 @@ class Scheduler:
     def _pass_on(self) -> None:
         """Wake the thread that tokenises, once for all jobs that arrived together."""
         jobs, self._arrived = self._arrived, []
-        self._texts.put_all([(_units(job), self._is_large(job), None) for job in jobs])
+        self._texts.put([(_units(job), self._is_large(job), None) for job in jobs])
 
     def stop(self) -> None:
         """End the threads; what still waits fails with status 503."""
@@ -202,9 +202,7 @@ class Scheduler:
             kind = (job.pooling, bool(parts[0].item.pieces))
             own = by_job.setdefault((job, kind), [])
             own += [Unit(job, len(part.item.ids), part) for part in parts]
-        self._items.put_all(
-            [(own, self._is_large(job), kind) for (job, kind), own in by_job.items()]
-        )
+        self._items.put([(own, self._is_large(job), kind) for (job, kind), own in by_job.items()])
         self._metrics.tokenize_seconds.observe(time.perf_counter() - start)
         return failed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
@@ -279,9 +278,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def replaced(settings: Settings, **values: Any) -> Settings:
-    """Return settings with other values; those that are None are left as they are."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return dataclasses.replace(settings, **given)
