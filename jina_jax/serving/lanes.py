@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 from jina_jax.serving.jobs import Job
 
-# Every fourth step begins with a large request, if any wait: a quarter of the device is theirs. So
-# is a step that small ones left a quarter of; what fits into less of it is a gift, and not counted.
+# Every fourth step is one of large requests, if any wait: a share of the device is theirs. The
+# others are not filled up with their texts: small ones would wait for the end of a full step.
 _STEPS_WITHOUT_LARGE = 3
-_SHARE = 4
 
 
 class Unit(NamedTuple):
@@ -45,7 +44,8 @@ class Lanes:
     """Waiting units; threads may put and take at once.
 
     Small jobs are served first, in the order of their arrival; large ones take turns unit by unit.
-    Units of different kinds are never taken together. Units of jobs that have ended are dropped.
+    Units of small and large jobs, or of different kinds, are never taken together. Units of jobs
+    that have ended are dropped.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Lanes:
         return any(lane for (large, _), lane in tuple(self._lanes.items()) if not large)
 
     def take(self, most: int, *, small_only: bool = False) -> tuple[Hashable, list[Unit]]:
-        """Take units of one kind whose sizes add up to ``most``, or one that is larger.
+        """Take units of one lane and kind whose sizes add up to ``most``, or one that is larger.
 
         Args:
           most: sum of the sizes.
@@ -96,43 +96,32 @@ class Lanes:
         """
         with self._changed:
             self._drop_ended()
-            order = [True, False] if self._passed >= _STEPS_WITHOUT_LARGE else [False, True]
-            order = [False] if small_only else order
             heads = [
-                (order.index(large), lane[0].job.arrival, large, kind)
+                (lane[0].job.arrival, large, kind)
                 for (large, kind), lane in self._lanes.items()
-                if lane and large in order
+                if lane and not (large and small_only)
             ]
             if not heads:
                 return None, []
-            kind = min(heads, key=lambda head: head[:2])[3]
-            taken: list[Unit] = []
-            room, of_large = most, 0
-            for large in order:
-                count = len(taken)
-                room = self._take(self._lanes.get((large, kind)), room, taken, turns=large)
-                of_large += sum(unit.size for unit in taken[count:]) if large else 0
-            waits = any(large for _, _, large, _ in heads)
-            has_share = of_large and (order[0] or of_large * _SHARE >= most)
+            first = self._passed >= _STEPS_WITHOUT_LARGE
+            _, large, kind = min(heads, key=lambda head: (head[1] != first, head[0]))
             if not small_only:
-                self._passed = self._passed + 1 if waits and not has_share else 0
-            return kind, taken
+                waits = any(head[1] for head in heads)
+                self._passed = self._passed + 1 if waits and not large else 0
+            return kind, self._take(self._lanes[large, kind], most, turns=large)
 
-    def _take(
-        self, lane: deque[_Waiting] | None, room: int, taken: list[Unit], *, turns: bool
-    ) -> int:
-        """Move units that have room to ``taken``; return the room that is left."""
-        while lane:
+    def _take(self, lane: deque[_Waiting], room: int, *, turns: bool) -> list[Unit]:
+        """Return the units that have room; the oldest is never overtaken by smaller ones."""
+        taken: list[Unit] = []
+        while lane and (not taken or lane[0].units[0].size <= room):
             waiting = lane[0]
-            if taken and waiting.units[0].size > room:
-                return 0  # the oldest is never overtaken by smaller ones behind it
             taken.append(waiting.units.popleft())
             room -= taken[-1].size
             if not waiting.units:
                 lane.popleft()
             elif turns:
                 lane.rotate(-1)
-        return room
+        return taken
 
     def _drop_ended(self) -> None:
         for name, lane in self._lanes.items():
