@@ -18,10 +18,11 @@ from runs import quick_compiling as quick_compiling
 from tiny import TINY, write_tiny
 
 from jina_jax.checkpoints import hub
+from jina_jax.checkpoints.hashing import hash_of
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.nn.parameters import unstack_layers
 from jina_jax.runtime.sharding import make_mesh
-from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.checkpoints import RunCheckpoints
 from jina_jax.training.metrics import Interval, Metrics, TrainingError, read_metrics
 from jina_jax.training.run import BASE, CHECKPOINTS, METRICS, SETTINGS
 from jina_jax.training.settings import Settings, SettingsError

@@ -14,10 +14,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jina_jax.checkpoints.hashing import hash_of
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.runtime.sharding import make_mesh
 from jina_jax.training import checkpoints
-from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.checkpoints import RunCheckpoints
 from jina_jax.training.state import TrainState
 
 # More than Orbax keeps in its own tables, so that every kind of file is there.

@@ -41,12 +41,13 @@ ARROWS = {
         *("nn", "runtime", "tasks", "text"),
     },
     "serving": {"embedder", "nn", "runtime"},
+    "bulk": {"checkpoints", "embedder", "runtime"},
     "cli": {
         *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),
         *("runtime", "search", "serving", "tasks", "text", "training", "verify"),
     },
 }
-MOST_ROOMS = 19
+MOST_ROOMS = 21
 
 
 def wings() -> dict[str, list[Path]]:

@@ -24,6 +24,8 @@ from jina_jax.cli import streams
 _NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "requests")
 # Extra → what its commands import.
 _EXTRAS = {
+    "bulk": ("fsspec", "pyarrow"),
+    "ray": ("ray",),
     "serve": ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", "uvicorn"),
     "train": ("orbax", "pydantic"),
 }

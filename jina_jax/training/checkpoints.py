@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 import logging
 import shutil
@@ -31,7 +30,6 @@ from jina_jax.training.state import TrainState
 _T = TypeVar("_T")
 _SCORE = "score"
 _STRAGGLERS_SECONDS = 0.5
-_HASHED = (".json", ".safetensors", ".bin")
 
 
 class RunCheckpoints:
@@ -272,13 +270,3 @@ def _first_line(error: Exception) -> str:
     # The reason is at its end, behind the names of all files concerned.
     shown = line if len(line) <= 500 else f"{line[:200]} … {line[-250:]}"
     return f"{type(error).__name__}: {shown}"
-
-
-def hash_of(directory: Path) -> str:
-    """Return the SHA-256 of a model's config, weights, adapters and tokenizer."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.suffix in _HASHED and p.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(directory).as_posix()} {digest}\n".encode())
-    return total.hexdigest()

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jina_jax.checkpoints.hashing import hash_of
 from jina_jax.checkpoints.hub import fetch
 from jina_jax.checkpoints.tensors import CheckpointError
 from jina_jax.convert import Checkpoint, add_task, open_checkpoint, with_adapters, with_weights
 from jina_jax.files import read_json, write_json
 from jina_jax.nn.parameters import is_adapter, to_checkpoint
-from jina_jax.training.checkpoints import RunCheckpoints, hash_of
+from jina_jax.training.checkpoints import RunCheckpoints
 from jina_jax.training.settings import Model, Settings, SettingsError
 
 SETTINGS, BASE, METRICS, CHECKPOINTS = "settings.json", "base.json", "metrics.jsonl", "checkpoints"
