@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.settings import Settings
 from jina_jax.bulk.sources import Piece, open_source
-from jina_jax.bulk.stores import InputFile, Store
+from jina_jax.bulk.stores import Store
 
 MANIFEST = "_manifest.json"
 ERRORS, STATS, LEASES = "_errors", "_stats", "_leases"
