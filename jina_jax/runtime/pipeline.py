@@ -7,6 +7,7 @@ thread, whose only result is what it returns; batches are made, run and added up
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,9 @@ class Pipeline:
       batching: how items are put into batches (``Batching.on``).
       preparation: how requests become items.
       pooling: as for ``jina_jax.nn.pooling.pool``; None for the vectors of all tokens.
+
+    Attributes:
+      waited: seconds in which there was nothing to compute, as nothing was prepared.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Pipeline:
     ):
         self._engine, self._packer = engine, Packer(engine, batching)
         self._preparation, self._pooling = preparation, pooling
+        self.waited = 0.0
 
     @property
     def padding(self) -> float:
@@ -57,7 +62,9 @@ class Pipeline:
         Args:
           requests: read as they are needed, about a pool ahead of the device. None among them
             means that nothing more is there for now: results of those before it are yielded
-            without waiting for more. On a mesh of several processes, the same requests on each.
+            without waiting for more, and they share no step with those behind it, which are
+            encoded as if they were the first. On a mesh of several processes, the same requests on
+            each.
 
         Yields:
           Each request's result, once it is complete: near the order of requests, not in it.
@@ -92,9 +99,12 @@ class Pipeline:
             return
         pools = self._pools(requests)
         start = 0
+        begun = time.perf_counter()
         for pool in ahead(map(self._preparation, pools)):
+            self.waited += time.perf_counter() - begun
             yield list(enumerate(pool, start))
             start += len(pool)
+            begun = time.perf_counter()
 
     def _pools(self, requests: Iterable[Request | None]) -> Iterator[list[Request]]:
         """Yield pools, and an empty one for each None."""
@@ -110,6 +120,7 @@ class Pipeline:
                 pool, characters, most = [], 0, _STEPS_IN_POOL * step
             if request is None:
                 yield []
+                most = _STEPS_IN_FIRST_POOL * step
         if pool:
             yield pool
 
