@@ -49,10 +49,11 @@ def vectors_at(
     for group in range(parquet.num_row_groups):
         end = begin + parquet.metadata.row_group(group).num_rows
         inside = [k for k, (start, stop) in enumerate(ranges) if start < end and stop > begin]
-        column = parquet.read_row_group(group, [name] if inside else []).columns
+        if inside:
+            column = parquet.read_row_group(group, [name]).column(0)
         for k in inside:
             start, stop = max(ranges[k][0], begin), min(ranges[k][1], end)
-            part = column[0].slice(start - begin, stop - start)
+            part = column.slice(start - begin, stop - start)
             found[k].append(read_vectors(part, settings.kind, settings.dim)[0].copy())
         begin = end
     return [np.concatenate(own) for own in found]

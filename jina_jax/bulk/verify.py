@@ -16,10 +16,11 @@ from jina_jax.bulk.expected import (
     read_expected,
     row_problems,
 )
+from jina_jax.bulk.inputs import describe
 from jina_jax.bulk.plan import Manifest
 from jina_jax.bulk.sampled import Sampled, differences, vectors_at
 from jina_jax.bulk.status import read_plan, read_statistics
-from jina_jax.bulk.stores import Store, describe
+from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import output_schema, read_facts, read_vectors
 
 if TYPE_CHECKING:
