@@ -11,6 +11,7 @@ import os
 import click
 
 from jina_jax import __version__
+from jina_jax.cli.bulk import bulk
 from jina_jax.cli.convert import convert
 from jina_jax.cli.encode import encode
 from jina_jax.cli.errors import ErrorGroup
@@ -50,5 +51,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (encode, search, serve, train, mine, evaluate, convert, info, verify):
+for command in (encode, bulk, search, serve, train, mine, evaluate, convert, info, verify):
     main.add_command(command)

@@ -1,0 +1,213 @@
+"""The commands ``jina-jax bulk``, ``bulk status`` and ``bulk verify``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from jina_jax.cli.errors import needs
+from jina_jax.cli.options import (
+    Model,
+    absent,
+    dtype_option,
+    model_options,
+    quantization_option,
+)
+from jina_jax.tasks import AUTO
+
+_KINDS = ("float32", "float16", "bytes", "ubinary")
+_LONG_TEXT = ("truncate", "windows", "error")
+_RUN = "run"
+
+
+class _Group(click.Group):
+    """A group whose first command needs no name: ``bulk INPUT OUTPUT`` is ``bulk run`` of them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [_RUN, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Group)
+def bulk() -> None:
+    """Turn tables of text into tables of vectors, on any number of machines.
+
+    \b
+    jina-jax bulk "corpus/*.parquet" vectors/ --text body --id doc_id \\
+        --task retrieval.passage --model jinaai/jina-embeddings-v3
+    jina-jax bulk status vectors/
+    jina-jax bulk verify vectors/
+
+    bulk INPUT... OUTPUT is short for bulk run INPUT... OUTPUT; see bulk run --help.
+    """
+
+
+def _chunks(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+    if value is None or value == "sentences":
+        return value
+    if value.isascii() and value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"expected sentences or a number of tokens, got {value!r}")
+
+
+def _megabytes(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
+    return value << 20
+
+
+@bulk.command(_RUN)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("output")
+@model_options
+@click.option(
+    "--text",
+    multiple=True,
+    required=True,
+    help="Column with texts; repeatable, each gets a column of vectors.",
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    callback=absent,
+    help="Adapter, one, or one per --text.  [default: none, the base model]",
+)
+@click.option("--task-column", help="Column with the row's own adapter, --task where it is null.")
+@click.option(
+    "--id", "id", help="Column that names rows.  [default: none; the output has file and row]"
+)
+@click.option("--columns", multiple=True, help="Column to pass through; repeatable.")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(_KINDS),
+    default=_KINDS[0],
+    show_default=True,
+    help="Vectors as lists of floats, as bytes of float32, or as packed bits.",
+)
+@click.option("--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions.")
+@click.option(
+    "--prompt",
+    default=AUTO,
+    show_default=True,
+    callback=absent,
+    help="auto for the task's own prompt, none for no prompt, or a string to prepend.",
+)
+@click.option("--prompt-name", help="Use the prompt of this name for every text.")
+@click.option(
+    "--max-length", type=click.IntRange(min=2), help="Maximum tokens.  [default: the model's own]"
+)
+@click.option(
+    "--long-text",
+    type=click.Choice(_LONG_TEXT),
+    help="Texts above --max-length: cut them, average over windows, or refuse the row."
+    "  [default: truncate]",
+)
+@click.option(
+    "--chunks",
+    callback=_chunks,
+    help="A row per chunk, encoded in its context: sentences, or a number of tokens.",
+)
+@click.option("--dedup", is_flag=True, help="Encode identical texts of a shard once.")
+@click.option(
+    "--normalize/--no-normalize", default=True, help="Scale vectors to length 1. [default: yes]"
+)
+@click.option(
+    "--split-special-tokens", is_flag=True, help="Treat <s>, <mask>, … in a text as plain text."
+)
+@dtype_option
+@quantization_option
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    help="Most rows per shard.",
+)
+@click.option(
+    "--shard-mb",
+    "shard_bytes",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    callback=_megabytes,
+    help="Most text per shard, about.",
+)
+@click.option(
+    "--max-errors",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Rows in _errors/ above which the exit status is 1.",
+)
+@click.option("--rank", type=click.IntRange(min=0), help="Of this process.  [default: SLURM's, …]")
+@click.option("--world", type=click.IntRange(min=1), help="Number of processes.")
+@click.option("--leases", is_flag=True, help="Share the work with whoever has the same output.")
+@click.option("--local-devices", type=click.IntRange(min=1), help="A process per so many devices.")
+@click.option("--ray", help="Compute on a Ray cluster: its address, or auto.")
+def run(
+    inputs: tuple[str, ...],
+    output: str,
+    model: Model,
+    shard_rows: int,
+    shard_bytes: int,
+    max_errors: int,
+    rank: int | None,
+    world: int | None,
+    leases: bool,
+    local_devices: int | None,
+    ray: str | None,
+    truncate_dim: int | None,
+    **options: Any,
+) -> None:
+    """Encode every row of INPUT once into OUTPUT.
+
+    INPUT are files (.parquet, .jsonl, .csv, .tsv, .arrow, also .gz and .zst of lines), directories
+    and patterns, on disk or in a store (s3://, gs://, …, with its fsspec package). OUTPUT is a
+    directory, also in a store. Run it again, and it goes on; run it on many machines with --rank
+    and --world, --leases or --ray, and they share the work.
+
+    \b
+    jina-jax bulk corpus/ vectors/ --text body --id doc_id --task retrieval.passage
+    jina-jax bulk rows.jsonl vectors/ --text title --text body --task separation \\
+        --task retrieval.passage --columns url --as float16
+    jina-jax bulk docs.parquet chunks/ --text body --id doc_id --chunks sentences
+
+    Rows that cannot be encoded are in OUTPUT/_errors, with the reason.
+    """
+    with needs("bulk"):
+        from jina_jax.bulk import job
+        from jina_jax.bulk.progress import Bar
+        from jina_jax.bulk.stores import Store
+    store = Store(output)
+    directory = model.fetch()
+    settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
+    manifest = job.plan(
+        inputs,
+        store,
+        settings,
+        directory,
+        name=model.name or "tiny",
+        shard_rows=shard_rows,
+        shard_bytes=shard_bytes,
+    )
+    shards = job.own_shards(manifest, store)
+    if shards:
+        bar = Bar(manifest, shards)
+        try:
+            job.work(job.load(directory, settings), manifest, store, shards, bar)
+        finally:
+            bar.close()
+    _end(job.summary(manifest, store), output, max_errors)
+
+
+def _end(summary: Any, output: str, max_errors: int) -> None:
+    """Print the sum, and exit with 1 for too many bad rows."""
+    click.echo(f"{output}: {summary.done} of {summary.shards} shards, {summary.bad} bad rows")
+    if summary.bad > max_errors:
+        message = (
+            f"{output}: expected at most {max_errors} bad rows, got {summary.bad}: see _errors"
+        )
+        click.echo(f"error: {message}", err=True)
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,316 @@
+"""Bulk jobs from tables to tables: every row once, in any order of shards, after any end."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jina_jax.bulk import job
+from jina_jax.bulk.plan import MANIFEST, Manifest, PlanError
+from jina_jax.bulk.stores import Store
+from jina_jax.bulk.tables import read_facts
+
+TASKS = ("retrieval.passage", "classification")
+WORDS = ["the", "town", "hall", "opens", "at", "nine", "and", "closes", "when", "all", "left"]
+    "the",
+    "town",
+    "hall",
+    "opens",
+    "at",
+    "nine",
+    "and",
+    "closes",
+    "when",
+    "all",
+    "have",
+    "left",
+]
+
+
+def text(i):
+    return " ".join(WORDS[(i * 7 + k) % len(WORDS)] for k in range(1 + i % 11)) + f" {i}"
+
+
+TEXTS = [text(i) for i in range(120)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Two files, in row groups of 20."""
+    folder = tmp_path_factory.mktemp("source")
+    for k, own in enumerate((range(70), range(70, 120))):
+        ids = [f"row-{i}" for i in own]
+        table = pa.table({"id": ids, "body": TEXTS[own.start : own.stop], "number": list(own)})
+        pq.write_table(table, folder / f"{k}.parquet", row_group_size=20)
+    return folder
+
+
+def write(path, columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def settings_of(directory, **options):
+    given = {"text": ["body"], "id": "id", "tasks": [TASKS[0]], "max_length": 64, **options}
+    return job.resolve(directory, **given)
+
+
+def run(model, directory, source, output, *, shards=None, rows=50, **options):
+    settings = settings_of(directory, **options)
+    store = Store(str(output))
+    plan = job.plan([str(source)], store, settings, directory, name="m", shard_rows=rows)
+    left = job.own_shards(plan, store) if shards is None else shards
+    job.work(model, plan, store, left)
+    return plan, store
+
+
+def tables(plan, output):
+    return [pq.read_table(output / f"{plan.name(k)}.parquet") for k in range(len(plan.shards))]
+
+
+def read(plan, output):
+    return pa.concat_tables([own.replace_schema_metadata() for own in tables(plan, output)])
+
+
+def vectors(table, name="embedding"):
+    return np.stack(table.column(name).to_numpy(zero_copy_only=False))
+
+
+def contents(output):
+    return {path.name: path.read_bytes() for path in output.glob("*.parquet")}
+
+
+def problems(output):
+    found = [pq.read_table(own) for own in sorted((output / "_errors").glob("*.parquet"))]
+    return pa.concat_tables(found).to_pylist() if found else []
+
+
+@pytest.fixture(scope="module")
+def whole(model, directory, source, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "vectors"
+    plan, _ = run(model, directory, source, output, columns=("number",))
+    return plan, output
+
+
+def test_every_row_is_there_once_with_its_vector(model, directory, whole):
+    plan, output = whole
+    table = read(plan, output)
+    assert len(plan.shards) == 3
+    assert plan.rows == 120
+    assert table.column_names == ["id", "number", "embedding"]
+    assert table.column("id").to_pylist() == [f"row-{i}" for i in range(120)]
+    assert table.column("number").to_pylist() == list(range(120))
+    expected = model.encode(TEXTS, task=TASKS[0], max_length=64)
+    np.testing.assert_allclose(vectors(table), expected, atol=2e-6)
+
+
+def test_tables_say_where_their_vectors_are_from(directory, whole):
+    plan, output = whole
+    facts = read_facts(pq.read_schema(output / f"{plan.name(1)}.parquet"))
+    assert facts["shard"] == 1
+    assert facts["plan"] == plan.hash
+    assert facts["model_sha256"] == plan.model.sha256
+    assert facts["settings"]["tasks"] == [TASKS[0]]
+    assert facts["versions"].keys() == {"jina-jax", "jax", "jaxlib"}
+    manifest = Manifest.from_json((output / MANIFEST).read_bytes())
+    assert manifest == plan
+    assert manifest.hash == plan.hash
+
+
+def test_shards_do_not_depend_on_those_before_them(model, directory, source, whole, tmp_path):
+    _, output = whole
+    for name, order in (("back", [2, 1, 0]), ("parts", None)):
+        other = tmp_path / name
+        options = {"columns": ("number",)}
+        if order:
+            run(model, directory, source, other, shards=order, **options)
+        else:
+            for k in range(3):
+                run(model, directory, source, other, shards=[k], **options)
+        assert contents(other) == contents(output)
+
+
+def test_a_job_goes_on_with_the_shards_that_are_missing(model, directory, source, whole, tmp_path):
+    plan, output = whole
+    other = tmp_path / "other"
+    run(model, directory, source, other, shards=[1], columns=("number",))
+    before = (other / f"{plan.name(1)}.parquet").stat()
+    run(model, directory, source, other, columns=("number",))
+    assert contents(other) == contents(output)
+    after = (other / f"{plan.name(1)}.parquet").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert list((other / "_tmp").iterdir()) == []
+
+
+def test_two_workers_on_a_shard_leave_one_of_it(model, directory, source, whole, tmp_path):
+    _, output = whole
+    other = tmp_path / "other"
+    for _ in range(2):
+        run(model, directory, source, other, shards=[0, 1, 2], columns=("number",))
+    assert contents(other) == contents(output)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"tasks": [TASKS[1]]}, r"tasks: \('retrieval.passage',\) there, \('classification',\)"),
+        ({"truncate_dim": 8}, "dim: "),
+        ({"rows": 40}, "shard_rows: 50 there, 40 here"),
+        ({"columns": ("number",)}, "columns: "),
+    ],
+)
+def test_another_plan_is_refused(model, directory, source, tmp_path, change, rule):
+    run(model, directory, source, tmp_path / "out", shards=[0])
+    before = contents(tmp_path / "out")
+    with pytest.raises(PlanError, match=rule):
+        run(model, directory, source, tmp_path / "out", **change)
+    assert contents(tmp_path / "out") == before
+
+
+def test_inputs_that_changed_are_refused(model, directory, tmp_path):
+    source = write(tmp_path / "a.parquet", {"id": [1, 2], "body": ["one", "two"]})
+    settings, store = settings_of(directory), Store(str(tmp_path / "out"))
+    plan = job.plan([str(source)], store, settings, directory, name="m")
+    write(source, {"id": [1, 2, 3], "body": ["one", "two", "three"]})
+    with pytest.raises(ValueError, match=r"a\.parquet: has changed"):
+        job.work(model, plan, store, [0])
+    with pytest.raises(PlanError, match=r"input .*a\.parquet: has changed \(\d+ bytes before"):
+        job.plan([str(source)], store, settings, directory, name="m")
+    assert contents(tmp_path / "out") == {}
+
+
+def test_other_weights_are_refused(model, directory, source, tmp_path):
+    plan, _ = run(model, directory, source, tmp_path / "out", shards=[])
+    other = dataclasses.replace(plan, model=plan.model._replace(sha256="0" * 64))
+    (tmp_path / "out" / MANIFEST).write_bytes(other.to_json())
+    with pytest.raises(PlanError, match="model: m there and m here differ"):
+        run(model, directory, source, tmp_path / "out")
+
+
+def test_bad_rows_are_listed_and_others_go_on(model, directory, tmp_path):
+    raw = pa.array([b"good", b"\xff\xfe", None, b"a " * 60, b"", b"last"], pa.binary())
+    columns = {"id": list("abcdef"), "body": raw.view(pa.string())}
+    source = write(tmp_path / "a.parquet", {**columns, "task": [*TASKS, None, None, "no", None]})
+    options = {"long_text": "error", "task_column": "task", "max_length": 32}
+    plan, store = run(model, directory, source, tmp_path / "out", **options)
+    table = read(plan, tmp_path / "out")
+    assert table.column("id").to_pylist() == ["a", "c", "f"]
+    assert table.column("embedding").is_null().to_pylist() == [False, True, False]
+    expected = model.encode(["good", "last"], task=TASKS[0])
+    np.testing.assert_allclose(vectors(table.take([0, 2])), expected, atol=2e-6)
+    found = [
+        (own["row"], own["id"], own["column"], own["reason"]) for own in problems(tmp_path / "out")
+    ]
+    assert [own[:3] for own in found] == [(1, "b", "body"), (3, "d", "body"), (4, "e", "task")]
+    assert "UTF-8" in found[0][3]
+    assert "expected at most 32 tokens, got" in found[1][3]
+    assert "got 'no'" in found[2][3]
+    assert job.summary(plan, store) == job.Summary(1, 1, 3)
+    statistics = json.loads(store.read(f"_stats/{plan.name(0)}.json"))
+    assert [statistics[name] for name in ("rows", "bad", "nulls")] == [3, 3, 1]
+
+
+def test_identical_texts_are_encoded_once(model, directory, tmp_path):
+    texts = [TEXTS[i % 7] for i in range(60)]
+    source = write(tmp_path / "a.parquet", {"id": list(range(60)), "body": texts})
+    plan, store = run(model, directory, source, tmp_path / "out", dedup=True)
+    expected = model.encode(texts, task=TASKS[0])
+    np.testing.assert_allclose(vectors(read(plan, tmp_path / "out")), expected, atol=2e-6)
+    statistics = json.loads(store.read(f"_stats/{plan.name(0)}.json"))
+    assert statistics["duplicates"] == 43  # 7 texts in each of two shards
+    assert statistics["tokens"] == sum(map(len, model.tokenize(TEXTS[:7])))
+
+
+@pytest.mark.parametrize("chunks", ["sentences", 6])
+def test_chunks_have_rows_of_their_own(model, directory, tmp_path, chunks):
+    texts = ["One sentence. Another one, longer. A third!", "", None, "Short.", "word " * 90]
+    source = write(tmp_path / "a.parquet", {"id": list("abcde"), "body": texts})
+    plan, _ = run(model, directory, source, tmp_path / "out", chunks=chunks)
+    rows = read(plan, tmp_path / "out").to_pylist()
+    given = [own for own in texts if own]
+    expected = model.encode_chunks(given, chunks, task=TASKS[0], max_length=64)
+    wanted = []
+    for name, own in zip(["a", "d", "e"], expected, strict=True):
+        wanted += [(name, k, *span, v) for k, (span, v) in enumerate(zip(*own, strict=True))]
+    there = [own for own in rows if own["embedding"] is not None]
+    names = ("id", "chunk", "start", "stop")
+    assert [tuple(own[name] for name in names) for own in there] == [own[:4] for own in wanted]
+    found = np.array([own["embedding"] for own in there], np.float32)
+    np.testing.assert_allclose(found, np.stack([own[4] for own in wanted]), atol=2e-6)
+    empty = [own for own in rows if own["embedding"] is None]
+    assert [own["id"] for own in empty] == ["b", "c"]
+    assert all(own["chunk"] is own["start"] is own["stop"] is None for own in empty)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bytes", "ubinary"])
+def test_vectors_in_other_forms(model, directory, source, whole, tmp_path, kind):
+    plan, _ = run(model, directory, source, tmp_path / "out", kind=kind, rows=50)
+    table, exact = read(plan, tmp_path / "out"), vectors(read(*whole))
+    column = table.column("embedding").to_pylist()
+    if kind == "float16":
+        found, exact = np.array(column, np.float16), exact.astype(np.float16)
+    else:
+        found = np.stack([np.frombuffer(own, np.uint8) for own in column])
+        if kind == "bytes":
+            found = found.view("<f4")
+        else:
+            exact = np.packbits(exact > 0, axis=1)
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_several_columns_each_with_its_task(model, directory, tmp_path):
+    columns = {"id": [1, 2], "title": ["A", None], "body": ["one text", "another text"]}
+    source = write(tmp_path / "a.parquet", columns)
+    options = {"text": ["title", "body"], "tasks": TASKS}
+    plan, _ = run(model, directory, source, tmp_path / "out", **options)
+    table = read(plan, tmp_path / "out")
+    assert table.column_names == ["id", "title_embedding", "body_embedding"]
+    expected = model.encode(columns["body"], task=TASKS[1])
+    np.testing.assert_allclose(vectors(table, "body_embedding"), expected, atol=2e-6)
+    assert table.column("title_embedding").is_null().to_pylist() == [False, True]
+
+
+def test_rows_without_ids_are_named_by_file_and_number(model, directory, source, tmp_path):
+    plan, _ = run(model, directory, source, tmp_path / "out", id=None)
+    table = read(plan, tmp_path / "out")
+    assert table.column_names == ["file", "row", "embedding"]
+    assert table.column("row").to_pylist() == [*range(70), *range(50)]
+    files = table.column("file").to_pylist()
+    assert files == [str(source / "0.parquet")] * 70 + [str(source / "1.parquet")] * 50
+
+
+def test_an_empty_input_has_an_empty_table(model, directory, tmp_path):
+    empty = pa.table({"id": pa.array([], pa.int64()), "body": pa.array([], pa.string())})
+    pq.write_table(empty, tmp_path / "a.parquet")
+    plan, store = run(model, directory, tmp_path / "a.parquet", tmp_path / "out")
+    assert job.summary(plan, store).done == len(plan.shards)
+    assert all(own.num_rows == 0 for own in tables(plan, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"tasks": ["nonsense"]}, "task"),
+        ({"tasks": [None, None, None]}, "task: expected one, or one per column"),
+        ({"text": ["body", "body"]}, "text: expected names of columns, each once"),
+        ({"kind": "int8"}, "kind='int8'"),
+        ({"truncate_dim": 7}, "truncate_dim"),
+        ({"max_length": 1}, "max_length=1"),
+        ({"chunks": 5, "long_text": "error"}, "long_text='error'"),
+        ({"chunks": 5, "text": ["a", "b"]}, "chunks: expected one column"),
+        ({"prompt_name": "nonsense"}, "prompt_name"),
+    ],
+)
+def test_settings_that_cannot_be(directory, options, rule):
+    with pytest.raises(ValueError, match=rule):
+        settings_of(directory, **options)
+
+
+def test_a_missing_column_is_named(directory, source, tmp_path):
+    settings = settings_of(directory, text=["text"])
+    with pytest.raises(ValueError, match=r"0\.parquet: expected a column 'text', found 'id', "):
+        job.plan([str(source)], Store(str(tmp_path)), settings, directory, name="m")
+    assert list(tmp_path.iterdir()) == []
