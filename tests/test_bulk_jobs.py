@@ -15,23 +15,10 @@ from jina_jax.bulk.tables import read_facts
 
 TASKS = ("retrieval.passage", "classification")
 WORDS = ["the", "town", "hall", "opens", "at", "nine", "and", "closes", "when", "all", "left"]
-    "the",
-    "town",
-    "hall",
-    "opens",
-    "at",
-    "nine",
-    "and",
-    "closes",
-    "when",
-    "all",
-    "have",
-    "left",
-]
 
 
 def text(i):
-    return " ".join(WORDS[(i * 7 + k) % len(WORDS)] for k in range(1 + i % 11)) + f" {i}"
+    return " ".join(WORDS[(i * 7 + k) % len(WORDS)] for k in range(1 + i % 9)) + f" {i}"
 
 
 TEXTS = [text(i) for i in range(120)]
@@ -54,7 +41,7 @@ def write(path, columns):
 
 
 def settings_of(directory, **options):
-    given = {"text": ["body"], "id": "id", "tasks": [TASKS[0]], "max_length": 64, **options}
+    given = {"text": ["body"], "id": "id", "tasks": [TASKS[0]], "max_length": 128, **options}
     return job.resolve(directory, **given)
 
 
@@ -103,7 +90,7 @@ def test_every_row_is_there_once_with_its_vector(model, directory, whole):
     assert table.column_names == ["id", "number", "embedding"]
     assert table.column("id").to_pylist() == [f"row-{i}" for i in range(120)]
     assert table.column("number").to_pylist() == list(range(120))
-    expected = model.encode(TEXTS, task=TASKS[0], max_length=64)
+    expected = model.encode(TEXTS, task=TASKS[0], max_length=128)
     np.testing.assert_allclose(vectors(table), expected, atol=2e-6)
 
 
@@ -157,7 +144,7 @@ def test_two_workers_on_a_shard_leave_one_of_it(model, directory, source, whole,
     ("change", "rule"),
     [
         ({"tasks": [TASKS[1]]}, r"tasks: \('retrieval.passage',\) there, \('classification',\)"),
-        ({"truncate_dim": 8}, "dim: "),
+        ({"truncate_dim": 32}, "dim: 64 there, 32 here"),
         ({"rows": 40}, "shard_rows: 50 there, 40 here"),
         ({"columns": ("number",)}, "columns: "),
     ],
@@ -191,10 +178,10 @@ def test_other_weights_are_refused(model, directory, source, tmp_path):
 
 
 def test_bad_rows_are_listed_and_others_go_on(model, directory, tmp_path):
-    raw = pa.array([b"good", b"\xff\xfe", None, b"a " * 60, b"", b"last"], pa.binary())
+    raw = pa.array([b"good", b"\xff\xfe", None, b"a " * 120, b"", b"last"], pa.binary())
     columns = {"id": list("abcdef"), "body": raw.view(pa.string())}
     source = write(tmp_path / "a.parquet", {**columns, "task": [*TASKS, None, None, "no", None]})
-    options = {"long_text": "error", "task_column": "task", "max_length": 32}
+    options = {"long_text": "error", "task_column": "task"}
     plan, store = run(model, directory, source, tmp_path / "out", **options)
     table = read(plan, tmp_path / "out")
     assert table.column("id").to_pylist() == ["a", "c", "f"]
@@ -206,7 +193,7 @@ def test_bad_rows_are_listed_and_others_go_on(model, directory, tmp_path):
     ]
     assert [own[:3] for own in found] == [(1, "b", "body"), (3, "d", "body"), (4, "e", "task")]
     assert "UTF-8" in found[0][3]
-    assert "expected at most 32 tokens, got" in found[1][3]
+    assert "expected at most 128 tokens, got" in found[1][3]
     assert "got 'no'" in found[2][3]
     assert job.summary(plan, store) == job.Summary(1, 1, 3)
     statistics = json.loads(store.read(f"_stats/{plan.name(0)}.json"))
@@ -219,9 +206,10 @@ def test_identical_texts_are_encoded_once(model, directory, tmp_path):
     plan, store = run(model, directory, source, tmp_path / "out", dedup=True)
     expected = model.encode(texts, task=TASKS[0])
     np.testing.assert_allclose(vectors(read(plan, tmp_path / "out")), expected, atol=2e-6)
-    statistics = json.loads(store.read(f"_stats/{plan.name(0)}.json"))
-    assert statistics["duplicates"] == 43  # 7 texts in each of two shards
-    assert statistics["tokens"] == sum(map(len, model.tokenize(TEXTS[:7])))
+    found = [json.loads(store.read(f"_stats/{plan.name(k)}.json")) for k in range(2)]
+    assert sum(own["duplicates"] for own in found) == 60 - 2 * 7  # 7 texts in each of two shards
+    _, info = model.encode(TEXTS[:7], task=TASKS[0], return_info=True)
+    assert [own["tokens"] for own in found] == [info.tokens.sum()] * 2
 
 
 @pytest.mark.parametrize("chunks", ["sentences", 6])
@@ -231,7 +219,7 @@ def test_chunks_have_rows_of_their_own(model, directory, tmp_path, chunks):
     plan, _ = run(model, directory, source, tmp_path / "out", chunks=chunks)
     rows = read(plan, tmp_path / "out").to_pylist()
     given = [own for own in texts if own]
-    expected = model.encode_chunks(given, chunks, task=TASKS[0], max_length=64)
+    expected = model.encode_chunks(given, chunks, task=TASKS[0], max_length=128)
     wanted = []
     for name, own in zip(["a", "d", "e"], expected, strict=True):
         wanted += [(name, k, *span, v) for k, (span, v) in enumerate(zip(*own, strict=True))]
@@ -282,12 +270,12 @@ def test_rows_without_ids_are_named_by_file_and_number(model, directory, source,
     assert files == [str(source / "0.parquet")] * 70 + [str(source / "1.parquet")] * 50
 
 
-def test_an_empty_input_has_an_empty_table(model, directory, tmp_path):
+def test_an_input_without_rows_has_no_shards(model, directory, tmp_path):
     empty = pa.table({"id": pa.array([], pa.int64()), "body": pa.array([], pa.string())})
     pq.write_table(empty, tmp_path / "a.parquet")
     plan, store = run(model, directory, tmp_path / "a.parquet", tmp_path / "out")
-    assert job.summary(plan, store).done == len(plan.shards)
-    assert all(own.num_rows == 0 for own in tables(plan, tmp_path / "out"))
+    assert job.summary(plan, store) == job.Summary(0, 0, 0)
+    assert plan.rows == 0
 
 
 @pytest.mark.parametrize(
@@ -311,6 +299,8 @@ def test_settings_that_cannot_be(directory, options, rule):
 
 def test_a_missing_column_is_named(directory, source, tmp_path):
     settings = settings_of(directory, text=["text"])
-    with pytest.raises(ValueError, match=r"0\.parquet: expected a column 'text', found 'id', "):
+    with pytest.raises(ValueError, match=r"0\.parquet: expected one column 'text', got 0 of 'id'"):
+        ValueError, match=r"0\.parquet: expected one column 'text', got 0 of 'id', "
+    ):
         job.plan([str(source)], Store(str(tmp_path)), settings, directory, name="m")
     assert list(tmp_path.iterdir()) == []

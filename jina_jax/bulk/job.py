@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jina_jax.bulk.inputs import list_inputs
 from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, agree, find_plan
 from jina_jax.bulk.settings import KINDS, LONG_TEXT, Settings
 from jina_jax.bulk.shards import Progress, Worker
-from jina_jax.bulk.stores import Store, list_inputs
+from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import vector_type
 from jina_jax.checkpoints.hashing import hash_of
 from jina_jax.checks import check_integer

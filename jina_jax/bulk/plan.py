@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.settings import Settings
 from jina_jax.bulk.sources import Piece, open_source
-from jina_jax.bulk.stores import InputFile, Store
+from jina_jax.bulk.stores import Store
 
 MANIFEST = "_manifest.json"
 ERRORS, STATS, LEASES = "_errors", "_stats", "_leases"
@@ -203,28 +204,41 @@ def make_plan(
     """
     names = columns_of(settings)
 
-    def pieces(number: int) -> tuple[pa.Schema, list[Piece]]:
+    def read(number: int) -> tuple[pa.Schema | None, list[Piece]]:
         source = open_source(inputs[number])
+        pieces = source.pieces(number, settings.text, shard_rows, shard_bytes)
         missing = [name for name in names if name not in source.schema.names]
+        if missing and source.is_empty:
+            return None, []
         if missing:
             there = ", ".join(map(repr, source.schema.names))
-            raise ValueError(
-                f"{inputs[number].url}: expected a column {missing[0]!r}, found {there}"
-            )
-        own = pa.schema([source.schema.field(name) for name in names])
-        return own, source.pieces(number, settings.text, shard_rows, shard_bytes)
+            raise ValueError(f"{source.file.url}: expected a column {missing[0]!r}, found {there}")
+        return pa.schema([source.schema.field(name) for name in names]), pieces
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        found = list(pool.map(pieces, range(len(inputs))))
-    try:
-        columns = pa.unify_schemas([own for own, _ in found], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(f"inputs: expected columns of the same types: {error}") from None
+        found = list(pool.map(read, range(len(inputs))))
+    columns = _unified([own for own, _ in found if own is not None], settings)
     everything = itertools.chain.from_iterable(own for _, own in found)
     shards = tuple(_shards(everything, shard_rows, shard_bytes))
-    return Manifest(
-        settings, model, tuple(inputs), shard_rows, shard_bytes, columns.remove_metadata(), shards
-    )
+    return Manifest(settings, model, tuple(inputs), shard_rows, shard_bytes, columns, shards)
+
+
+def _unified(schemas: Sequence[pa.Schema], settings: Settings) -> pa.Schema:
+    """Return the columns with types for all files; texts are bytes, which are checked one by one.
+
+    Raises:
+      ValueError: for types that have nothing in common, or files without any rows and columns.
+    """
+    if not schemas:
+        raise ValueError("inputs: expected rows, got files without any")
+    try:
+        columns = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
+    except pa.ArrowException as error:
+        raise ValueError(f"inputs: expected columns of the same types: {error}") from None
+    texts = {*settings.text, settings.task_column} - {settings.id, *settings.columns}
+    for name in texts - {None}:
+        columns = columns.set(columns.names.index(name), pa.field(name, pa.binary()))
+    return columns
 
 
 def columns_of(settings: Settings) -> list[str]:

@@ -122,6 +122,7 @@ class Block:
             for name, column in zip(self._settings.text, self._columns, strict=True)
         ]
         kept = np.flatnonzero(self._good)
+        self.counts["nulls"] = sum(column[i] is None for column in self._columns for i in kept)
         if self._settings.chunks is not None:
             return self._by_chunk(kept, matrices[0], self._columns[0])
         valid = [np.array([text is not None for text in column], bool) for column in self._columns]
@@ -178,7 +179,6 @@ class Block:
         """Return a column's texts, the same one for identical ones where ``seen`` is given."""
         settings = self._settings
         there = [i for i, own in enumerate(strings) if own is not None and self._good[i]]
-        self.counts["nulls"] += sum(own is None for own in strings)
         requests = make_requests(
             self._config,
             [strings[i] for i in there],  # type: ignore[misc]

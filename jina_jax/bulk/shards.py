@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jina_jax.bulk.inputs import InputFile, describe
 from jina_jax.bulk.output import ShardFiles
 from jina_jax.bulk.plan import Manifest
 from jina_jax.bulk.rows import Block, Text
 from jina_jax.bulk.sources import Batch, open_source
-from jina_jax.bulk.stores import InputFile, Store, describe
+from jina_jax.bulk.stores import Store
 from jina_jax.runtime.arguments import check_mean_pooler, pick_overlap
 from jina_jax.runtime.pipeline import Pipeline, ahead
 from jina_jax.runtime.requests import Request

@@ -59,10 +59,11 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
                 raw = file.readline(LONGEST_LINE)
             yield Line(number, "", too_long("bytes"))
             continue
-        yield _line(number, raw)
+        yield read_line(number, raw)
 
 
-def _line(number: int, raw: bytes) -> Line:
+def read_line(number: int, raw: bytes) -> Line:
+    """Decode one line of a file, with its end; number 1 may begin with a byte order mark."""
     text = raw.removesuffix(b"\n").removesuffix(b"\r")
     if b"\0" in text:
         return Line(number, "", NUL)

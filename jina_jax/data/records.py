@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from jina_jax.data.lines import LONGEST_LINE, NUL, foreign, json_object, read_lines, too_long
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".ndjson", *DELIMITERS, ".parquet", ".txt")
 
+_field_limit = threading.Lock()  # else another thread may set it back while this one reads
 _NUMBERED = re.compile("negative_([0-9]+)")
 
 
@@ -120,47 +122,58 @@ def read_delimited(path: Path) -> Iterator[Record]:
       OSError: if the file cannot be opened.
     """
     with path.open("rb") as raw:
-        if reason := foreign(raw.peek(1)):
-            raise DataError(f"{path}:1: {reason}")
-        # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
-        file = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="")
-        lines = _bounded_lines(path, file)
-        reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                record = Record(line, list(enumerate(_next(reader))))
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if reader.line_num > line:
-                    # Good rows may lie between the quotes: to go on would lose them.
-                    raise DataError(
-                        f"{path}:{line}: not valid CSV ({error}): expected quotes that open in "
-                        f"this record to close, read on to line {reader.line_num}"
-                    ) from None
-                record = Record(line, reason=f"not valid CSV ({error})")
-            if any("\0" in text for _, text in record.fields):
-                record = Record(line, reason=NUL)
-            if record.fields or record.reason:  # else a blank line
-                yield record
+        yield from delimited_records(raw, str(path), DELIMITERS[path.suffix.lower()])
 
 
-def _bounded_lines(path: Path, file: TextIO) -> Iterator[str]:
+def delimited_records(raw: BinaryIO, name: str, delimiter: str) -> Iterator[Record]:
+    """Yield every record of an open file of CSV, as ``read_delimited``.
+
+    Args:
+      raw: buffered.
+      name: of the file, for errors.
+      delimiter: between fields.
+    """
+    if reason := foreign(raw.peek(1)):  # type: ignore[attr-defined]
+        raise DataError(f"{name}:1: {reason}")
+    # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
+    file = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="")
+    reader = csv.reader(_bounded_lines(name, file), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = Record(line, list(enumerate(_next(reader))))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > line:
+                # Good rows may lie between the quotes: to go on would lose them.
+                raise DataError(
+                    f"{name}:{line}: not valid CSV ({error}): expected quotes that open in "
+                    f"this record to close, read on to line {reader.line_num}"
+                ) from None
+            record = Record(line, reason=f"not valid CSV ({error})")
+        if any("\0" in text for _, text in record.fields):
+            record = Record(line, reason=NUL)
+        if record.fields or record.reason:  # else a blank line
+            yield record
+
+
+def _bounded_lines(name: str, file: TextIO) -> Iterator[str]:
     lines = iter(lambda: file.readline(LONGEST_LINE + 1), "")
     for number, line in enumerate(lines, start=1):
         if len(line) > LONGEST_LINE:
-            raise DataError(f"{path}:{number}: {too_long('characters')}")
+            raise DataError(f"{name}:{number}: {too_long('characters')}")
         yield line
 
 
 def _next(reader: Iterator[list[str]]) -> list[str]:
     """Read one record; the process's limit of fields (128 KiB) stays as it was."""
-    limit = csv.field_size_limit(LONGEST_LINE)
-    try:
-        return next(reader)
-    finally:
-        csv.field_size_limit(limit)
+    with _field_limit:
+        limit = csv.field_size_limit(LONGEST_LINE)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _by_position(positions: Sequence[Any]) -> Callable[[Record], Record]:

@@ -1,0 +1,184 @@
+"""JSONL: pieces are ranges of bytes, and have the lines that begin there.
+
+The rules for lines are those of ``jina_jax.data.lines``: a line that cannot be read is a bad row. A
+field that a line lacks is null. Types are inferred from the first lines: whole numbers, numbers,
+booleans, strings, lists and objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from jina_jax.bulk.sources.base import (
+    MOST_BYTES,
+    MOST_ROWS,
+    BadRow,
+    Batch,
+    Piece,
+    Source,
+    make_batches,
+)
+from jina_jax.bulk.sources.fitting import fit_values
+from jina_jax.bulk.sources.text_files import EXPANSION, codec_of, open_text
+from jina_jax.data.lines import (
+    LONGEST_LINE,
+    foreign,
+    json_object,
+    read_line,
+    too_long,
+)
+from jina_jax.data.records import DataError
+
+_SAMPLE = 1000  # rows
+_BLOCK = 1 << 20  # bytes
+
+
+class _Row(NamedTuple):
+    """A line's first byte, its bytes, and its object, or why it has none."""
+
+    start: int
+    size: int
+    values: dict[str, Any] | None
+    reason: str = ""
+
+
+class JsonlSource(Source):
+    """Rows of a JSONL file."""
+
+    @functools.cached_property
+    def _sample(self) -> list[_Row]:
+        with open_text(self.file.url) as opened:
+            return list(itertools.islice(_rows(opened, 0, None, self.file.url), _SAMPLE))
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """Columns of the first ``_SAMPLE`` rows, in the order in which they appear."""
+        rows = [row.values for row in self._sample if row.values is not None]
+        names = dict.fromkeys(name for row in rows for name in row if _is_unicode(name))
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        return pa.schema([(name, _type_of(values)) for name, values in columns.items()])
+
+    @property
+    def is_empty(self) -> bool:  # type: ignore[override]
+        """Whether it has only blank lines."""
+        return not self._sample
+
+    def _pieces(
+        self, number: int, columns: Sequence[str], most_rows: int, most_bytes: int
+    ) -> list[Piece]:
+        lines = sum(row.size for row in self._sample)
+        texts = [
+            str((row.values or {}).get(name) or "") for row in self._sample for name in columns
+        ]
+        share = min(1.0, sum(map(len, texts)) / lines)
+        if codec_of(self.file.url):
+            return [Piece(number, 0, self.file.size, None, int(EXPANSION * share * self.file.size))]
+        by_rows = most_rows * lines / len(self._sample)
+        by_bytes = most_bytes / max(share, 1e-3)
+        count = max(1, -(-self.file.size // max(1, int(min(by_rows, by_bytes)))))
+        bounds = [self.file.size * k // count for k in range(count + 1)]
+        return [
+            Piece(number, start, stop, None, int(share * (stop - start)))
+            for start, stop in itertools.pairwise(bounds)
+            if start < stop
+        ]
+
+    def _read(self, piece: Piece, schema: pa.Schema) -> Iterator[Batch]:
+        stop = None if codec_of(self.file.url) else piece.stop
+        with open_text(self.file.url) as opened:
+            rows = _rows(opened, piece.start, stop, self.file.url)
+            while block := _block(rows):
+                good = [row for row in block if row.values is not None]
+                bad = [BadRow(row.start, row.reason) for row in block if row.values is None]
+                numbers = np.array([row.start for row in good], np.int64)
+                columns = [
+                    fit_values([row.values.get(field.name) for row in good], field)  # type: ignore[union-attr]
+                    for field in schema
+                ]
+                yield from make_batches(columns, schema, numbers, bad)
+
+
+def _block(rows: Iterator[_Row]) -> list[_Row]:
+    """Take rows for about one batch."""
+    block, size = [], 0
+    for row in rows:
+        block.append(row)
+        size += row.size
+        if len(block) == MOST_ROWS or size >= MOST_BYTES:
+            break
+    return block
+
+
+def _rows(file: BinaryIO, start: int, stop: int | None, url: str) -> Iterator[_Row]:
+    """Yield the rows whose lines begin in a range of bytes; blank lines are none.
+
+    Raises:
+      DataError: if the file is no text in UTF-8.
+    """
+    at = _next_line(file, start)
+    while stop is None or at < stop:
+        raw = file.readline(LONGEST_LINE + 1)
+        if not raw:
+            return
+        if at == 0 and (reason := foreign(raw)):
+            raise DataError(f"{url}: {reason}")
+        if len(raw) > LONGEST_LINE:
+            size = len(raw) + (0 if raw.endswith(b"\n") else _skip_line(file))
+            yield _Row(at, size, None, too_long("bytes"))
+        else:
+            size = len(raw)
+            row = _row(at, raw)
+            if row is not None:
+                yield row
+        at += size
+
+
+def _next_line(file: BinaryIO, start: int) -> int:
+    """Move to the first line that begins at a byte or behind it; return its first byte."""
+    if start == 0:
+        return 0
+    file.seek(start - 1)
+    return start - 1 + _skip_line(file)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of a line, however long it is; return the bytes read."""
+    size = 0
+    while raw := file.readline(_BLOCK):
+        size += len(raw)
+        if raw.endswith(b"\n"):
+            break
+    return size
+
+
+def _row(at: int, raw: bytes) -> _Row | None:
+    line = read_line(1 if at == 0 else 2, raw)
+    if line.reason:
+        return _Row(at, len(raw), None, line.reason)
+    if not line.text.strip():
+        return None
+    try:
+        return _Row(at, len(raw), json_object(line.text))
+    except ValueError as error:
+        return _Row(at, len(raw), None, str(error))
+
+
+def _type_of(values: list[Any]) -> pa.DataType:
+    """Infer the type of a column, for which some values may be wrong."""
+    if any(isinstance(value, str) for value in values):
+        return pa.string()
+    for own in (values, *([value] for value in values if value is not None)):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            return pa.array(own).type
+    return pa.null()
+
+
+def _is_unicode(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
