@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,7 +95,9 @@ def _encode(
         chunked = model.encode_chunks(strings, settings.chunks, **options)
         return [(own.embeddings, list(own.spans)) for own in chunked]
     long_text = "windows" if settings.long_text == "windows" else "truncate"
-    vectors = model.encode(strings, long_text=long_text, **options)
+    with warnings.catch_warnings():  # how many texts are cut is in the statistics
+        warnings.filterwarnings("ignore", ".* longer than max_length", UserWarning)
+        vectors = model.encode(strings, long_text=long_text, **options)
     return [(own[None], None) for own in vectors]
 
 
