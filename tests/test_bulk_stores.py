@@ -413,3 +413,30 @@ def test_urls_and_options(tmp_path):
         Store("simplecache::memory://x")
     with pytest.raises(ValueError, match="storage_options"):
         Store(str(tmp_path), anon=True)
+
+
+def test_memory_is_asked_by_one_thread_at_a_time(monkeypatch):
+    exists = MemoryFileSystem.exists
+
+    def slow(self, *args, **kwargs):
+        found = exists(self, *args, **kwargs)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(MemoryFileSystem, "exists", slow)
+    test_of_many_threads_one_is_first(f"memory://{uuid.uuid4().hex}")
+
+
+def test_an_answer_that_is_cut(monkeypatch):
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.put("a", b"0123456789")
+    whole, cuts = MemoryFileSystem.cat_file, [3, 0]
+
+    def cut(self, *args, **kwargs):
+        content = whole(self, *args, **kwargs)
+        return content[: cuts.pop()] if cuts else content
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cut)
+    with store.open("a") as file:
+        assert file.read() == b"0123456789"
+    assert not cuts

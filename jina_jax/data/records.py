@@ -137,6 +137,13 @@ def delimited_records(raw: BinaryIO, name: str, delimiter: str) -> Iterator[Reco
         raise DataError(f"{name}:1: {reason}")
     # Bytes that are not UTF-8 become lone surrogates, which the fields are checked for anyway.
     file = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="")
+    try:
+        yield from _csv_records(file, name, delimiter)
+    finally:
+        file.detach()  # the caller opened what it reads from, and closes it
+
+
+def _csv_records(file: TextIO, name: str, delimiter: str) -> Iterator[Record]:
     reader = csv.reader(_bounded_lines(name, file), delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
