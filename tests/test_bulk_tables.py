@@ -65,6 +65,8 @@ def test_vectors_are_read_back(kind):
     assert vectors.dtype == np.float32
     expected = VECTORS[[0, 2, 2]]
     np.testing.assert_array_equal(vectors, expected > 0 if kind == "ubinary" else expected)
+    sliced = read_vectors(pa.chunked_array([vector_array(VECTORS, kind).slice(2)]), kind, 8)[0]
+    np.testing.assert_array_equal(sliced, vectors[1:2])
     none = read_vectors(column.slice(1, 1), kind, 8)
     assert none[0].shape == (0, 8)
     assert none[1].tolist() == [False]
@@ -165,6 +167,13 @@ def test_files_are_read_back(kind, tmp_path, monkeypatch):
     assert read.equals(written)
     assert read.schema.equals(written.schema)
     assert read_facts(read.schema) == {"plan": "1a2b"}
+
+
+def test_pages_do_not_depend_on_the_portions(tmp_path):
+    schema = pa.schema([("embedding", vector_type("bytes", 256))])
+    vectors = np.random.default_rng(0).standard_normal((3000, 256)).astype("f4")
+    large = pa.table([vector_array(vectors, "bytes")], schema=schema)
+    assert write(tmp_path / "a", large, 3000) == write(tmp_path / "b", large, 700)
 
 
 @pytest.mark.parametrize("kind", KINDS)

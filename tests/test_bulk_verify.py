@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jina_jax.bulk import tables
 from jina_jax.bulk.inputs import list_inputs
 from jina_jax.bulk.plan import ModelId, agree
 from jina_jax.bulk.settings import KINDS, Settings
@@ -61,7 +62,9 @@ def make(folder, **options):
     (folder / "in").mkdir()
     for k, own in enumerate((range(8), range(8, 24))):
         texts = [None if i % 5 == 4 else f"a text with number {i}" for i in own]
-        table = pa.table({"id": [f"id-{i}" for i in own], "body": pa.array(texts, pa.string())})
+        tasks = ["classification" if i % 2 else None for i in own]
+        columns = {"id": [f"id-{i}" for i in own], "body": pa.array(texts, pa.string())}
+        table = pa.table(columns | {"task": pa.array(tasks, pa.string())})
         pq.write_table(table, folder / "in" / f"{k}.parquet", row_group_size=4)
     given = {"text": ("body",), "tasks": ("separation",), "id": "id", "dim": DIM, **options}
     store, settings = Store(str(folder / "out")), Settings(**given)
@@ -80,14 +83,14 @@ def write_shard(store, plan, shard):
             numbers = batch.rows.tolist()
             for number, row in zip(numbers, batch.table.to_pylist(), strict=True):
                 row |= {"file": file.url, "row": number}
-                if isinstance(row["body"], bytes):  # as texts are read, to check one by one
-                    row["body"] = row["body"].decode()
+                for name in ("body", "task"):
+                    if isinstance(row.get(name), bytes):  # as texts are read, to check each
+                        row[name] = row[name].decode()
                 (bad if row.get("id") == BAD else rows).append(row)
     rows = [own for row in rows for own in chunked(row, settings)]
     schema = output_schema(settings, plan.columns, {"plan": plan.hash, "shard": shard})
-    vectors = [
-        np.zeros(DIM) if r["body"] is None else vector(r["body"], "separation") for r in rows
-    ]
+    pairs = [(row["body"] or "", row.get("task") or "separation") for row in rows]
+    vectors = [vector(*own) for own in pairs]
     valid = np.array([row["body"] is not None for row in rows])
     embedding = vector_array(np.array(vectors, np.float32), settings.kind, valid)
     columns = [
@@ -153,9 +156,11 @@ def set_vector(row, value):
         {"chunks": 6},
         {"chunks": 6, "kind": "float16"},
         {"columns": ("body",)},
+        {"task_column": "task"},
     ],
 )
-def test_an_output_that_is_right_has_no_problems(options, tmp_path):
+def test_an_output_that_is_right_has_no_problems(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_ROWS", 3)
     store, plan = make(tmp_path, **options)
     assert len(plan.shards) == 3
     assert verify(store) == []
