@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import json
 import threading
 import time
+import weakref
 
 import msgspec
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Wire, client_of, is_error, load, metric, serve
 
+from jina_jax.runtime.requests import Preparation
 from jina_jax.serving import Server, bodies
 from jina_jax.serving.lanes import Lanes, Unit
 from jina_jax.serving.settings import Settings
@@ -510,6 +513,51 @@ def test_overload_is_refused_with_429_and_what_is_accepted_is_right(model, devic
                 assert reply.json()["error"]["type"] == "rate_limit_error"
         assert metric(client, "jina_jax_waiting_tokens") == 0
         assert lives(client)
+
+
+def test_a_long_text_is_not_waited_for_while_it_is_tokenised(model, device, monkeypatch):
+    began, gate, tokenize = threading.Event(), threading.Event(), Preparation.tokenize
+
+    def slowly(self, requests):
+        if any("monster" in own.text for own in requests):
+            began.set()
+            assert gate.wait(20)
+        return tokenize(self, requests)
+
+    monkeypatch.setattr(Preparation, "tokenize", slowly)
+    long = "monster " * 2049  # a character more than a block
+    chunked = {"input": ["monster " * 256, "b"], "late_chunking": True, "long_text": "windows"}
+    with serve(model) as (_, client), concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+        def embed(fields):
+            reply = client.post("/v1/embeddings", json=fields)
+            assert reply.status_code == 200, reply.text
+            return [row["embedding"] for row in reply.json()["data"]]
+
+        for fields in ({"input": ["a", long, "b"], "long_text": "windows"}, chunked):
+            began.clear()
+            gate.clear()
+            found = pool.submit(embed, fields)
+            assert began.wait(20)
+            for number in range(3):
+                embed({"input": ["a", f"text {number}"]})
+            assert not found.done()
+            gate.set()
+            assert len(found.result()) == len(fields["input"])
+        expected = model.encode(["a", long, "b"], long_text="windows")
+        found = embed({"input": ["a", long, "b"], "long_text": "windows"})
+        np.testing.assert_allclose(found, expected, **SAME)
+
+
+def test_texts_of_clients_that_left_are_not_kept_until_others_are_tokenised():
+    lanes, left = Lanes(), Waiting(0)
+    lanes.put([(units(left, 5), True, None)])
+    left.ended = True
+    waiting = weakref.ref(left)
+    del left
+    lanes.put([(units(Waiting(1), 5), True, None)])
+    gc.collect()
+    assert waiting() is None
 
 
 def test_texts_of_clients_that_left_are_dropped_before_packing(model, device):

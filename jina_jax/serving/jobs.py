@@ -29,7 +29,6 @@ class Job:
       bulk: let others pass, however small it is.
       whole: refuse what does not fit ``max_length``, instead of encoding it in windows.
       results: vectors of each text, once they are there.
-      truncated: texts that were cut.
       arrival: seconds of ``time.perf_counter``.
     """
 
@@ -41,7 +40,6 @@ class Job:
     bulk: bool = False
     whole: bool = False
     results: list[Result | None] = dataclasses.field(default_factory=list)
-    truncated: int = 0
     arrival: float = dataclasses.field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -61,6 +59,11 @@ class Job:
     def tokens(self) -> int:
         """Its tokens, prompts, ``<s>`` and ``</s>`` included, once it has its vectors."""
         return sum(own.prepared.tokens for own in self.results if own is not None)
+
+    @property
+    def truncated(self) -> int:
+        """Its texts that were cut, once it has its vectors."""
+        return sum(own.prepared.dropped > 0 for own in self.results if own is not None)
 
     def add(self, index: int, result: Result) -> bool:
         """Take the vectors of a text; return whether they were the last ones."""

@@ -1,7 +1,8 @@
 """Jobs from the event loop to the device: admitted, tokenised together, and ended.
 
-The loop submits jobs and awaits their futures. A thread tokenises their texts, which then wait as
-items with their exact lengths for the thread of ``jina_jax.serving.device``.
+The loop submits jobs and awaits their futures. Two threads tokenise their texts, one of them those
+of more characters than a block, for which others do not wait. The texts then wait as items with
+their exact lengths for the thread of ``jina_jax.serving.device``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _CHARACTERS_PER_BLOCK = 1 << 14  # tokenised at once: 8 ms in one thread, for which others wait
 _BLOCKS_BESIDE_PROCESSES = 64
+_TIMES_WITH_CHUNKS = 8  # what a character takes, at least, where those of each token are asked for
 _LONGEST_RETRY = 60.0
 _DEAD = "the device does not answer any more"
 
@@ -53,16 +55,21 @@ class Scheduler:
         self._model, self._settings = model, settings
         self._metrics, self._on_death = metrics, on_death
         self._loop = asyncio.get_running_loop()
-        self._texts, self._items = Lanes(), Lanes()
+        self._texts, self._long_texts, self._items = Lanes(), Lanes(), Lanes()
         self._jobs: set[Job] = set()
         self._arrived: list[Job] = []
         self._waiting_tokens = 0
         self._stopped, self._reason = False, _DEAD
         self._device = Device(model, self._items, settings.max_wait, metrics, self)
-        self._thread = threading.Thread(
-            target=self._tokenize_all, name="jina-jax-tokenize", daemon=True
-        )
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._tokenize_all, args=(texts,), name=name, daemon=True)
+            for texts, name in (
+                (self._texts, "jina-jax-tokenize"),
+                (self._long_texts, "jina-jax-tokenize-long"),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # ------------------------------------------------------------ in the event loop
 
@@ -92,9 +99,10 @@ class Scheduler:
             self._loop.call_soon(self._pass_on)
 
     def _pass_on(self) -> None:
-        """Wake the thread that tokenises, once for all jobs that arrived together."""
+        """Wake the threads that tokenise, once for all jobs that arrived together."""
         jobs, self._arrived = self._arrived, []
-        self._texts.put([(_units(job), self._is_large(job), None) for job in jobs])
+        for texts, are_long in ((self._texts, False), (self._long_texts, True)):
+            texts.put([(_units(job, are_long), self._is_large(job), None) for job in jobs])
 
     def stop(self) -> None:
         """End the threads; what still waits fails with status 503."""
@@ -102,7 +110,7 @@ class Scheduler:
 
     def join(self, seconds: float) -> None:
         """Wait for the threads to end, after ``stop``."""
-        for thread in (self._thread, self._device.thread):
+        for thread in (*self._threads, self._device.thread):
             thread.join(seconds)
 
     @property
@@ -117,8 +125,8 @@ class Scheduler:
 
     def _end(self, reason: str) -> None:
         self._stopped, self._reason = True, reason
-        self._texts.close()
-        self._items.close()
+        for lanes in (self._texts, self._long_texts, self._items):
+            lanes.close()
         for job in list(self._jobs):
             job.fail(ApiError(503, reason))
             job.settle()
@@ -159,19 +167,19 @@ class Scheduler:
             job.fail(ApiError(500, message))
         self.settle(jobs)
 
-    # ------------------------------------------------------------ in the thread that tokenises
+    # ------------------------------------------------------------ in the threads that tokenise
 
-    def _tokenize_all(self) -> None:
+    def _tokenize_all(self, texts: Lanes) -> None:
         in_processes = self._model.preparation().processes is not None
         blocks = _BLOCKS_BESIDE_PROCESSES if in_processes else 1
         while not self._stopped:
-            _, units = self._texts.take(blocks * _CHARACTERS_PER_BLOCK)
+            _, units = texts.take(blocks * _CHARACTERS_PER_BLOCK)
             if not units:
-                self._texts.wait()
+                texts.wait()
                 continue
             try:
                 self.settle(self._tokenize(units))
-            except Exception as error:  # without this thread, nothing would ever be encoded
+            except Exception as error:  # without these threads, nothing would ever be encoded
                 _LOGGER.exception("texts could not be prepared")
                 self.fail((unit.job for unit in units), f"texts cannot be prepared: {error}")
 
@@ -224,7 +232,6 @@ class Scheduler:
                 job.fields[index],
                 "INPUT_TOO_LONG",
             )
-        job.truncated += bool(prepared.dropped)
         return Sum((job, index), prepared).parts
 
     def die(self) -> None:
@@ -238,9 +245,16 @@ class Scheduler:
         self._in_loop(end)
 
 
-def _units(job: Job) -> list[Unit]:
-    requests = enumerate(job.requests)
-    return [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
+def _units(job: Job, are_long: bool) -> list[Unit]:
+    """Return the texts of a job that are longer than a block, or those that are not."""
+    found = (Unit(job, _size(own), (i, own)) for i, own in enumerate(job.requests))
+    return [unit for unit in found if (unit.size > _CHARACTERS_PER_BLOCK) is are_long]
+
+
+def _size(request: Request) -> int:
+    """Return how many characters of plain text take as long to tokenise."""
+    times = 1 if request.chunks is None else _TIMES_WITH_CHUNKS
+    return times * (len(request.prompt) + len(request.text) + 1)
 
 
 def _refusal(unit: Unit, error: Exception) -> ApiError:
