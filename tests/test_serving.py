@@ -282,8 +282,20 @@ def test_tokenize_and_decode(client, model):
     assert client.post("/tokenize", json=fields).json() == [rows[1:-1]]
     ids = [row["id"] for row in rows]
     assert client.post("/decode", json={"ids": [ids, ids]}).json() == ["a bc", "a bc"]
-    refused(client.post("/decode", json={"ids": [5, 120]}), 422, "120")
-    refused(client.post("/decode", json={"ids": [5, [6]]}), 422, "ids")
+    for given, field in (([5, 120], "ids"), ([[5], [-1]], "ids[1]"), ([5, [6]], "ids")):
+        body = refused(client.post("/decode", json={"ids": given}), 422, field, "expected")
+        assert body["error"]["param"] == field
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_many_tokens_come_in_pieces(client, model, special):
+    texts = ["a", "", "b c " * 1300, "d"]
+    fields = {"inputs": texts, "add_special_tokens": special}
+    reply = client.post("/tokenize", json=fields)
+    assert reply.headers["transfer-encoding"] == "chunked"
+    ids = [[row["id"] for row in rows] for rows in reply.json()]
+    assert ids == [own if special else own[1:-1] for own in map(model.tokenize, texts)]
+    assert client.post("/decode", json={"ids": ids}).json() == ["a", "", texts[2].strip(), "d"]
 
 
 def test_info(client, model):

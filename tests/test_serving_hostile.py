@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import gc
 import json
 import threading
@@ -578,6 +579,89 @@ def test_texts_of_clients_that_left_are_dropped_before_packing(model, device):
         assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
         assert [len(step) for step in device.steps] == [1, 1]
         assert metric(client, "jina_jax_waiting_tokens") == 0
+
+
+@pytest.fixture
+def blocked(model, monkeypatch):
+    """An event that texts to tokenise or decode on their own wait for; those that were begun."""
+    gate, began = threading.Event(), []
+    encode, decode = model.tokenizer.encode_with_offsets, model.tokenizer.decode
+
+    def waits(call, given, **options):
+        began.append(given)
+        assert gate.wait(20)
+        return call(given, **options)
+
+    monkeypatch.setattr(
+        model.tokenizer, "encode_with_offsets", functools.partial(waits, encode), raising=False
+    )
+    monkeypatch.setattr(model.tokenizer, "decode", functools.partial(waits, decode), raising=False)
+    yield gate, began
+    gate.set()
+
+
+def test_texts_to_tokenise_or_decode_wait_within_the_bound_of_all_that_waits(
+    model, device, blocked
+):
+    gate, began = blocked
+    with (
+        serve(model, max_queue_tokens=60) as (server, client),
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+    ):
+        scheduler = server.state.loaded.scheduler
+        first = pool.submit(client.post, "/tokenize", json={"inputs": "a" * 60})
+        until(lambda: began)
+        second = pool.submit(client.post, "/decode", json={"ids": [5] * 30})
+        until(lambda: scheduler.waiting_tokens == 22 + 30)
+        for path, body in (
+            ("/tokenize", {"inputs": "a" * 60}),
+            ("/decode", {"ids": [5] * 20}),
+            ("/v1/embeddings", {"input": "a" * 60}),
+        ):
+            reply = client.post(path, json=body)
+            refused(reply, 429, "52 tokens wait")
+            assert int(reply.headers["retry-after"]) >= 1
+        assert lives(client)  # there is room for a small one
+        assert len(began) == 1  # one at a time
+        gate.set()
+        assert [own.result().status_code for own in (first, second)] == [200, 200]
+        assert scheduler.waiting_tokens == 0
+
+
+def test_texts_to_tokenise_are_dropped_once_their_clients_left(model, device, blocked):
+    gate, began = blocked
+    with serve(model) as (server, client):
+        scheduler = server.state.loaded.scheduler
+        with Wire(server) as first, Wire(server) as second:
+            for wire in (first, second):
+                wire.post("/tokenize", b'{"inputs": "leaves"}')
+            until(lambda: began and scheduler.waiting_tokens == 2 * 4)
+        until(lambda: server.state.metrics.dropped.labels("disconnect")._value.get() == 2)
+        assert scheduler.waiting_tokens == 0
+        gate.set()
+        assert client.post("/tokenize", json={"inputs": "last"}).status_code == 200
+        assert began == ["leaves", "last"]
+
+
+def test_texts_to_tokenise_that_wait_too_long_are_answered_504(model, device, blocked):
+    gate, began = blocked
+    with serve(model, timeout=0.3) as (server, client):
+        for path, body in (("/tokenize", {"inputs": "late"}), ("/decode", {"ids": [5]})):
+            refused(client.post(path, json=body), 504, "0.3 seconds")
+        assert metric(client, "jina_jax_dropped_requests_total") == 2
+        assert server.state.loaded.scheduler.waiting_tokens == 0
+        gate.set()
+        assert client.post("/tokenize", json={"inputs": "a"}).status_code == 200
+        assert began == ["late", "a"]
+
+
+def test_tokens_of_texts_have_bounds_of_size_and_number(model, device):
+    with serve(model, max_reply=512 * 50, max_request_tokens=200, max_inputs=3) as (_, client):
+        refused(client.post("/tokenize", json={"inputs": ["a" * 110] * 2}), 413, "50 tokens")
+        assert client.post("/tokenize", json={"inputs": "a" * 110}).status_code == 200
+        refused(client.post("/decode", json={"ids": [5] * 201}), 413, "200 tokens")
+        refused(client.post("/decode", json={"ids": [[5]] * 4}), 400, "3 lists")
+        assert client.post("/decode", json={"ids": [[5] * 60] * 3}).status_code == 200
 
 
 def test_requests_that_wait_too_long_are_answered_504(model, device):

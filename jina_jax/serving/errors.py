@@ -61,3 +61,13 @@ class ApiError(Exception):
 def invalid(field: str, message: str) -> ApiError:
     """Return the error of a field with a value that cannot be taken."""
     return ApiError(422, f"{field}: {message}", field)
+
+
+def left_error() -> ApiError:
+    """Return the error of a request whose client left; nobody reads it."""
+    return ApiError(499, "the client left")
+
+
+def time_error(seconds: float) -> ApiError:
+    """Return the error of a request that took longer than it may."""
+    return ApiError(504, f"no result within {seconds:g} seconds")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _MOST_CHARACTERS_OF_AN_ID = 128
 _MOST_IGNORED_FIELDS = 20  # that are named
+_LEAST_PIECE = 1 << 16  # bytes
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
@@ -113,19 +115,11 @@ class Call:
 
     def reply(self, head: bytes, content: Iterable[bytes], tail: bytes) -> Reply:
         """Return a reply of a head, pieces and a tail; in one piece if it is short."""
-        pieces = iter(content)
-        first = head + next(pieces, b"")
-        second = next(pieces, None)
+        pieces = _joined(itertools.chain([head], content))
+        first, second = next(pieces), next(pieces, None)
         if second is None:
             return Reply(200, self._headers, first + tail)
-
-        def rest() -> Iterable[bytes]:
-            yield first
-            yield second
-            yield from pieces
-            yield tail
-
-        return Reply(200, self._headers, rest())
+        return Reply(200, self._headers, itertools.chain([first, second], pieces, [tail]))
 
     def json(self, value: Any) -> Reply:
         """Return a small reply."""
@@ -178,6 +172,19 @@ class Endpoint:
             row = {"request_id": own_id, "route": self._path, "status": status}
             row |= {"seconds": round(seconds, 4), **(call.log if call else {})}
             _LOGGER.info(json.dumps(row))
+
+
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield pieces, short ones joined."""
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _LEAST_PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def error_reply(error: ApiError, request_id: str) -> Reply:

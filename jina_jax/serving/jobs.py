@@ -16,6 +16,11 @@ from jina_jax.serving.errors import ApiError
 _CHARACTERS_PER_TOKEN = 3  # of languages that take many tokens; a text has at least two tokens
 
 
+def estimate(texts: int, characters: int) -> int:
+    """Return about how many tokens a number of texts have together."""
+    return 2 * texts + characters // _CHARACTERS_PER_TOKEN
+
+
 @dataclasses.dataclass(eq=False)
 class Job:
     """Texts of one request.
@@ -29,6 +34,7 @@ class Job:
       bulk: let others pass, however small it is.
       whole: refuse what does not fit ``max_length``, instead of encoding it in windows.
       results: vectors of each text, once they are there.
+      estimate: its tokens, before they are counted.
       arrival: seconds of ``time.perf_counter``.
     """
 
@@ -48,12 +54,8 @@ class Job:
         self.error: ApiError | None = None
         self.ended = False
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.characters = sum(len(own.prompt) + len(own.text) for own in self.requests)
-
-    @property
-    def estimate(self) -> int:
-        """Its tokens, before they are counted."""
-        return 2 * len(self.requests) + self.characters // _CHARACTERS_PER_TOKEN
+        characters = sum(len(own.prompt) + len(own.text) for own in self.requests)
+        self.estimate = estimate(len(self.requests), characters)
 
     @property
     def tokens(self) -> int:

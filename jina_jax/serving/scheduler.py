@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jina_jax.runtime.requests import Request
@@ -79,17 +79,8 @@ class Scheduler:
         Raises:
           ApiError: 429 if too much waits already, 503 after ``stop`` or the death of the device.
         """
-        if self._stopped:
-            raise ApiError(503, self._reason)
-        if self._jobs and self._waiting_tokens + job.estimate > self._settings.max_queue_tokens:
-            raise ApiError(
-                429,
-                f"about {self._waiting_tokens} tokens wait already, and this request has about "
-                f"{job.estimate}: expected at most {self._settings.max_queue_tokens} together",
-                headers={"Retry-After": str(self._retry_after())},
-            )
+        self._admit(job.estimate)
         self._jobs.add(job)
-        self._waiting_tokens += job.estimate
         job.future.add_done_callback(lambda _: self._forget(job))
         if not job.requests:
             self.settle([job])
@@ -97,6 +88,32 @@ class Scheduler:
         self._arrived.append(job)
         if len(self._arrived) == 1:
             self._loop.call_soon(self._pass_on)
+
+    @contextlib.contextmanager
+    def admitted(self, tokens: int) -> Iterator[None]:
+        """Let tokens of what is done beside the device wait, like those of a job.
+
+        Raises:
+          ApiError: as ``submit``.
+        """
+        self._admit(tokens)
+        try:
+            yield
+        finally:
+            self._waiting_tokens -= tokens
+
+    def _admit(self, tokens: int) -> None:
+        if self._stopped:
+            raise ApiError(503, self._reason)
+        most = self._settings.max_queue_tokens
+        if self._waiting_tokens and self._waiting_tokens + tokens > most:
+            raise ApiError(
+                429,
+                f"about {self._waiting_tokens} tokens wait already, and this request has about "
+                f"{tokens}: expected at most {most} together",
+                headers={"Retry-After": str(self._retry_after())},
+            )
+        self._waiting_tokens += tokens
 
     def _pass_on(self) -> None:
         """Wake the threads that tokenise, once for all jobs that arrived together."""
@@ -120,7 +137,7 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens of all jobs that have not ended, estimated."""
+        """Tokens of all requests that have not ended, estimated."""
         return self._waiting_tokens
 
     def _end(self, reason: str) -> None:
