@@ -1,10 +1,14 @@
 """The routes of a server: fields, defaults and replies, as clients of three APIs read them."""
 
 import base64
+import dataclasses
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from serving import load, metric, serve
 from tiny import write_tiny
 
@@ -461,6 +465,76 @@ def test_keys_of_file_and_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("JINA_JAX_API_KEYS", " ")
     with pytest.raises(ValueError, match="at least one key"):
         _keys(None)
+
+
+# ---------------------------------------------------------------- options of the command
+
+
+def settings_of(monkeypatch, *options):
+    """Return the settings of ``jina-jax serve`` with some options."""
+    from jina_jax.cli.serve import serve as command
+    from jina_jax.serving import server
+
+    found = []
+
+    def take(load, settings, *rest, **options):
+        found.append(settings)
+        raise SystemExit
+
+    monkeypatch.setattr(server, "Server", take)
+    assert CliRunner().invoke(command, options).output == ""
+    return found[0]
+
+
+def test_options_are_settings(monkeypatch, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("key", encoding="utf-8")
+    expected = {
+        "served_names": (("--served-model-name", "one", "--served-model-name", "2"), ("one", "2")),
+        "default_task": (("--default-task", "separation"), "separation"),
+        "api_keys": (("--api-key-file", str(keys)), ("key",)),
+        "max_inputs": (("--max-inputs", "7"), 7),
+        "max_body": (("--max-body-mb", "3"), 3 << 20),
+        "max_reading": (("--max-reading-mb", "4"), 4 << 20),
+        "max_reply": (("--max-reply-mb", "5"), 5 << 20),
+        "max_request_tokens": (("--max-request-tokens", "8"), 8),
+        "max_queue_tokens": (("--max-queue-tokens", "9"), 9),
+        "timeout": (("--timeout", "1.5"), 1.5),
+        "read_timeout": (("--read-timeout", "2.5"), 2.5),
+        "drain": (("--drain", "0"), 0.0),
+        "max_wait": (("--max-wait-ms", "10"), 0.01),
+        "warmup_length": (("--warmup-length", "16"), 16),
+        "stall": (("--stall", "6"), 6.0),
+        "lazy": (("--lazy",), True),
+        "strict": (("--strict",), True),
+    }
+    assert expected.keys() == {own.name for own in dataclasses.fields(Settings)}
+    defaults = settings_of(monkeypatch)
+    assert defaults == Settings(served_names=("tiny",))
+    for name, (options, value) in expected.items():
+        assert settings_of(monkeypatch, *options) == dataclasses.replace(
+            defaults, **{name: value}
+        ), name
+
+
+def test_options_and_their_defaults_are_documented():
+    from jina_jax.cli.options import model_options
+    from jina_jax.cli.serve import serve as command
+
+    path = Path(__file__).parents[1] / "docs" / "serving.md"
+    flags = path.read_text(encoding="utf-8").partition("## Flags")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in flags.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(--[\w-]+)`", row[1])]
+    of_models = {
+        own for option in model_options(lambda: None).__click_params__ for own in option.opts
+    }
+    known = {option.opts[0] for option in command.params}
+    assert known - of_models == set(named)
+    defaults = {row[1].strip(" `"): row[2].strip() for row in rows}
+    for option in command.params:
+        found = re.search(r"\[default: ([\d.]+)\]", option.help or "")
+        if found:
+            assert defaults[option.opts[0]] == found[1], option.opts
 
 
 # ---------------------------------------------------------------- other models and settings
