@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from serving import load, metric, serve
 from tiny import write_tiny
 
+from jina_jax.config import Dense
 from jina_jax.serving import bodies
 from jina_jax.serving.openapi import describe
 from jina_jax.serving.settings import Settings
@@ -570,6 +572,48 @@ def test_a_step_may_wait_for_more_texts(model):
         start = time.perf_counter()
         vectors(client, input=["a"])
         assert time.perf_counter() - start >= 0.2
+
+
+def test_many_vectors_and_dense_modules_are_not_computed_in_the_event_loop(model, monkeypatch):
+    from jina_jax.serving import service
+
+    threads, weights = [], np.random.default_rng(0).standard_normal((WIDTH, 8), np.float32)
+    maps = (Dense(out_features=8, bias=False, activation="tanh"),)
+    dense = dataclasses.replace(model.config, dense=maps, matryoshka_dimensions=(8,))
+
+    def project(vectors):
+        threads.append(threading.current_thread().name)
+        return np.tanh(vectors @ weights) if model.config.dense else vectors
+
+    monkeypatch.setattr(service, "_MOST_VALUES_IN_LOOP", 2 * WIDTH)
+    expected = model.encode(TEXTS, normalize_embeddings=False)
+    with serve(model) as (_, client):
+        monkeypatch.setattr(model, "project", project)
+        for count in (3, 2):
+            found = vectors(client, input=TEXTS[:count], normalized=False)
+            np.testing.assert_allclose(found, expected[:count], **SAME)
+        assert [own == "jina-jax-serve" for own in threads] == [False, True]
+        monkeypatch.setattr(model, "config", dense)
+        found = vectors(client, input=TEXTS[:1], normalized=False)
+        np.testing.assert_allclose(found, np.tanh(expected[:1] @ weights), rtol=0, atol=1e-5)
+        assert threads[2] != "jina-jax-serve"
+
+
+def test_classes_are_not_computed_in_the_event_loop(client, monkeypatch):
+    from jina_jax.serving import classify
+
+    threads, row = [], classify._row
+
+    def record(*values):
+        threads.append(threading.current_thread().name)
+        return row(*values)
+
+    monkeypatch.setattr(classify, "_row", record)
+    fields = {"input": TEXTS, "labels": [f"label {i}" for i in range(512)]}
+    reply = client.post("/v1/classify", json=fields)
+    assert [len(own["predictions"]) for own in reply.json()["data"]] == [512] * 3
+    assert len(threads) == 3
+    assert "jina-jax-serve" not in threads
 
 
 def test_a_model_without_adapters_and_with_another_pooler(tmp_path):

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -52,7 +52,7 @@ class Reply(NamedTuple):
         """Send it."""
         content = self.content
         if not isinstance(content, bytes) and scope.get("http_version") == "1.0":
-            content = b"".join(content)  # it has no pieces
+            content = b"".join([piece async for piece in _in_turns(content)])  # it has no pieces
         headers = [(b"content-type", b"application/json")]
         headers += [(k.encode("latin-1"), v.encode("latin-1")) for k, v in self.headers.items()]
         if isinstance(content, bytes):
@@ -61,9 +61,8 @@ class Reply(NamedTuple):
         if isinstance(content, bytes):
             await send({"type": "http.response.body", "body": content})
             return
-        for piece in content:
+        async for piece in _in_turns(content):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -172,6 +171,13 @@ class Endpoint:
             row = {"request_id": own_id, "route": self._path, "status": status}
             row |= {"seconds": round(seconds, 4), **(call.log if call else {})}
             _LOGGER.info(json.dumps(row))
+
+
+async def _in_turns(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield pieces; others have their turns between them."""
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)
 
 
 def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:

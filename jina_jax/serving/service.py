@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 _Value = TypeVar("_Value")
+_MOST_VALUES_IN_LOOP = 1 << 18  # 1 ms to join and normalise vectors of so many
 _OWNERS = ("jinaai/", "jina-ai/")
 _TOKEN_IDS = (
     "token ids come from a vocabulary that is not this model's; send texts (of langchain-openai: "
@@ -190,13 +191,19 @@ class Service:
         """Compute something that is too long for the event loop."""
         return await asyncio.get_running_loop().run_in_executor(None, compute)
 
-    def vectors(self, job: Job, dim: int, *, normalize: bool) -> np.ndarray:
+    async def vectors(self, job: Job, dim: int, *, normalize: bool) -> np.ndarray:
         """Return the vectors of a job that is done, float32 (n, d), one after the other."""
         found = [own.vectors for own in job.results if own is not None]
         model = self.model
-        joined = found[0] if len(found) == 1 else np.concatenate(found)
-        projected = model.project(joined)[:, :dim]
-        return unit(projected) if normalize else np.ascontiguousarray(projected)
+
+        def compute() -> np.ndarray:
+            joined = found[0] if len(found) == 1 else np.concatenate(found)
+            projected = model.project(joined)[:, :dim]
+            return unit(projected) if normalize else np.ascontiguousarray(projected)
+
+        if model.config.dense or sum(own.size for own in found) > _MOST_VALUES_IN_LOOP:
+            return await self.in_thread(compute)
+        return compute()
 
     def dimension(self, given: int | None, field: str = "dimensions") -> int:
         """Return the dimension of vectors: any, as of Jina's API, up to the model's.

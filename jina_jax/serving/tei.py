@@ -28,7 +28,7 @@ async def embed(call: Call) -> Reply:
     body: EmbedBody = await call.read(EmbedBody)
     dim = call.service.dimension(body.dimensions)
     job, texts = await _encode(call, body, by_token=False)
-    found = call.service.vectors(job, dim, normalize=body.normalize is not False)
+    found = await call.service.vectors(job, dim, normalize=body.normalize is not False)
     call.count(texts=len(texts), tokens=job.tokens, truncated=job.truncated)
     return call.reply(b"[", vectors.rows(found), b"]")
 
