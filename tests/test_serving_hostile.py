@@ -384,6 +384,14 @@ def test_pipelined_requests_are_answered_in_their_order(server, client):
     assert [len(own) for own in found] == list(dims)
 
 
+def test_many_pipelined_requests_wait_within_bounds(server, client):
+    with Wire(server) as wire:
+        for dim in range(1, 61):
+            wire.post("/v1/embeddings", json.dumps(TEXT | {"dimensions": dim}).encode())
+        found = [wire.reply().json["data"][0]["embedding"] for _ in range(60)]
+    assert [len(own) for own in found] == list(range(1, 61))
+
+
 def test_http_1_0_gets_its_reply_in_one_piece(server, client):
     body = json.dumps({"input": ["a"] * 1500}).encode()
     with Wire(server) as wire:
@@ -579,6 +587,37 @@ def test_texts_of_clients_that_left_are_dropped_before_packing(model, device):
         assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
         assert [len(step) for step in device.steps] == [1, 1]
         assert metric(client, "jina_jax_waiting_tokens") == 0
+
+
+@pytest.mark.parametrize("pause", [0, 0.4])  # later, others are awaited to leave, too
+@pytest.mark.parametrize("count", [1, 3])
+def test_texts_of_pipelined_requests_are_dropped_when_their_client_leaves(
+    model, device, pause, count
+):
+    def body(text):
+        return json.dumps({"input": text}).encode()
+
+    with serve(model) as (server, client):
+        scheduler, dropped = server.state.loaded.scheduler, server.state.metrics.dropped
+        device.steps.clear()
+        device.gate.clear()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            stays = pool.submit(client.post, "/v1/embeddings", json={"input": "stays"})
+            until(lambda: len(device.steps) == 1)
+            before = scheduler.waiting_tokens
+            with Wire(server) as wire:
+                wire.post("/v1/embeddings", body("first"))
+                time.sleep(pause)
+                for number in range(count):
+                    wire.post("/v1/embeddings", body(f"behind {number}"))
+                until(lambda: scheduler.waiting_tokens > before)
+            until(lambda: dropped.labels("disconnect")._value.get() == 1)
+            assert scheduler.waiting_tokens == before
+            device.gate.set()
+            assert stays.result().status_code == 200
+        assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
+        assert [len(step) for step in device.steps] == [1, 1]
+        until(lambda: not server._uvicorn.server_state.tasks)
 
 
 @pytest.fixture
