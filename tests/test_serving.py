@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import gc
 import re
 import threading
 import time
@@ -14,9 +15,10 @@ from serving import load, metric, serve
 from tiny import write_tiny
 
 from jina_jax.config import Dense
-from jina_jax.serving import bodies
+from jina_jax.serving import Server, bodies
 from jina_jax.serving.openapi import describe
 from jina_jax.serving.settings import Settings
+from jina_jax.serving.state import Phase
 
 TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
 TEXTS = ["a query", "", "another text"]
@@ -472,20 +474,46 @@ def test_keys_of_file_and_environment(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- options of the command
 
 
-def settings_of(monkeypatch, *options):
-    """Return the settings of ``jina-jax serve`` with some options."""
+def server_of(monkeypatch, *options):
+    """Return the arguments of ``jina-jax serve``'s server."""
     from jina_jax.cli.serve import serve as command
     from jina_jax.serving import server
 
     found = []
 
-    def take(load, settings, *rest, **options):
-        found.append(settings)
+    def take(load, settings, *address, **options):
+        found.append((settings, options))
         raise SystemExit
 
     monkeypatch.setattr(server, "Server", take)
     assert CliRunner().invoke(command, options).output == ""
     return found[0]
+
+
+def settings_of(monkeypatch, *options):
+    """Return the settings of ``jina-jax serve``'s server."""
+    return server_of(monkeypatch, *options)[0]
+
+
+def test_the_garbage_collector_passes_over_the_model_in_the_process_of_the_command(monkeypatch):
+    _, options = server_of(monkeypatch, "--log-requests")
+    assert options["log_requests"]
+    before, kept = gc.get_freeze_count(), [[] for _ in range(1000)]
+    options["on_loaded"]()
+    assert gc.get_freeze_count() >= before + len(kept)
+
+
+def test_what_is_to_be_done_with_a_loaded_model_is_done_before_it_is_ready(model, monkeypatch):
+    done = []
+    monkeypatch.setattr(model, "warmup", lambda *_, **__: done.append("warm"))
+    server = Server(
+        lambda: model,
+        Settings(served_names=("tiny",)),
+        port=0,
+        on_loaded=lambda: done.append(server.state.phase) or server.stop(),
+    )
+    assert server.run() == 0
+    assert done == ["warm", Phase.LOADING]
 
 
 def test_options_are_settings(monkeypatch, tmp_path):
