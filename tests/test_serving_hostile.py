@@ -235,6 +235,38 @@ def test_lone_surrogates_are_replaced_and_counted(client):
     assert metric(client, "jina_jax_replaced_surrogates_total") == before + 1
 
 
+LONG = "x" * 500_000
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (TEXT | {"model": LONG}, "model"),
+        (TEXT | {"task": [LONG]}, "task"),
+        (TEXT | {"task": LONG}, "task"),
+        (TEXT | {"embedding_type": LONG}, "embedding_type"),
+        (TEXT | {"prompt_name": LONG}, "prompt_name"),
+        ({"input": "a", "labels": {LONG: []}}, "labels"),
+    ],
+)
+def test_errors_are_short_whatever_came(client, body, field):
+    reply = client.post("/v1/classify" if "labels" in body else "/v1/embeddings", json=body)
+    assert reply.status_code in (400, 422)
+    assert is_error(reply)
+    assert reply.json()["error"]["param"].startswith(field)
+    assert len(reply.content) < 5 * 2100  # the message, its copies, and the field
+
+
+def test_what_is_not_used_is_not_kept_while_texts_wait(client):
+    body = bodies.read(
+        json.dumps({"input": "a", "user": LONG}).encode(), POSTS["/embeddings"], strict=True
+    )
+    assert LONG not in msgspec.structs.asdict(body.body).values()
+    reply = client.post("/v1/embeddings", json=TEXT | {LONG: 1, "b": 2})
+    assert reply.status_code == 200
+    assert reply.headers["x-ignored-fields"] == "x" * 100 + ", b"
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, identity", "x"])
 def test_compressed_bodies_are_refused(client, encoding):
     reply = client.post(

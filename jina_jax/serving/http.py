@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _MOST_CHARACTERS_OF_AN_ID = 128
 _MOST_IGNORED_FIELDS = 20  # that are named
+_MOST_CHARACTERS_OF_A_FIELD = 100  # that is named
 _LEAST_PIECE = 1 << 16  # bytes
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
@@ -100,7 +101,8 @@ class Call:
 
     def ignore(self, *fields: str) -> None:
         """Name fields that have no effect, in a header and the log."""
-        ignored = [*self.log.get("ignored", []), *fields][:_MOST_IGNORED_FIELDS]
+        named = (own[:_MOST_CHARACTERS_OF_A_FIELD] for own in fields[:_MOST_IGNORED_FIELDS])
+        ignored = [*self.log.get("ignored", []), *named][:_MOST_IGNORED_FIELDS]
         if ignored:
             names = ", ".join(ignored).encode("ascii", "backslashreplace").decode()
             self._headers["x-ignored-fields"] = "".join(filter(str.isprintable, names))[:500]

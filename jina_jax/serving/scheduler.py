@@ -118,8 +118,9 @@ class Scheduler:
     def _pass_on(self) -> None:
         """Wake the threads that tokenise, once for all jobs that arrived together."""
         jobs, self._arrived = self._arrived, []
+        units = [(job, _units(job)) for job in jobs]
         for texts, are_long in ((self._texts, False), (self._long_texts, True)):
-            texts.put([(_units(job, are_long), self._is_large(job), None) for job in jobs])
+            texts.put([(own[are_long], self._is_large(job), None) for job, own in units])
 
     def stop(self) -> None:
         """End the threads; what still waits fails with status 503."""
@@ -163,8 +164,10 @@ class Scheduler:
     def _is_large(self, job: Job) -> bool:
         return is_large(job, self._device.budget)
 
+    # ------------------------------------------------------------ in any thread
+
     def settle(self, jobs: list[Job]) -> None:
-        """Report the end of jobs; in any thread."""
+        """Report the end of jobs."""
 
         def settle() -> None:
             for job in jobs:
@@ -178,11 +181,21 @@ class Scheduler:
             self._loop.call_soon_threadsafe(call)
 
     def fail(self, jobs: Iterable[Job], message: str) -> None:
-        """End jobs that cannot be served, through no fault of theirs; in any thread."""
+        """End jobs that cannot be served, through no fault of theirs."""
         jobs = list(dict.fromkeys(jobs))
         for job in jobs:
             job.fail(ApiError(500, message))
         self.settle(jobs)
+
+    def die(self) -> None:
+        """Fail what waits, in the event loop: there, nothing can be submitted meanwhile."""
+        self._stopped = True
+
+        def end() -> None:
+            self._end(_DEAD)
+            self._on_death()
+
+        self._in_loop(end)
 
     # ------------------------------------------------------------ in the threads that tokenise
 
@@ -251,21 +264,14 @@ class Scheduler:
             )
         return Sum((job, index), prepared).parts
 
-    def die(self) -> None:
-        """Fail what waits, in the event loop: there, nothing can be submitted meanwhile."""
-        self._stopped = True
 
-        def end() -> None:
-            self._end(_DEAD)
-            self._on_death()
-
-        self._in_loop(end)
-
-
-def _units(job: Job, are_long: bool) -> list[Unit]:
-    """Return the texts of a job that are longer than a block, or those that are not."""
-    found = (Unit(job, _size(own), (i, own)) for i, own in enumerate(job.requests))
-    return [unit for unit in found if (unit.size > _CHARACTERS_PER_BLOCK) is are_long]
+def _units(job: Job) -> tuple[list[Unit], list[Unit]]:
+    """Return the texts of a job: those within a block, and longer ones."""
+    found: tuple[list[Unit], list[Unit]] = ([], [])
+    for index, request in enumerate(job.requests):
+        size = _size(request)
+        found[size > _CHARACTERS_PER_BLOCK].append(Unit(job, size, (index, request)))
+    return found
 
 
 def _size(request: Request) -> int:
