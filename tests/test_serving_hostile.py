@@ -1,5 +1,6 @@
 """Bad input, load and strangers: what harms a request must not harm another, nor the server."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import functools
@@ -20,8 +21,10 @@ from serving import Wire, client_of, is_error, load, metric, serve
 from jina_jax.runtime.requests import Preparation
 from jina_jax.serving import Server, bodies
 from jina_jax.serving.lanes import Lanes, Unit
+from jina_jax.serving.metrics import Metrics
 from jina_jax.serving.settings import Settings
 from jina_jax.serving.state import Phase
+from jina_jax.serving.watching import Watcher
 
 SAME = {"rtol": 0, "atol": 2e-6}
 TEXT = {"input": "a text"}
@@ -297,6 +300,8 @@ def test_requests_of_too_many_tokens_are_refused(model, device):
     with serve(model, max_request_tokens=100) as (_, client):
         refused(client.post("/v1/embeddings", json={"input": "a" * 400}), 413, "100 tokens")
         refused(client.post("/v1/embeddings", json={"input": ["a"] * 51}), 413, "100 tokens")
+        for path in ("/embed", "/embed_all", "/tokenize"):
+            refused(client.post(path, json={"inputs": "a" * 400}), 413, "100 tokens")
 
 
 json_values = st.recursive(
@@ -416,12 +421,26 @@ def test_pipelined_requests_are_answered_in_their_order(server, client):
     assert [len(own) for own in found] == list(dims)
 
 
-def test_many_pipelined_requests_wait_within_bounds(server, client):
-    with Wire(server) as wire:
-        for dim in range(1, 61):
-            wire.post("/v1/embeddings", json.dumps(TEXT | {"dimensions": dim}).encode())
+def test_no_more_is_read_from_a_connection_while_many_requests_wait_on_it(model, device):
+    def body(dim):
+        return json.dumps(TEXT | {"dimensions": dim}).encode()
+
+    with serve(model) as (server, _), Wire(server) as wire:
+        device.steps.clear()
+        device.gate.clear()
+        wire.post("/v1/embeddings", body(1))
+        until(lambda: len(device.steps) > 0)
+        (connection,) = server._uvicorn.server_state.connections
+        time.sleep(0.4)  # later, the end of the connection is looked for, and no body
+        for dim in range(2, 61):
+            wire.post("/v1/embeddings", body(dim))
+            time.sleep(0.005)
+        until(lambda: len(connection.pipeline) >= 16)
+        assert len(connection.pipeline) < 30
+        device.gate.set()
         found = [wire.reply().json["data"][0]["embedding"] for _ in range(60)]
-    assert [len(own) for own in found] == list(range(1, 61))
+        assert [len(own) for own in found] == list(range(1, 61))
+        assert not connection._cycles
 
 
 def test_http_1_0_gets_its_reply_in_one_piece(server, client):
@@ -621,6 +640,73 @@ def test_texts_of_clients_that_left_are_dropped_before_packing(model, device):
         assert metric(client, "jina_jax_waiting_tokens") == 0
 
 
+@pytest.fixture
+def blocked(model, monkeypatch):
+    """An event that texts to tokenise or decode on their own wait for; those that were begun."""
+    gate, began = threading.Event(), []
+    encode, decode = model.tokenizer.encode_with_offsets, model.tokenizer.decode
+
+    def waits(call, given, **options):
+        began.append(given)
+        assert gate.wait(20)
+        return call(given, **options)
+
+    monkeypatch.setattr(
+        model.tokenizer, "encode_with_offsets", functools.partial(waits, encode), raising=False
+    )
+    monkeypatch.setattr(model.tokenizer, "decode", functools.partial(waits, decode), raising=False)
+    yield gate, began
+    gate.set()
+
+
+def test_one_request_may_wait_whatever_its_size_and_is_tried_again_in_a_second_or_later(
+    model, device, blocked
+):
+    gate, began = blocked
+    large = {"input": ["a" * 60] * 3, "inputs": "a" * 60}
+    with (
+        serve(model, max_queue_tokens=10) as (server, client),
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        assert client.post("/v1/embeddings", json=large).status_code == 200
+        found = pool.submit(client.post, "/tokenize", json=large)
+        until(lambda: began)
+        for rate, seconds in ((1e9, "1"), (11.0, "2"), (1e-9, "60")):
+            server.state.loaded.scheduler._device.tokens_per_second = rate
+            reply = client.post("/v1/embeddings", json=TEXT)
+            refused(reply, 429, "22 tokens wait")
+            assert reply.headers["retry-after"] == seconds
+        gate.set()
+        assert found.result().status_code == 200
+
+
+def test_a_job_is_watched_once_and_no_longer_than_it_takes():
+    calls = []
+
+    async def receive():
+        calls.append("begun")
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            calls.append("cancelled")
+            raise
+
+    async def watch():
+        watcher, quick, slow = Watcher(60.0, Metrics()), Waiting(0), Waiting(0)
+        for job in (quick, slow):
+            job.arrival = time.perf_counter()
+            watcher.watch(job, receive)
+        watcher.forget(quick)
+        await asyncio.sleep(0.5)
+        assert calls == ["begun"]
+        watcher.watch(quick, receive)
+        watcher.forget(slow)
+        await asyncio.sleep(0.25)
+        assert calls.count("cancelled") == 1
+
+    asyncio.run(watch())
+
+
 @pytest.mark.parametrize("pause", [0, 0.4])  # later, others are awaited to leave, too
 @pytest.mark.parametrize("count", [1, 3])
 def test_texts_of_pipelined_requests_are_dropped_when_their_client_leaves(
@@ -650,25 +736,6 @@ def test_texts_of_pipelined_requests_are_dropped_when_their_client_leaves(
         assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
         assert [len(step) for step in device.steps] == [1, 1]
         until(lambda: not server._uvicorn.server_state.tasks)
-
-
-@pytest.fixture
-def blocked(model, monkeypatch):
-    """An event that texts to tokenise or decode on their own wait for; those that were begun."""
-    gate, began = threading.Event(), []
-    encode, decode = model.tokenizer.encode_with_offsets, model.tokenizer.decode
-
-    def waits(call, given, **options):
-        began.append(given)
-        assert gate.wait(20)
-        return call(given, **options)
-
-    monkeypatch.setattr(
-        model.tokenizer, "encode_with_offsets", functools.partial(waits, encode), raising=False
-    )
-    monkeypatch.setattr(model.tokenizer, "decode", functools.partial(waits, decode), raising=False)
-    yield gate, began
-    gate.set()
 
 
 def test_texts_to_tokenise_or_decode_wait_within_the_bound_of_all_that_waits(

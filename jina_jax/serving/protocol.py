@@ -50,7 +50,6 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self._cycles.clear()
-        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -86,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_head = False
         super().on_headers_complete()
         self._cycles.append(self.cycle)
-        if 0 < len(self.pipeline) < _MOST_THAT_WAIT:
+        if len(self.pipeline) < _MOST_THAT_WAIT:
             self.flow.resume_reading()  # else nobody would notice that the client leaves
 
     def on_message_complete(self) -> None:

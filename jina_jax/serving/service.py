@@ -183,7 +183,6 @@ class Service:
             await job.future
         finally:
             self._watcher.forget(job)
-            job.drop()
         self.metrics.texts.inc(len(texts))
         return job
 
