@@ -310,6 +310,11 @@ def test_info(client, model):
     info = client.get("/info").json()
     assert (info["model_id"], info["dimension"], info["tasks"]) == ("tiny", WIDTH, TASKS)
     assert info["max_input_length"] == model.max_seq_length
+    own = Settings()
+    assert info["max_client_batch_size"] == own.max_inputs
+    bounds = ("body", "reading", "reply", "request_tokens", "queue_tokens")
+    for name in (*map("max_{}".format, bounds), "timeout", "read_timeout"):
+        assert info[name] == getattr(own, name)
 
 
 # ---------------------------------------------------------------- other routes

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import functools
 import gc
+import itertools
 import json
 import threading
 import time
@@ -19,11 +20,12 @@ from hypothesis import strategies as st
 from serving import Wire, client_of, is_error, load, metric, serve
 
 from jina_jax.runtime.requests import Preparation
-from jina_jax.serving import Server, bodies
+from jina_jax.serving import Server, bodies, http
+from jina_jax.serving.errors import ApiError
 from jina_jax.serving.lanes import Lanes, Unit
 from jina_jax.serving.metrics import Metrics
 from jina_jax.serving.settings import Settings
-from jina_jax.serving.state import Phase
+from jina_jax.serving.state import Phase, State
 from jina_jax.serving.watching import Watcher
 
 SAME = {"rtol": 0, "atol": 2e-6}
@@ -282,6 +284,10 @@ def test_bodies_that_are_too_large(server, client):
     body = json.dumps({"input": "a" * (1 << 20)}).encode()
     refused(client.post("/v1/embeddings", content=body), 413, str(1 << 20))
 
+    with Wire(server) as wire:  # is not asked for what it announces
+        wire.send("POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 1048577\r\n\r\n")
+        assert wire.reply().status == 413
+
     def parts():
         yield from [b" " * 1000] * 1100
 
@@ -441,6 +447,41 @@ def test_no_more_is_read_from_a_connection_while_many_requests_wait_on_it(model,
         found = [wire.reply().json["data"][0]["embedding"] for _ in range(60)]
         assert [len(own) for own in found] == list(range(1, 61))
         assert not connection._cycles
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_others_have_their_turns_between_the_pieces_of_a_reply(version):
+    order = []
+
+    def pieces():
+        for _ in range(3):
+            order.append("piece")
+            yield b"a"
+
+    async def other():
+        while True:
+            order.append("turn")
+            await asyncio.sleep(0)
+
+    async def send(message):
+        pass
+
+    async def reply():
+        task = asyncio.create_task(other())
+        await http.Reply(200, {}, pieces()).send({"http_version": version}, send)
+        task.cancel()
+
+    asyncio.run(reply())
+    assert order.count("piece") == 3
+    assert ("piece", "piece") not in itertools.pairwise(order)
+
+
+def test_short_pieces_of_a_reply_are_joined():
+    pieces = [b"%d" % (i % 10) * 10_000 for i in range(20)]
+    found = list(http._joined(pieces))
+    assert [len(own) for own in found] == [70_000, 70_000, 60_000]
+    assert b"".join(found) == b"".join(pieces)
+    assert list(http._joined([b"a", b"", b"b"])) == [b"ab"]
 
 
 def test_http_1_0_gets_its_reply_in_one_piece(server, client):
@@ -983,6 +1024,15 @@ def test_a_device_that_takes_too_long_is_not_ready_until_it_answers(model, devic
             device.gate.set()
             assert reply.result().status_code == 200
         assert client.get("/ready").status_code == 200
+
+
+def test_a_model_that_is_loaded_too_late_takes_no_requests():
+    state = State(Settings())
+    state.phase = Phase.DRAINING
+    state.become_ready(None)
+    assert state.phase is Phase.DRAINING
+    with pytest.raises(ApiError, match="ends"):
+        state.service()
 
 
 def test_a_dead_device_ends_the_server(model, device):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 _BYTES_PER_TOKEN = 512  # of /tokenize: of its reply, and of Python's objects on the way to it
+_BOUNDS = (
+    *("max_body", "max_reading", "max_reply", "max_request_tokens", "max_queue_tokens"),
+    *("timeout", "read_timeout"),
+)
 _ROWS = 1000  # tokens per piece
 
 
@@ -97,7 +101,7 @@ async def info(call: Call) -> Reply:
             "max_client_batch_size": settings.max_inputs,
             "max_batch_tokens": model.batching.token_budget * model.engine.row_multiple,
             "max_concurrent_requests": None,
-            "max_queue_tokens": settings.max_queue_tokens,
+            **{name: getattr(settings, name) for name in _BOUNDS},
             "auto_truncate": False,
             "device": model.engine.platform,
             "version": __version__,
