@@ -835,7 +835,7 @@ def test_texts_to_tokenise_that_wait_too_long_are_answered_504(model, device, bl
 
 
 def test_tokens_of_texts_have_bounds_of_size_and_number(model, device):
-    with serve(model, max_reply=512 * 50, max_request_tokens=200, max_inputs=3) as (_, client):
+    with serve(model, max_reply=768 * 50, max_request_tokens=200, max_inputs=3) as (_, client):
         refused(client.post("/tokenize", json={"inputs": ["a" * 110] * 2}), 413, "50 tokens")
         assert client.post("/tokenize", json={"inputs": "a" * 110}).status_code == 200
         refused(client.post("/decode", json={"ids": [5] * 201}), 413, "200 tokens")

@@ -39,8 +39,8 @@ def _in_seconds(
 
 def _mb_option(name: str, words: str) -> Any:
     """Return an option in MiB, for a setting in bytes."""
-    own = {"type": click.IntRange(1), "callback": _in_bytes, "help": words}
-    return click.option(f"--{name.replace('_', '-')}-mb", name, **own)
+    flag = f"--{name.replace('_', '-')}-mb"
+    return click.option(flag, name, type=click.IntRange(1), callback=_in_bytes, help=words)
 
 
 @click.command()

@@ -150,7 +150,7 @@ class Service:
         Args:
           tokens: of all its texts, estimated.
           field: what the body calls the texts.
-          size: bytes that are wanted per token, 0 where the number of tokens does not matter.
+          size: bytes of the result per token; 0 where there is no value per token.
 
         Raises:
           ApiError: 413.

@@ -19,7 +19,7 @@ from jina_jax.serving.service import Wanted
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
-_BYTES_PER_TOKEN = 512  # of /tokenize: of its reply, and of Python's objects on the way to it
+_BYTES_PER_TOKEN = 768  # of /tokenize: its reply, and Python's objects on the way to it
 _BOUNDS = (
     *("max_body", "max_reading", "max_reply", "max_request_tokens", "max_queue_tokens"),
     *("timeout", "read_timeout"),
