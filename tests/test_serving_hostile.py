@@ -437,7 +437,7 @@ def test_no_more_is_read_from_a_connection_while_many_requests_wait_on_it(model,
         wire.post("/v1/embeddings", body(1))
         until(lambda: len(device.steps) > 0)
         (connection,) = server._uvicorn.server_state.connections
-        time.sleep(0.4)  # later, the end of the connection is looked for, and no body
+        until(lambda: connection.cycle.message_event._waiters)  # it is watched, and read, once
         for dim in range(2, 61):
             wire.post("/v1/embeddings", body(dim))
             time.sleep(0.005)
