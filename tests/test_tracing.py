@@ -113,6 +113,8 @@ def test_outside_a_program_a_function_stays_as_it_is():
         return module(x)
 
     assert traced_once(run) is run
+    with traced_for("tpu"):  # where calls cost copies, see test_tpu_compiled
+        assert traced_once(run) is run
 
 
 def test_equal_modules_are_traced_once_and_have_their_own_arrays():

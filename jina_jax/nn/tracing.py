@@ -1,7 +1,7 @@
 """What a program for one platform need not trace: other platforms' forms, and a layer twice.
 
 Where a program is read from the compilation cache, nearly all of the time until it is ready is that
-of tracing and lowering it. Optimised, it is the same with this file and without.
+of tracing and lowering it. Optimised, its instructions are the same with this file and without.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from flax import nnx
 # nothing is reused that was traced for another one.
 _platform = jax.make_user_context(None)
 _KNOWN = ("cpu", "tpu")  # a device that JAX calls "gpu" is CUDA's or ROCm's, whose forms differ
+# XLA for TPU copies an array per layer more where layers are calls; there they are usually scanned.
+_WITH_CALLS = ("cpu", "gpu")
 
 
 def traced_for(platform: str) -> contextlib.AbstractContextManager[None]:
@@ -45,12 +47,12 @@ def traced_once(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Make a program trace and lower a function for the first of several equal modules alone.
 
     Outside ``traced_for`` it stays as it is: called op by op, it would be a program of its own,
-    without the compiler options of ``jina_jax.runtime.compiling``.
+    without the compiler options of ``jina_jax.runtime.compiling``. On TPU it does, too.
 
     Args:
       run: (module, *arrays) → array, where modules are equal but for their arrays.
     """
-    if _platform.value is None:
+    if _platform.value not in _WITH_CALLS:
         return run
 
     @functools.partial(jax.jit, static_argnums=0)
