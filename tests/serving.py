@@ -111,8 +111,10 @@ def is_error(reply: Any) -> bool:
     """Return whether a reply of an error has the one form of errors."""
     body = reply.json if isinstance(reply, Reply) else reply.json()
     error = body["error"]
+    status = getattr(reply, "status", getattr(reply, "status_code", 0))
     return (
-        400 <= getattr(reply, "status", getattr(reply, "status_code", 0)) < 600
+        400 <= status < 600
+        and ("errors" in body) is (status == 422)
         and body["detail"] == error["message"]
         and body["code"] == error["code"]
         and isinstance(body["request_id"], str)

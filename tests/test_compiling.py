@@ -253,12 +253,12 @@ def test_a_wrong_sum_is_seen():
 
 
 def test_every_program_is_compiled_in_one_place():
-    """``jax.jit`` is called in compiling.py; in stablehlo.py, where StableHLO is made; and where a
-    TPU's kernels are checked on one.
+    """``jax.jit`` is called in compiling.py; in stablehlo.py, where StableHLO is made; in
+    tracing.py, within a program; and where a TPU's kernels are checked on one.
     """
     callers = set()
     for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "convert").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("jit", "pjit", "pmap"):
                 callers.add(path.name)
-    assert callers == {"compiling.py", "stablehlo.py", "check.py", "sample.py"}
+    assert callers == {"compiling.py", "stablehlo.py", "tracing.py", "check.py", "sample.py"}

@@ -147,9 +147,12 @@ def test_docs_name_the_bounds_of_a_server():
     for option, value in (
         ("max-inputs", own.max_inputs),
         ("max-body-mb", own.max_body >> 20),
+        ("max-reading-mb", own.max_reading >> 20),
+        ("max-reply-mb", own.max_reply >> 20),
         ("max-request-tokens", f"{own.max_request_tokens:,}"),
         ("max-queue-tokens", f"{own.max_queue_tokens:,}"),
         ("timeout", f"{own.timeout:g}"),
+        ("read-timeout", f"{own.read_timeout:g}"),
     ):
         assert f"<code>--{option}</code> {value}<" in text
 

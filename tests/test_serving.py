@@ -1,16 +1,24 @@
 """The routes of a server: fields, defaults and replies, as clients of three APIs read them."""
 
 import base64
+import dataclasses
+import gc
+import re
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from serving import load, metric, serve
 from tiny import write_tiny
 
-from jina_jax.serving import bodies
+from jina_jax.config import Dense
+from jina_jax.serving import Server, bodies
 from jina_jax.serving.openapi import describe
 from jina_jax.serving.settings import Settings
+from jina_jax.serving.state import Phase
 
 TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
 TEXTS = ["a query", "", "another text"]
@@ -282,14 +290,31 @@ def test_tokenize_and_decode(client, model):
     assert client.post("/tokenize", json=fields).json() == [rows[1:-1]]
     ids = [row["id"] for row in rows]
     assert client.post("/decode", json={"ids": [ids, ids]}).json() == ["a bc", "a bc"]
-    refused(client.post("/decode", json={"ids": [5, 120]}), 422, "120")
-    refused(client.post("/decode", json={"ids": [5, [6]]}), 422, "ids")
+    for given, field in (([5, 120], "ids"), ([[5], [-1]], "ids[1]"), ([5, [6]], "ids")):
+        body = refused(client.post("/decode", json={"ids": given}), 422, field, "expected")
+        assert body["error"]["param"] == field
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_many_tokens_come_in_pieces(client, model, special):
+    texts = ["a", "", "b c " * 1300, "d"]
+    fields = {"inputs": texts, "add_special_tokens": special}
+    reply = client.post("/tokenize", json=fields)
+    assert reply.headers["transfer-encoding"] == "chunked"
+    ids = [[row["id"] for row in rows] for rows in reply.json()]
+    assert ids == [own if special else own[1:-1] for own in map(model.tokenize, texts)]
+    assert client.post("/decode", json={"ids": ids}).json() == ["a", "", texts[2].strip(), "d"]
 
 
 def test_info(client, model):
     info = client.get("/info").json()
     assert (info["model_id"], info["dimension"], info["tasks"]) == ("tiny", WIDTH, TASKS)
     assert info["max_input_length"] == model.max_seq_length
+    own = Settings()
+    assert info["max_client_batch_size"] == own.max_inputs
+    bounds = ("body", "reading", "reply", "request_tokens", "queue_tokens")
+    for name in (*map("max_{}".format, bounds), "timeout", "read_timeout"):
+        assert info[name] == getattr(own, name)
 
 
 # ---------------------------------------------------------------- other routes
@@ -451,6 +476,102 @@ def test_keys_of_file_and_environment(tmp_path, monkeypatch):
         _keys(None)
 
 
+# ---------------------------------------------------------------- options of the command
+
+
+def server_of(monkeypatch, *options):
+    """Return the arguments of ``jina-jax serve``'s server."""
+    from jina_jax.cli.serve import serve as command
+    from jina_jax.serving import server
+
+    found = []
+
+    def take(load, settings, *address, **options):
+        found.append((settings, options))
+        raise SystemExit
+
+    monkeypatch.setattr(server, "Server", take)
+    assert CliRunner().invoke(command, options).output == ""
+    return found[0]
+
+
+def settings_of(monkeypatch, *options):
+    """Return the settings of ``jina-jax serve``'s server."""
+    return server_of(monkeypatch, *options)[0]
+
+
+def test_the_garbage_collector_passes_over_the_model_in_the_process_of_the_command(monkeypatch):
+    _, options = server_of(monkeypatch, "--log-requests")
+    assert options["log_requests"]
+    before, kept = gc.get_freeze_count(), [[] for _ in range(1000)]
+    options["on_loaded"]()
+    assert gc.get_freeze_count() >= before + len(kept)
+
+
+def test_what_is_to_be_done_with_a_loaded_model_is_done_before_it_is_ready(model, monkeypatch):
+    done = []
+    monkeypatch.setattr(model, "warmup", lambda *_, **__: done.append("warm"))
+    server = Server(
+        lambda: model,
+        Settings(served_names=("tiny",)),
+        port=0,
+        on_loaded=lambda: done.append(server.state.phase) or server.stop(),
+    )
+    assert server.run() == 0
+    assert done == ["warm", Phase.LOADING]
+
+
+def test_options_are_settings(monkeypatch, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("key", encoding="utf-8")
+    expected = {
+        "served_names": (("--served-model-name", "one", "--served-model-name", "2"), ("one", "2")),
+        "default_task": (("--default-task", "separation"), "separation"),
+        "api_keys": (("--api-key-file", str(keys)), ("key",)),
+        "max_inputs": (("--max-inputs", "7"), 7),
+        "max_body": (("--max-body-mb", "3"), 3 << 20),
+        "max_reading": (("--max-reading-mb", "4"), 4 << 20),
+        "max_reply": (("--max-reply-mb", "5"), 5 << 20),
+        "max_request_tokens": (("--max-request-tokens", "8"), 8),
+        "max_queue_tokens": (("--max-queue-tokens", "9"), 9),
+        "timeout": (("--timeout", "1.5"), 1.5),
+        "read_timeout": (("--read-timeout", "2.5"), 2.5),
+        "drain": (("--drain", "0"), 0.0),
+        "max_wait": (("--max-wait-ms", "10"), 0.01),
+        "warmup_length": (("--warmup-length", "16"), 16),
+        "stall": (("--stall", "6"), 6.0),
+        "lazy": (("--lazy",), True),
+        "strict": (("--strict",), True),
+    }
+    assert expected.keys() == {own.name for own in dataclasses.fields(Settings)}
+    defaults = settings_of(monkeypatch)
+    assert defaults == Settings(served_names=("tiny",))
+    for name, (options, value) in expected.items():
+        assert settings_of(monkeypatch, *options) == dataclasses.replace(
+            defaults, **{name: value}
+        ), name
+
+
+def test_options_and_their_defaults_are_documented():
+    from jina_jax.cli.options import model_options
+    from jina_jax.cli.serve import serve as command
+
+    path = Path(__file__).parents[1] / "docs" / "serving.md"
+    flags = path.read_text(encoding="utf-8").partition("## Flags")[2].partition("\n## ")[0]
+    rows = [line.split("|") for line in flags.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(--[\w-]+)`", row[1])]
+    of_models = {
+        own for option in model_options(lambda: None).__click_params__ for own in option.opts
+    }
+    known = {option.opts[0] for option in command.params}
+    assert known - of_models == set(named)
+    defaults = {row[1].strip(" `"): row[2].strip() for row in rows}
+    for option in command.params:
+        found = re.search(r"\[default: ([\d.]+)\]", option.help or "")
+        if found:
+            assert defaults[option.opts[0]] == found[1], option.opts
+
+
 # ---------------------------------------------------------------- other models and settings
 
 
@@ -484,6 +605,48 @@ def test_a_step_may_wait_for_more_texts(model):
         start = time.perf_counter()
         vectors(client, input=["a"])
         assert time.perf_counter() - start >= 0.2
+
+
+def test_many_vectors_and_dense_modules_are_not_computed_in_the_event_loop(model, monkeypatch):
+    from jina_jax.serving import service
+
+    threads, weights = [], np.random.default_rng(0).standard_normal((WIDTH, 8), np.float32)
+    maps = (Dense(out_features=8, bias=False, activation="tanh"),)
+    dense = dataclasses.replace(model.config, dense=maps, matryoshka_dimensions=(8,))
+
+    def project(vectors):
+        threads.append(threading.current_thread().name)
+        return np.tanh(vectors @ weights) if model.config.dense else vectors
+
+    monkeypatch.setattr(service, "_MOST_VALUES_IN_LOOP", 2 * WIDTH)
+    expected = model.encode(TEXTS, normalize_embeddings=False)
+    with serve(model) as (_, client):
+        monkeypatch.setattr(model, "project", project)
+        for count in (3, 2):
+            found = vectors(client, input=TEXTS[:count], normalized=False)
+            np.testing.assert_allclose(found, expected[:count], **SAME)
+        assert [own == "jina-jax-serve" for own in threads] == [False, True]
+        monkeypatch.setattr(model, "config", dense)
+        found = vectors(client, input=TEXTS[:1], normalized=False)
+        np.testing.assert_allclose(found, np.tanh(expected[:1] @ weights), rtol=0, atol=1e-5)
+        assert threads[2] != "jina-jax-serve"
+
+
+def test_classes_are_not_computed_in_the_event_loop(client, monkeypatch):
+    from jina_jax.serving import classify
+
+    threads, row = [], classify._row
+
+    def record(*values):
+        threads.append(threading.current_thread().name)
+        return row(*values)
+
+    monkeypatch.setattr(classify, "_row", record)
+    fields = {"input": TEXTS, "labels": [f"label {i}" for i in range(512)]}
+    reply = client.post("/v1/classify", json=fields)
+    assert [len(own["predictions"]) for own in reply.json()["data"]] == [512] * 3
+    assert len(threads) == 3
+    assert "jina-jax-serve" not in threads
 
 
 def test_a_model_without_adapters_and_with_another_pooler(tmp_path):

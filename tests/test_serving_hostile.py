@@ -1,10 +1,15 @@
 """Bad input, load and strangers: what harms a request must not harm another, nor the server."""
 
+import asyncio
 import concurrent.futures
 import contextlib
+import functools
+import gc
+import itertools
 import json
 import threading
 import time
+import weakref
 
 import msgspec
 import numpy as np
@@ -14,10 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Wire, client_of, is_error, load, metric, serve
 
-from jina_jax.serving import Server, bodies
+from jina_jax.runtime.requests import Preparation
+from jina_jax.serving import Server, bodies, http
+from jina_jax.serving.errors import ApiError
 from jina_jax.serving.lanes import Lanes, Unit
+from jina_jax.serving.metrics import Metrics
 from jina_jax.serving.settings import Settings
-from jina_jax.serving.state import Phase
+from jina_jax.serving.state import Phase, State
+from jina_jax.serving.watching import Watcher
 
 SAME = {"rtol": 0, "atol": 2e-6}
 TEXT = {"input": "a text"}
@@ -231,6 +240,38 @@ def test_lone_surrogates_are_replaced_and_counted(client):
     assert metric(client, "jina_jax_replaced_surrogates_total") == before + 1
 
 
+LONG = "x" * 500_000
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (TEXT | {"model": LONG}, "model"),
+        (TEXT | {"task": [LONG]}, "task"),
+        (TEXT | {"task": LONG}, "task"),
+        (TEXT | {"embedding_type": LONG}, "embedding_type"),
+        (TEXT | {"prompt_name": LONG}, "prompt_name"),
+        ({"input": "a", "labels": {LONG: []}}, "labels"),
+    ],
+)
+def test_errors_are_short_whatever_came(client, body, field):
+    reply = client.post("/v1/classify" if "labels" in body else "/v1/embeddings", json=body)
+    assert reply.status_code in (400, 422)
+    assert is_error(reply)
+    assert reply.json()["error"]["param"].startswith(field)
+    assert len(reply.content) < 5 * 2100  # the message, its copies, and the field
+
+
+def test_what_is_not_used_is_not_kept_while_texts_wait(client):
+    body = bodies.read(
+        json.dumps({"input": "a", "user": LONG}).encode(), POSTS["/embeddings"], strict=True
+    )
+    assert LONG not in msgspec.structs.asdict(body.body).values()
+    reply = client.post("/v1/embeddings", json=TEXT | {LONG: 1, "b": 2})
+    assert reply.status_code == 200
+    assert reply.headers["x-ignored-fields"] == "x" * 100 + ", b"
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, identity", "x"])
 def test_compressed_bodies_are_refused(client, encoding):
     reply = client.post(
@@ -242,6 +283,10 @@ def test_compressed_bodies_are_refused(client, encoding):
 def test_bodies_that_are_too_large(server, client):
     body = json.dumps({"input": "a" * (1 << 20)}).encode()
     refused(client.post("/v1/embeddings", content=body), 413, str(1 << 20))
+
+    with Wire(server) as wire:  # is not asked for what it announces
+        wire.send("POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 1048577\r\n\r\n")
+        assert wire.reply().status == 413
 
     def parts():
         yield from [b" " * 1000] * 1100
@@ -261,6 +306,8 @@ def test_requests_of_too_many_tokens_are_refused(model, device):
     with serve(model, max_request_tokens=100) as (_, client):
         refused(client.post("/v1/embeddings", json={"input": "a" * 400}), 413, "100 tokens")
         refused(client.post("/v1/embeddings", json={"input": ["a"] * 51}), 413, "100 tokens")
+        for path in ("/embed", "/embed_all", "/tokenize"):
+            refused(client.post(path, json={"inputs": "a" * 400}), 413, "100 tokens")
 
 
 json_values = st.recursive(
@@ -378,6 +425,63 @@ def test_pipelined_requests_are_answered_in_their_order(server, client):
             wire.post("/v1/embeddings", json.dumps(TEXT | {"dimensions": dim}).encode())
         found = [wire.reply().json["data"][0]["embedding"] for _ in dims]
     assert [len(own) for own in found] == list(dims)
+
+
+def test_no_more_is_read_from_a_connection_while_many_requests_wait_on_it(model, device):
+    def body(dim):
+        return json.dumps(TEXT | {"dimensions": dim}).encode()
+
+    with serve(model) as (server, _), Wire(server) as wire:
+        device.steps.clear()
+        device.gate.clear()
+        wire.post("/v1/embeddings", body(1))
+        until(lambda: len(device.steps) > 0)
+        (connection,) = server._uvicorn.server_state.connections
+        until(lambda: connection.cycle.message_event._waiters)  # it is watched, and read, once
+        for dim in range(2, 61):
+            wire.post("/v1/embeddings", body(dim))
+            time.sleep(0.005)
+        until(lambda: len(connection.pipeline) >= 16)
+        assert len(connection.pipeline) < 30
+        device.gate.set()
+        found = [wire.reply().json["data"][0]["embedding"] for _ in range(60)]
+        assert [len(own) for own in found] == list(range(1, 61))
+        assert not connection._cycles
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_others_have_their_turns_between_the_pieces_of_a_reply(version):
+    order = []
+
+    def pieces():
+        for _ in range(3):
+            order.append("piece")
+            yield b"a"
+
+    async def other():
+        while True:
+            order.append("turn")
+            await asyncio.sleep(0)
+
+    async def send(message):
+        pass
+
+    async def reply():
+        task = asyncio.create_task(other())
+        await http.Reply(200, {}, pieces()).send({"http_version": version}, send)
+        task.cancel()
+
+    asyncio.run(reply())
+    assert order.count("piece") == 3
+    assert ("piece", "piece") not in itertools.pairwise(order)
+
+
+def test_short_pieces_of_a_reply_are_joined():
+    pieces = [b"%d" % (i % 10) * 10_000 for i in range(20)]
+    found = list(http._joined(pieces))
+    assert [len(own) for own in found] == [70_000, 70_000, 60_000]
+    assert b"".join(found) == b"".join(pieces)
+    assert list(http._joined([b"a", b"", b"b"])) == [b"ab"]
 
 
 def test_http_1_0_gets_its_reply_in_one_piece(server, client):
@@ -512,6 +616,51 @@ def test_overload_is_refused_with_429_and_what_is_accepted_is_right(model, devic
         assert lives(client)
 
 
+def test_a_long_text_is_not_waited_for_while_it_is_tokenised(model, device, monkeypatch):
+    began, gate, tokenize = threading.Event(), threading.Event(), Preparation.tokenize
+
+    def slowly(self, requests):
+        if any("monster" in own.text for own in requests):
+            began.set()
+            assert gate.wait(20)
+        return tokenize(self, requests)
+
+    monkeypatch.setattr(Preparation, "tokenize", slowly)
+    long = "monster " * 2049  # a character more than a block
+    chunked = {"input": ["monster " * 256, "b"], "late_chunking": True, "long_text": "windows"}
+    with serve(model) as (_, client), concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+        def embed(fields):
+            reply = client.post("/v1/embeddings", json=fields)
+            assert reply.status_code == 200, reply.text
+            return [row["embedding"] for row in reply.json()["data"]]
+
+        for fields in ({"input": ["a", long, "b"], "long_text": "windows"}, chunked):
+            began.clear()
+            gate.clear()
+            found = pool.submit(embed, fields)
+            assert began.wait(20)
+            for number in range(3):
+                embed({"input": ["a", f"text {number}"]})
+            assert not found.done()
+            gate.set()
+            assert len(found.result()) == len(fields["input"])
+        expected = model.encode(["a", long, "b"], long_text="windows")
+        found = embed({"input": ["a", long, "b"], "long_text": "windows"})
+        np.testing.assert_allclose(found, expected, **SAME)
+
+
+def test_texts_of_clients_that_left_are_not_kept_until_others_are_tokenised():
+    lanes, left = Lanes(), Waiting(0)
+    lanes.put([(units(left, 5), True, None)])
+    left.ended = True
+    waiting = weakref.ref(left)
+    del left
+    lanes.put([(units(Waiting(1), 5), True, None)])
+    gc.collect()
+    assert waiting() is None
+
+
 def test_texts_of_clients_that_left_are_dropped_before_packing(model, device):
     with serve(model) as (server, client):
         device.steps.clear()
@@ -530,6 +679,168 @@ def test_texts_of_clients_that_left_are_dropped_before_packing(model, device):
         assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
         assert [len(step) for step in device.steps] == [1, 1]
         assert metric(client, "jina_jax_waiting_tokens") == 0
+
+
+@pytest.fixture
+def blocked(model, monkeypatch):
+    """An event that texts to tokenise or decode on their own wait for; those that were begun."""
+    gate, began = threading.Event(), []
+    encode, decode = model.tokenizer.encode_with_offsets, model.tokenizer.decode
+
+    def waits(call, given, **options):
+        began.append(given)
+        assert gate.wait(20)
+        return call(given, **options)
+
+    monkeypatch.setattr(
+        model.tokenizer, "encode_with_offsets", functools.partial(waits, encode), raising=False
+    )
+    monkeypatch.setattr(model.tokenizer, "decode", functools.partial(waits, decode), raising=False)
+    yield gate, began
+    gate.set()
+
+
+def test_one_request_may_wait_whatever_its_size_and_is_tried_again_in_a_second_or_later(
+    model, device, blocked
+):
+    gate, began = blocked
+    large = {"input": ["a" * 60] * 3, "inputs": "a" * 60}
+    with (
+        serve(model, max_queue_tokens=10) as (server, client),
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        assert client.post("/v1/embeddings", json=large).status_code == 200
+        found = pool.submit(client.post, "/tokenize", json=large)
+        until(lambda: began)
+        for rate, seconds in ((1e9, "1"), (11.0, "2"), (1e-9, "60")):
+            server.state.loaded.scheduler._device.tokens_per_second = rate
+            reply = client.post("/v1/embeddings", json=TEXT)
+            refused(reply, 429, "22 tokens wait")
+            assert reply.headers["retry-after"] == seconds
+        gate.set()
+        assert found.result().status_code == 200
+
+
+def test_a_job_is_watched_once_and_no_longer_than_it_takes():
+    calls = []
+
+    async def receive():
+        calls.append("begun")
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            calls.append("cancelled")
+            raise
+
+    async def watch():
+        watcher, quick, slow = Watcher(60.0, Metrics()), Waiting(0), Waiting(0)
+        for job in (quick, slow):
+            job.arrival = time.perf_counter()
+            watcher.watch(job, receive)
+        watcher.forget(quick)
+        await asyncio.sleep(0.5)
+        assert calls == ["begun"]
+        watcher.watch(quick, receive)
+        watcher.forget(slow)
+        await asyncio.sleep(0.25)
+        assert calls.count("cancelled") == 1
+
+    asyncio.run(watch())
+
+
+@pytest.mark.parametrize("pause", [0, 0.4])  # later, others are awaited to leave, too
+@pytest.mark.parametrize("count", [1, 3])
+def test_texts_of_pipelined_requests_are_dropped_when_their_client_leaves(
+    model, device, pause, count
+):
+    def body(text):
+        return json.dumps({"input": text}).encode()
+
+    with serve(model) as (server, client):
+        scheduler, dropped = server.state.loaded.scheduler, server.state.metrics.dropped
+        device.steps.clear()
+        device.gate.clear()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            stays = pool.submit(client.post, "/v1/embeddings", json={"input": "stays"})
+            until(lambda: len(device.steps) == 1)
+            before = scheduler.waiting_tokens
+            with Wire(server) as wire:
+                wire.post("/v1/embeddings", body("first"))
+                time.sleep(pause)
+                for number in range(count):
+                    wire.post("/v1/embeddings", body(f"behind {number}"))
+                until(lambda: scheduler.waiting_tokens > before)
+            until(lambda: dropped.labels("disconnect")._value.get() == 1)
+            assert scheduler.waiting_tokens == before
+            device.gate.set()
+            assert stays.result().status_code == 200
+        assert client.post("/v1/embeddings", json={"input": "last"}).status_code == 200
+        assert [len(step) for step in device.steps] == [1, 1]
+        until(lambda: not server._uvicorn.server_state.tasks)
+
+
+def test_texts_to_tokenise_or_decode_wait_within_the_bound_of_all_that_waits(
+    model, device, blocked
+):
+    gate, began = blocked
+    with (
+        serve(model, max_queue_tokens=60) as (server, client),
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+    ):
+        scheduler = server.state.loaded.scheduler
+        first = pool.submit(client.post, "/tokenize", json={"inputs": "a" * 60})
+        until(lambda: began)
+        second = pool.submit(client.post, "/decode", json={"ids": [5] * 30})
+        until(lambda: scheduler.waiting_tokens == 22 + 30)
+        for path, body in (
+            ("/tokenize", {"inputs": "a" * 60}),
+            ("/decode", {"ids": [5] * 20}),
+            ("/v1/embeddings", {"input": "a" * 60}),
+        ):
+            reply = client.post(path, json=body)
+            refused(reply, 429, "52 tokens wait")
+            assert int(reply.headers["retry-after"]) >= 1
+        assert lives(client)  # there is room for a small one
+        assert len(began) == 1  # one at a time
+        gate.set()
+        assert [own.result().status_code for own in (first, second)] == [200, 200]
+        assert scheduler.waiting_tokens == 0
+
+
+def test_texts_to_tokenise_are_dropped_once_their_clients_left(model, device, blocked):
+    gate, began = blocked
+    with serve(model) as (server, client):
+        scheduler = server.state.loaded.scheduler
+        with Wire(server) as first, Wire(server) as second:
+            for wire in (first, second):
+                wire.post("/tokenize", b'{"inputs": "leaves"}')
+            until(lambda: began and scheduler.waiting_tokens == 2 * 4)
+        until(lambda: server.state.metrics.dropped.labels("disconnect")._value.get() == 2)
+        assert scheduler.waiting_tokens == 0
+        gate.set()
+        assert client.post("/tokenize", json={"inputs": "last"}).status_code == 200
+        assert began == ["leaves", "last"]
+
+
+def test_texts_to_tokenise_that_wait_too_long_are_answered_504(model, device, blocked):
+    gate, began = blocked
+    with serve(model, timeout=0.3) as (server, client):
+        for path, body in (("/tokenize", {"inputs": "late"}), ("/decode", {"ids": [5]})):
+            refused(client.post(path, json=body), 504, "0.3 seconds")
+        assert metric(client, "jina_jax_dropped_requests_total") == 2
+        assert server.state.loaded.scheduler.waiting_tokens == 0
+        gate.set()
+        assert client.post("/tokenize", json={"inputs": "a"}).status_code == 200
+        assert began == ["late", "a"]
+
+
+def test_tokens_of_texts_have_bounds_of_size_and_number(model, device):
+    with serve(model, max_reply=768 * 50, max_request_tokens=200, max_inputs=3) as (_, client):
+        refused(client.post("/tokenize", json={"inputs": ["a" * 110] * 2}), 413, "50 tokens")
+        assert client.post("/tokenize", json={"inputs": "a" * 110}).status_code == 200
+        refused(client.post("/decode", json={"ids": [5] * 201}), 413, "200 tokens")
+        refused(client.post("/decode", json={"ids": [[5]] * 4}), 400, "3 lists")
+        assert client.post("/decode", json={"ids": [[5] * 60] * 3}).status_code == 200
 
 
 def test_requests_that_wait_too_long_are_answered_504(model, device):
@@ -713,6 +1024,15 @@ def test_a_device_that_takes_too_long_is_not_ready_until_it_answers(model, devic
             device.gate.set()
             assert reply.result().status_code == 200
         assert client.get("/ready").status_code == 200
+
+
+def test_a_model_that_is_loaded_too_late_takes_no_requests():
+    state = State(Settings())
+    state.phase = Phase.DRAINING
+    state.become_ready(None)
+    assert state.phase is Phase.DRAINING
+    with pytest.raises(ApiError, match="ends"):
+        state.service()
 
 
 def test_a_dead_device_ends_the_server(model, device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import sys
@@ -24,6 +25,22 @@ from jina_jax.cli.options import (
 _KEYS = "JINA_JAX_API_KEYS"
 # The event loop waits for Python's lock at most so long while another thread tokenises.
 _SWITCH_SECONDS = 0.0005
+
+
+def _in_bytes(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
+    return None if value is None else value << 20
+
+
+def _in_seconds(
+    context: click.Context, option: click.Parameter, value: float | None
+) -> float | None:
+    return None if value is None else value / 1000
+
+
+def _mb_option(name: str, words: str) -> Any:
+    """Return an option in MiB, for a setting in bytes."""
+    flag = f"--{name.replace('_', '-')}-mb"
+    return click.option(flag, name, type=click.IntRange(1), callback=_in_bytes, help=words)
 
 
 @click.command()
@@ -49,16 +66,29 @@ _SWITCH_SECONDS = 0.0005
     help=f"File with a key per line, of which requests must bring one (also ${_KEYS}, by commas).",
 )
 @click.option("--max-inputs", type=click.IntRange(1), help="Texts per request.  [default: 2048]")
-@click.option("--max-body-mb", type=click.IntRange(1), help="Bytes per request.  [default: 32]")
+@_mb_option("max_body", "MiB per request.  [default: 32]")
+@_mb_option("max_reading", "MiB of all bodies that are being sent.  [default: 256]")
+@_mb_option("max_reply", "MiB of a reply with values of each token.  [default: 256]")
 @click.option("--max-request-tokens", type=click.IntRange(1), help="[default: 4194304]")
 @click.option(
     "--max-queue-tokens", type=click.IntRange(1), help="Beyond them: 429.  [default: 8388608]"
 )
 @click.option("--timeout", type=click.FloatRange(0.1), help="Seconds per request.  [default: 600]")
 @click.option(
+    "--read-timeout",
+    type=click.FloatRange(0.1),
+    help="Seconds for a body to arrive, or for a client to read.  [default: 30]",
+)
+@click.option(
     "--drain", type=click.FloatRange(0), help="Seconds for requests after SIGTERM.  [default: 30]"
 )
-@click.option("--max-wait-ms", type=click.FloatRange(0), help="Wait for more texts.  [default: 0]")
+@click.option(
+    "--max-wait-ms",
+    "max_wait",
+    type=click.FloatRange(0),
+    callback=_in_seconds,
+    help="Wait for more texts.  [default: 0]",
+)
 @click.option(
     "--warmup-length",
     type=click.IntRange(2),
@@ -80,8 +110,6 @@ def serve(
     port: int,
     served_names: tuple[str, ...],
     api_key_file: Path | None,
-    max_body_mb: int | None,
-    max_wait_ms: float | None,
     log_requests: bool,
     dtype: str | None,
     quantization: str | None,
@@ -102,17 +130,11 @@ def serve(
         from jina_jax.serving.settings import Settings
     keys = _keys(api_key_file)
     names = served_names or (Path(model.name or "tiny").name,)
-    values = {
-        "served_names": names,
-        "api_keys": keys,
-        "max_body": None if max_body_mb is None else max_body_mb << 20,
-        "max_wait": None if max_wait_ms is None else max_wait_ms / 1000,
-        **settings,
-    }
-    own = Settings(**{name: value for name, value in values.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    own = Settings(served_names=names, api_keys=keys, **given)
     _log_to_stderr()
     load = functools.partial(model.load, dtype=dtype, quantization=quantization)
-    server = Server(load, own, host, port, log_requests=log_requests)
+    server = Server(load, own, host, port, log_requests=log_requests, on_loaded=_freeze)
     sys.setswitchinterval(_SWITCH_SECONDS)
     click.echo(f"jina-jax: {', '.join(names)} at {server.url}", err=True)
     status = server.run()
@@ -130,6 +152,12 @@ def _keys(path: Path | None) -> tuple[str, ...]:
     if not keys and (path is not None or _KEYS in os.environ):
         raise ValueError(f"{path or '$' + _KEYS}: expected at least one key, got none")
     return keys
+
+
+def _freeze() -> None:
+    """Let the garbage collector pass over what there is: it takes 50 ms for the model alone."""
+    gc.collect()
+    gc.freeze()
 
 
 def _log_to_stderr() -> None:

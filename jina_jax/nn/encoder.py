@@ -22,6 +22,7 @@ from jina_jax.nn.lora import task_mask
 from jina_jax.nn.protocol import REFERENCE, Kernels, Rows
 from jina_jax.nn.rope import rotary_angles
 from jina_jax.nn.sum_norm import Terms
+from jina_jax.nn.tracing import by_platform, traced_once
 
 
 class EncoderOutput(NamedTuple):
@@ -172,6 +173,7 @@ class Encoder(nnx.Module):
 
         outputs = [x] if keep else []
         if isinstance(self.layers, nnx.List):
+            run = traced_once(run)
             for number, layer in enumerate(self.layers, start=1):
                 x = run(layer, x, number)
                 outputs += [x] if keep else []
@@ -269,7 +271,7 @@ def _gathered(y: jax.Array, dtype, context: Context) -> jax.Array:
     """
     if context.task_mask is None or not context.is_packed:
         return y
-    return jax.lax.platform_dependent(
+    return by_platform(
         y, cuda=lambda y: as_stored(y.astype(dtype)).astype(y.dtype), default=lambda y: y
     )
 

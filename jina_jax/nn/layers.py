@@ -15,6 +15,7 @@ from jax.nn.initializers import Initializer
 from jina_jax.config import Config
 from jina_jax.nn.lora import Adapter, adapted_product, low_rank_update, product, with_update
 from jina_jax.nn.quantized import abstract_quantized, quantize_kernel, quantized_product
+from jina_jax.nn.tracing import by_platform
 
 # Initial values of the adapters' factors, A (K, in, R) and B (K, R, out), as in the published code:
 # a new adapter changes nothing, and has a gradient. Uniform is within 1 / sqrt(in).
@@ -163,7 +164,7 @@ def as_stored(x: jax.Array) -> jax.Array:
         order = Layout(major_to_minor=tuple(range(x.ndim)))
         return jax.lax.optimization_barrier(with_layout_constraint(x, order))
 
-    return jax.lax.platform_dependent(x, cuda=stored, default=lambda x: x)
+    return by_platform(x, cuda=stored, default=lambda x: x)
 
 
 def as_wide(values: jax.Array, other: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jina_jax.nn.matmul import einsum
+from jina_jax.nn.tracing import by_platform
 
 
 class Adapter(nnx.Variable):
@@ -64,7 +65,7 @@ def adapted_product(
     Returns:
       float32 (B, T, out).
     """
-    return jax.lax.platform_dependent(
+    return by_platform(
         *(x, kernel, lora_a, lora_b, task_mask),
         cuda=functools.partial(_joined_product, scale),
         default=functools.partial(_plain_product, scale),
@@ -86,7 +87,7 @@ def with_update(
       x, lora_a, lora_b, task_mask, scale: as for ``adapted_product``.
     """
     low = einsum("bti,kir->btkr", x, lora_a)
-    update = jax.lax.platform_dependent(
+    update = by_platform(
         *(low, task_mask, lora_b),
         cuda=functools.partial(_gathered_update, scale=scale),
         default=functools.partial(low_rank_update, scale=scale),

@@ -7,6 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jina_jax.nn.tracing import by_platform
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum(subscripts: str, left: jax.Array, right: jax.Array, rounded: bool = False) -> jax.Array:
@@ -34,7 +36,7 @@ def einsum(subscripts: str, left: jax.Array, right: jax.Array, rounded: bool = F
     def narrow(left: jax.Array, right: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, left, right).astype(jnp.float32)
 
-    return jax.lax.platform_dependent(left, right, cpu=wide, default=narrow)
+    return by_platform(left, right, cpu=wide, default=narrow)
 
 
 def _forward(subscripts: str, left: jax.Array, right: jax.Array, rounded: bool):
@@ -71,7 +73,7 @@ def _einsum_of_gradient(of_left: str, of_right: str, result: str, left, right) -
         left = jax.lax.optimization_barrier(jnp.einsum(f"{of_left}->{order}", left))
         return einsum(f"{order},{of_right}->{result}", left, right)
 
-    return jax.lax.platform_dependent(
+    return by_platform(
         left,
         right,
         cpu=contracted_last,

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from jina_jax.nn.tracing import by_platform
+
 # The dtype of codes, and the largest code.
 _CODES: dict[str, tuple[Any, float]] = {
     "int8": (np.dtype(np.int8), 127.0),
@@ -153,6 +155,4 @@ def _sums(left: jax.Array, right: jax.Array) -> jax.Array:
         return contract
 
     # As ``matmul.einsum`` rounds sums there: half the bytes on their way through memory.
-    return jax.lax.platform_dependent(
-        left, right, cpu=product(jnp.float32), default=product(jnp.bfloat16)
-    )
+    return by_platform(left, right, cpu=product(jnp.float32), default=product(jnp.bfloat16))

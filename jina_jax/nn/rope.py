@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jina_jax.nn.tracing import by_platform
+
 
 def rotary_angles(
     position_ids: jax.Array, head_dim: int, base: float
@@ -40,7 +42,7 @@ def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
       float32 (B, T, N, H).
     """
     cos, sin = (values.reshape(-1, x.shape[1], 1, x.shape[3] // 2) for values in (cos, sin))
-    return jax.lax.platform_dependent(x, cos, sin, cuda=_rotate_elementwise, default=_rotate)
+    return by_platform(x, cos, sin, cuda=_rotate_elementwise, default=_rotate)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

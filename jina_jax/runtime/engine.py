@@ -20,6 +20,7 @@ from jina_jax.config import Config
 from jina_jax.nn.forward import Inputs, encode_batch
 from jina_jax.nn.kernels import KernelChoice, choose
 from jina_jax.nn.parameters import merge_task
+from jina_jax.nn.tracing import traced_for
 from jina_jax.runtime import quantizing
 from jina_jax.runtime.compiling import jit
 from jina_jax.runtime.forks import refuse_fork
@@ -218,9 +219,11 @@ class Engine(Weights):
         options = self._options(program)
         static = ("graph", *options)
         flags = quantizing.compiler_options(self.quantization, self.platform)
-        return jit(encode_batch, self.platform, flags, static_argnames=static).lower(
-            self.placed_graph, self.placed_state, program.inputs(self._rows), **options
-        )
+        jitted = jit(encode_batch, self.platform, flags, static_argnames=static)
+        with traced_for(self.platform):
+            return jitted.lower(
+                self.placed_graph, self.placed_state, program.inputs(self._rows), **options
+            )
 
     def _options(self, program: Program) -> dict[str, Any]:
         """Return the options of ``encode_batch``."""

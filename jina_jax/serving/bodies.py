@@ -68,6 +68,9 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     ] = None
     user: Annotated[str | None, _says("Read, and not used.")] = None
 
+    def __post_init__(self) -> None:
+        self.user = None  # however long it is, it would be kept while the texts wait
+
 
 class ClassifyBody(msgspec.Struct, kw_only=True):
     """POST /v1/classify, zero-shot."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import orjson
 
 from jina_jax.serving.bodies import ClassifyBody
 from jina_jax.serving.errors import ApiError, invalid
@@ -30,12 +32,12 @@ async def classify(call: Call) -> Reply:
     fields = [f"input[{i}]" for i in range(len(texts))] + _fields(groups)
     wanted = Wanted(task=task, bulk=call.is_bulk, fields=fields)
     job = await service.encode([*texts, *labels], wanted, call.receive)
-    found = service.vectors(job, service.dimension(None), normalize=True)
-    similarities = found[: len(texts)] @ found[len(texts) :].T
+    found = await service.vectors(job, service.dimension(None), normalize=True)
+    pieces = await service.in_thread(lambda: list(_rows(found, len(texts), groups)))
     call.count(texts=len(texts), tokens=job.tokens, truncated=0)
-    rows = [_row(index, own, groups) for index, own in enumerate(similarities)]
     usage = {"total_tokens": job.tokens, "prompt_tokens": job.tokens}
-    return call.json({"model": name, "object": "list", "usage": usage, "data": rows})
+    head = {"model": name, "object": "list", "usage": usage}
+    return call.reply(orjson.dumps(head)[:-1] + b',"data":[', pieces, b"]}")
 
 
 def _groups(labels: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
@@ -67,6 +69,12 @@ def _fields(groups: dict[str, list[str]]) -> list[str]:
         for name, own in groups.items()
         for i in range(len(own))
     ]
+
+
+def _rows(vectors: np.ndarray, count: int, groups: dict[str, list[str]]) -> Iterator[bytes]:
+    """Yield the elements of ``data`` from the vectors of ``count`` texts and of all labels."""
+    for index, own in enumerate(vectors[:count] @ vectors[count:].T):
+        yield (b"," if index else b"") + orjson.dumps(_row(index, own, groups))
 
 
 def _row(index: int, similarities: np.ndarray, groups: dict[str, list[str]]) -> dict[str, Any]:

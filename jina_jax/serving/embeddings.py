@@ -33,7 +33,7 @@ async def embeddings(call: Call) -> Reply:
         bulk=call.is_bulk,
     )
     job = await service.encode(texts, wanted, call.receive)
-    found = service.vectors(job, dim, normalize=body.normalized is not False)
+    found = await service.vectors(job, dim, normalize=body.normalized is not False)
     usage = {"total_tokens": job.tokens, "prompt_tokens": job.tokens}
     head = {"model": name, "object": "list", "usage": usage}
     call.count(texts=len(texts), tokens=job.tokens, truncated=job.truncated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+_MOST_CHARACTERS = 2000
 # Status → its usual code, Jina's where it has one, and the type by which OpenAI's clients know it.
 _KINDS = {
     400: ("INPUT_INVALID", "invalid_request_error"),
@@ -42,7 +43,8 @@ class ApiError(Exception):
         headers: dict[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.field = status, message, field
+        self.status, self.message = status, _shortened(message)
+        self.field = field and _shortened(field)
         self.headers = headers or {}
         usual, self.type = _KINDS.get(status, _KINDS[400 if status < 500 else 500])
         self.code = code or usual
@@ -58,6 +60,22 @@ class ApiError(Exception):
         return found
 
 
+def _shortened(text: str) -> str:
+    """Return a text without its middle if it is long: what came may have megabytes."""
+    half = _MOST_CHARACTERS // 2
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+
+
 def invalid(field: str, message: str) -> ApiError:
     """Return the error of a field with a value that cannot be taken."""
     return ApiError(422, f"{field}: {message}", field)
+
+
+def left_error() -> ApiError:
+    """Return the error of a request whose client left; nobody reads it."""
+    return ApiError(499, "the client left")
+
+
+def time_error(seconds: float) -> ApiError:
+    """Return the error of a request that took longer than it may."""
+    return ApiError(504, f"no result within {seconds:g} seconds")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _MOST_CHARACTERS_OF_AN_ID = 128
 _MOST_IGNORED_FIELDS = 20  # that are named
+_MOST_CHARACTERS_OF_A_FIELD = 100  # that is named
+_LEAST_PIECE = 1 << 16  # bytes
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
@@ -50,7 +53,7 @@ class Reply(NamedTuple):
         """Send it."""
         content = self.content
         if not isinstance(content, bytes) and scope.get("http_version") == "1.0":
-            content = b"".join(content)  # it has no pieces
+            content = b"".join([piece async for piece in _in_turns(content)])  # it has no pieces
         headers = [(b"content-type", b"application/json")]
         headers += [(k.encode("latin-1"), v.encode("latin-1")) for k, v in self.headers.items()]
         if isinstance(content, bytes):
@@ -59,9 +62,8 @@ class Reply(NamedTuple):
         if isinstance(content, bytes):
             await send({"type": "http.response.body", "body": content})
             return
-        for piece in content:
+        async for piece in _in_turns(content):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -99,7 +101,8 @@ class Call:
 
     def ignore(self, *fields: str) -> None:
         """Name fields that have no effect, in a header and the log."""
-        ignored = [*self.log.get("ignored", []), *fields][:_MOST_IGNORED_FIELDS]
+        named = (own[:_MOST_CHARACTERS_OF_A_FIELD] for own in fields[:_MOST_IGNORED_FIELDS])
+        ignored = [*self.log.get("ignored", []), *named][:_MOST_IGNORED_FIELDS]
         if ignored:
             names = ", ".join(ignored).encode("ascii", "backslashreplace").decode()
             self._headers["x-ignored-fields"] = "".join(filter(str.isprintable, names))[:500]
@@ -113,19 +116,11 @@ class Call:
 
     def reply(self, head: bytes, content: Iterable[bytes], tail: bytes) -> Reply:
         """Return a reply of a head, pieces and a tail; in one piece if it is short."""
-        pieces = iter(content)
-        first = head + next(pieces, b"")
-        second = next(pieces, None)
+        pieces = _joined(itertools.chain([head], content))
+        first, second = next(pieces), next(pieces, None)
         if second is None:
             return Reply(200, self._headers, first + tail)
-
-        def rest() -> Iterable[bytes]:
-            yield first
-            yield second
-            yield from pieces
-            yield tail
-
-        return Reply(200, self._headers, rest())
+        return Reply(200, self._headers, itertools.chain([first, second], pieces, [tail]))
 
     def json(self, value: Any) -> Reply:
         """Return a small reply."""
@@ -178,6 +173,26 @@ class Endpoint:
             row = {"request_id": own_id, "route": self._path, "status": status}
             row |= {"seconds": round(seconds, 4), **(call.log if call else {})}
             _LOGGER.info(json.dumps(row))
+
+
+async def _in_turns(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield pieces; others have their turns between them."""
+    for piece in pieces:
+        yield piece
+        await asyncio.sleep(0)
+
+
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield pieces, short ones joined."""
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _LEAST_PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def error_reply(error: ApiError, request_id: str) -> Reply:

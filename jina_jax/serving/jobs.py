@@ -16,6 +16,11 @@ from jina_jax.serving.errors import ApiError
 _CHARACTERS_PER_TOKEN = 3  # of languages that take many tokens; a text has at least two tokens
 
 
+def estimate(texts: int, characters: int) -> int:
+    """Return about how many tokens a number of texts have together."""
+    return 2 * texts + characters // _CHARACTERS_PER_TOKEN
+
+
 @dataclasses.dataclass(eq=False)
 class Job:
     """Texts of one request.
@@ -29,7 +34,7 @@ class Job:
       bulk: let others pass, however small it is.
       whole: refuse what does not fit ``max_length``, instead of encoding it in windows.
       results: vectors of each text, once they are there.
-      truncated: texts that were cut.
+      estimate: its tokens, before they are counted.
       arrival: seconds of ``time.perf_counter``.
     """
 
@@ -41,7 +46,6 @@ class Job:
     bulk: bool = False
     whole: bool = False
     results: list[Result | None] = dataclasses.field(default_factory=list)
-    truncated: int = 0
     arrival: float = dataclasses.field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -50,17 +54,18 @@ class Job:
         self.error: ApiError | None = None
         self.ended = False
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.characters = sum(len(own.prompt) + len(own.text) for own in self.requests)
-
-    @property
-    def estimate(self) -> int:
-        """Its tokens, before they are counted."""
-        return 2 * len(self.requests) + self.characters // _CHARACTERS_PER_TOKEN
+        characters = sum(len(own.prompt) + len(own.text) for own in self.requests)
+        self.estimate = estimate(len(self.requests), characters)
 
     @property
     def tokens(self) -> int:
         """Its tokens, prompts, ``<s>`` and ``</s>`` included, once it has its vectors."""
         return sum(own.prepared.tokens for own in self.results if own is not None)
+
+    @property
+    def truncated(self) -> int:
+        """Its texts that were cut, once it has its vectors."""
+        return sum(own.prepared.dropped > 0 for own in self.results if own is not None)
 
     def add(self, index: int, result: Result) -> bool:
         """Take the vectors of a text; return whether they were the last ones."""

@@ -56,11 +56,14 @@ class Lanes:
 
     def put(self, jobs: Iterable[tuple[Sequence[Unit], bool, Hashable]]) -> None:
         """Add units of several jobs, each with whether it is large, and their kind."""
+        jobs = [own for own in jobs if own[0]]
+        if not jobs:
+            return
         with self._changed:
+            self._drop_ended()  # nobody may take any for a while
             for units, large, kind in jobs:
-                if units:
-                    lane = self._lanes.setdefault((large, kind), deque())
-                    lane.append(_Waiting(units[0].job, deque(units)))
+                lane = self._lanes.setdefault((large, kind), deque())
+                lane.append(_Waiting(units[0].job, deque(units)))
             self._changed.notify_all()
 
     def wait(self, seconds: float | None = None) -> None:

@@ -17,7 +17,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "jina_jax_request_seconds",
-            "From a request's body to its reply's first byte.",
+            "From a request's head to its reply's first byte.",
             ["route"],
             buckets=_SECONDS,
             registry=own,

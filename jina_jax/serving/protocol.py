@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from jina_jax.serving.errors import ApiError
 from jina_jax.serving.http import id_of
 
 _MOST_OF_A_HEAD = 1 << 16  # bytes
+_MOST_THAT_WAIT = 16  # requests behind another one, until no more is read from the connection
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -37,12 +39,17 @@ class BoundedProtocol(HttpToolsProtocol):
     # ------------------------------------------------------------ what is read
 
     def connection_made(self, transport: Any) -> None:
+        self._cycles: deque[RequestResponseCycle] = deque()  # requests without a whole reply
         super().connection_made(transport)
         self._start()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         self.resume_writing()
+        for cycle in self._cycles:  # uvicorn reports it to the last one only
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._cycles.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -77,6 +84,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop()
         self._is_in_head = False
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
+        if len(self.pipeline) < _MOST_THAT_WAIT:
+            self.flow.resume_reading()  # else nobody would notice that the client leaves
 
     def on_message_complete(self) -> None:
         self._stop()
@@ -99,6 +109,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # ------------------------------------------------------------ what is written
 
     def on_response_complete(self) -> None:
+        self._cycles.popleft()
         super().on_response_complete()
         if self.transport.is_closing():
             self._close()

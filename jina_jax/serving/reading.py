@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from jina_jax.serving.errors import ApiError
+from jina_jax.serving.errors import ApiError, left_error
 from jina_jax.serving.settings import Settings
 
 
@@ -50,7 +50,7 @@ class Reader:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ApiError(499, "the client left")
+                raise left_error()
             part = message.get("body", b"")
             size += len(part)
             self._check_size(size)

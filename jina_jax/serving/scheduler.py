@@ -1,7 +1,8 @@
 """Jobs from the event loop to the device: admitted, tokenised together, and ended.
 
-The loop submits jobs and awaits their futures. A thread tokenises their texts, which then wait as
-items with their exact lengths for the thread of ``jina_jax.serving.device``.
+The loop submits jobs and awaits their futures. Two threads tokenise their texts, one of them those
+of more characters than a block, for which others do not wait. The texts then wait as items with
+their exact lengths for the thread of ``jina_jax.serving.device``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jina_jax.runtime.requests import Request
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("jina_jax.serving")
 _CHARACTERS_PER_BLOCK = 1 << 14  # tokenised at once: 8 ms in one thread, for which others wait
 _BLOCKS_BESIDE_PROCESSES = 64
+_TIMES_WITH_CHUNKS = 8  # what a character takes, at least, where those of each token are asked for
 _LONGEST_RETRY = 60.0
 _DEAD = "the device does not answer any more"
 
@@ -53,16 +55,21 @@ class Scheduler:
         self._model, self._settings = model, settings
         self._metrics, self._on_death = metrics, on_death
         self._loop = asyncio.get_running_loop()
-        self._texts, self._items = Lanes(), Lanes()
+        self._texts, self._long_texts, self._items = Lanes(), Lanes(), Lanes()
         self._jobs: set[Job] = set()
         self._arrived: list[Job] = []
         self._waiting_tokens = 0
         self._stopped, self._reason = False, _DEAD
         self._device = Device(model, self._items, settings.max_wait, metrics, self)
-        self._thread = threading.Thread(
-            target=self._tokenize_all, name="jina-jax-tokenize", daemon=True
-        )
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._tokenize_all, args=(texts,), name=name, daemon=True)
+            for texts, name in (
+                (self._texts, "jina-jax-tokenize"),
+                (self._long_texts, "jina-jax-tokenize-long"),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # ------------------------------------------------------------ in the event loop
 
@@ -72,17 +79,8 @@ class Scheduler:
         Raises:
           ApiError: 429 if too much waits already, 503 after ``stop`` or the death of the device.
         """
-        if self._stopped:
-            raise ApiError(503, self._reason)
-        if self._jobs and self._waiting_tokens + job.estimate > self._settings.max_queue_tokens:
-            raise ApiError(
-                429,
-                f"about {self._waiting_tokens} tokens wait already, and this request has about "
-                f"{job.estimate}: expected at most {self._settings.max_queue_tokens} together",
-                headers={"Retry-After": str(self._retry_after())},
-            )
+        self._admit(job.estimate)
         self._jobs.add(job)
-        self._waiting_tokens += job.estimate
         job.future.add_done_callback(lambda _: self._forget(job))
         if not job.requests:
             self.settle([job])
@@ -91,10 +89,38 @@ class Scheduler:
         if len(self._arrived) == 1:
             self._loop.call_soon(self._pass_on)
 
+    @contextlib.contextmanager
+    def admitted(self, tokens: int) -> Iterator[None]:
+        """Let tokens of what is done beside the device wait, like those of a job.
+
+        Raises:
+          ApiError: as ``submit``.
+        """
+        self._admit(tokens)
+        try:
+            yield
+        finally:
+            self._waiting_tokens -= tokens
+
+    def _admit(self, tokens: int) -> None:
+        if self._stopped:
+            raise ApiError(503, self._reason)
+        most = self._settings.max_queue_tokens
+        if self._waiting_tokens and self._waiting_tokens + tokens > most:
+            raise ApiError(
+                429,
+                f"about {self._waiting_tokens} tokens wait already, and this request has about "
+                f"{tokens}: expected at most {most} together",
+                headers={"Retry-After": str(self._retry_after())},
+            )
+        self._waiting_tokens += tokens
+
     def _pass_on(self) -> None:
-        """Wake the thread that tokenises, once for all jobs that arrived together."""
+        """Wake the threads that tokenise, once for all jobs that arrived together."""
         jobs, self._arrived = self._arrived, []
-        self._texts.put([(_units(job), self._is_large(job), None) for job in jobs])
+        units = [(job, _units(job)) for job in jobs]
+        for texts, are_long in ((self._texts, False), (self._long_texts, True)):
+            texts.put([(own[are_long], self._is_large(job), None) for job, own in units])
 
     def stop(self) -> None:
         """End the threads; what still waits fails with status 503."""
@@ -102,7 +128,7 @@ class Scheduler:
 
     def join(self, seconds: float) -> None:
         """Wait for the threads to end, after ``stop``."""
-        for thread in (self._thread, self._device.thread):
+        for thread in (*self._threads, self._device.thread):
             thread.join(seconds)
 
     @property
@@ -112,13 +138,13 @@ class Scheduler:
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens of all jobs that have not ended, estimated."""
+        """Tokens of all requests that have not ended, estimated."""
         return self._waiting_tokens
 
     def _end(self, reason: str) -> None:
         self._stopped, self._reason = True, reason
-        self._texts.close()
-        self._items.close()
+        for lanes in (self._texts, self._long_texts, self._items):
+            lanes.close()
         for job in list(self._jobs):
             job.fail(ApiError(503, reason))
             job.settle()
@@ -138,8 +164,10 @@ class Scheduler:
     def _is_large(self, job: Job) -> bool:
         return is_large(job, self._device.budget)
 
+    # ------------------------------------------------------------ in any thread
+
     def settle(self, jobs: list[Job]) -> None:
-        """Report the end of jobs; in any thread."""
+        """Report the end of jobs."""
 
         def settle() -> None:
             for job in jobs:
@@ -153,25 +181,35 @@ class Scheduler:
             self._loop.call_soon_threadsafe(call)
 
     def fail(self, jobs: Iterable[Job], message: str) -> None:
-        """End jobs that cannot be served, through no fault of theirs; in any thread."""
+        """End jobs that cannot be served, through no fault of theirs."""
         jobs = list(dict.fromkeys(jobs))
         for job in jobs:
             job.fail(ApiError(500, message))
         self.settle(jobs)
 
-    # ------------------------------------------------------------ in the thread that tokenises
+    def die(self) -> None:
+        """Fail what waits, in the event loop: there, nothing can be submitted meanwhile."""
+        self._stopped = True
 
-    def _tokenize_all(self) -> None:
+        def end() -> None:
+            self._end(_DEAD)
+            self._on_death()
+
+        self._in_loop(end)
+
+    # ------------------------------------------------------------ in the threads that tokenise
+
+    def _tokenize_all(self, texts: Lanes) -> None:
         in_processes = self._model.preparation().processes is not None
         blocks = _BLOCKS_BESIDE_PROCESSES if in_processes else 1
         while not self._stopped:
-            _, units = self._texts.take(blocks * _CHARACTERS_PER_BLOCK)
+            _, units = texts.take(blocks * _CHARACTERS_PER_BLOCK)
             if not units:
-                self._texts.wait()
+                texts.wait()
                 continue
             try:
                 self.settle(self._tokenize(units))
-            except Exception as error:  # without this thread, nothing would ever be encoded
+            except Exception as error:  # without these threads, nothing would ever be encoded
                 _LOGGER.exception("texts could not be prepared")
                 self.fail((unit.job for unit in units), f"texts cannot be prepared: {error}")
 
@@ -224,23 +262,22 @@ class Scheduler:
                 job.fields[index],
                 "INPUT_TOO_LONG",
             )
-        job.truncated += bool(prepared.dropped)
         return Sum((job, index), prepared).parts
 
-    def die(self) -> None:
-        """Fail what waits, in the event loop: there, nothing can be submitted meanwhile."""
-        self._stopped = True
 
-        def end() -> None:
-            self._end(_DEAD)
-            self._on_death()
+def _units(job: Job) -> tuple[list[Unit], list[Unit]]:
+    """Return the texts of a job: those within a block, and longer ones."""
+    found: tuple[list[Unit], list[Unit]] = ([], [])
+    for index, request in enumerate(job.requests):
+        size = _size(request)
+        found[size > _CHARACTERS_PER_BLOCK].append(Unit(job, size, (index, request)))
+    return found
 
-        self._in_loop(end)
 
-
-def _units(job: Job) -> list[Unit]:
-    requests = enumerate(job.requests)
-    return [Unit(job, len(own.prompt) + len(own.text) + 1, (i, own)) for i, own in requests]
+def _size(request: Request) -> int:
+    """Return how many characters of plain text take as long to tokenise."""
+    times = 1 if request.chunks is None else _TIMES_WITH_CHUNKS
+    return times * (len(request.prompt) + len(request.text) + 1)
 
 
 def _refusal(unit: Unit, error: Exception) -> ApiError:

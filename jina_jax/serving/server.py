@@ -41,6 +41,8 @@ class Server:
       settings: names and bounds.
       host, port: to listen at; port 0 for any that is free.
       log_requests: log a line of JSON per request.
+      on_loaded: called once the model is loaded, and its programs are compiled unless that can
+        wait; in the thread that loads.
 
     Attributes:
       state: what the routes share.
@@ -58,8 +60,9 @@ class Server:
         port: int = 8080,
         *,
         log_requests: bool = False,
+        on_loaded: Callable[[], Any] | None = None,
     ):
-        self._load, self._settings = load, settings
+        self._load, self._settings, self._on_loaded = load, settings, on_loaded
         self.state = State(settings, log_requests=log_requests)
         self._socket = _bind(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
@@ -151,6 +154,8 @@ class Server:
             model.warmup(self._settings.warmup_length)
         model.encode("ready")
         _LOGGER.info("%r, %d programs", model, model.engine.compiled)
+        if self._on_loaded is not None:
+            self._on_loaded()
         return model
 
     def _begin_to_end(self) -> None:

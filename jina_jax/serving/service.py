@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +12,7 @@ import numpy as np
 from jina_jax.nn.pooling import unit
 from jina_jax.runtime.arguments import WHOLE, check_mean_pooler, make_requests, pick_overlap
 from jina_jax.runtime.requests import Preparation
+from jina_jax.serving.beside import Beside
 from jina_jax.serving.bodies import Document
 from jina_jax.serving.errors import ApiError, invalid
 from jina_jax.serving.jobs import Job
@@ -21,12 +20,13 @@ from jina_jax.serving.metrics import Metrics
 from jina_jax.serving.reading import Reader
 from jina_jax.serving.scheduler import Scheduler
 from jina_jax.serving.settings import Settings
+from jina_jax.serving.watching import Watcher
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 _Value = TypeVar("_Value")
-_WATCH_SECONDS = 0.1
+_MOST_VALUES_IN_LOOP = 1 << 18  # 1 ms to join and normalise vectors of so many
 _OWNERS = ("jinaai/", "jina-ai/")
 _TOKEN_IDS = (
     "token ids come from a vocabulary that is not this model's; send texts (of langchain-openai: "
@@ -72,6 +72,7 @@ class Service:
 
     Attributes:
       reader: reads bodies.
+      beside: does what needs no device.
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class Service:
     ):
         self.model, self.settings, self.metrics = model, settings, metrics
         self.scheduler, self.reader = scheduler, Reader(settings)
+        self.beside = Beside(scheduler, settings.timeout, metrics)
         self._preparations: dict[tuple[bool, bool], Preparation] = {}
-        self._watched: dict[Job, Any] = {}
-        self._watcher: asyncio.Task[None] | None = None
+        self._watcher = Watcher(settings.timeout, metrics)
 
     @property
     def names(self) -> list[str]:
@@ -143,6 +144,24 @@ class Service:
             raise invalid(field, _TOKEN_IDS)
         return texts
 
+    def check_tokens(self, tokens: int, field: str, size: int = 0) -> None:
+        """Refuse a request of too many tokens.
+
+        Args:
+          tokens: of all its texts, estimated.
+          field: what the body calls the texts.
+          size: bytes of the result per token; 0 where there is no value per token.
+
+        Raises:
+          ApiError: 413.
+        """
+        most = self.settings.max_request_tokens
+        if size:
+            most = min(most, self.settings.max_reply // size)
+        if tokens > most:
+            message = f"{field}: expected at most {most} tokens together, got about {tokens}"
+            raise ApiError(413, message, field)
+
     async def encode(self, texts: list[str], wanted: Wanted, receive: Any) -> Job:
         """Encode texts; return the job with its results.
 
@@ -156,14 +175,14 @@ class Service:
           ApiError: for anything that keeps them from being encoded.
         """
         job = self._job(texts, wanted)
-        self._check_size(job, wanted.field)
+        size = 4 * self.model.config.hidden_size if wanted.by_token else 0
+        self.check_tokens(job.estimate, wanted.field, size)
         self.scheduler.submit(job)
-        self._watch(job, receive)
+        self._watcher.watch(job, receive)
         try:
             await job.future
         finally:
-            self._watched.pop(job, None)
-            job.drop()
+            self._watcher.forget(job)
         self.metrics.texts.inc(len(texts))
         return job
 
@@ -171,13 +190,19 @@ class Service:
         """Compute something that is too long for the event loop."""
         return await asyncio.get_running_loop().run_in_executor(None, compute)
 
-    def vectors(self, job: Job, dim: int, *, normalize: bool) -> np.ndarray:
+    async def vectors(self, job: Job, dim: int, *, normalize: bool) -> np.ndarray:
         """Return the vectors of a job that is done, float32 (n, d), one after the other."""
         found = [own.vectors for own in job.results if own is not None]
         model = self.model
-        joined = found[0] if len(found) == 1 else np.concatenate(found)
-        projected = model.project(joined)[:, :dim]
-        return unit(projected) if normalize else np.ascontiguousarray(projected)
+
+        def compute() -> np.ndarray:
+            joined = found[0] if len(found) == 1 else np.concatenate(found)
+            projected = model.project(joined)[:, :dim]
+            return unit(projected) if normalize else np.ascontiguousarray(projected)
+
+        if model.config.dense or sum(own.size for own in found) > _MOST_VALUES_IN_LOOP:
+            return await self.in_thread(compute)
+        return compute()
 
     def dimension(self, given: int | None, field: str = "dimensions") -> int:
         """Return the dimension of vectors: any, as of Jina's API, up to the model's.
@@ -230,51 +255,6 @@ class Service:
             own = self.model.preparation(overlap=overlap, by_token=by_token)
             self._preparations[key] = own
         return self._preparations[key]
-
-    def _check_size(self, job: Job, field: str) -> None:
-        most = self.settings.max_request_tokens
-        if job.pooling is None:  # a vector for each
-            most = min(most, self.settings.max_reply // (4 * self.model.config.hidden_size))
-        if job.estimate > most:
-            message = f"{field}: expected at most {most} tokens together, got about {job.estimate}"
-            raise ApiError(413, message, field)
-
-    def _watch(self, job: Job, receive: Any) -> None:
-        """Look after a job that takes long; most end before that, and cost nothing."""
-        self._watched[job] = receive
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch_all())
-
-    async def _watch_all(self) -> None:
-        """End jobs whose clients left, or whose time is over, as long as there are any."""
-        leaving: dict[Job, asyncio.Task[Any]] = {}
-        try:
-            while self._watched:
-                await asyncio.sleep(_WATCH_SECONDS)
-                now = time.perf_counter()
-                for job in [own for own in leaving if own not in self._watched]:
-                    leaving.pop(job).cancel()
-                for job, receive in self._watched.items():
-                    if now - job.arrival > self.settings.timeout:
-                        message = f"no result within {self.settings.timeout:g} seconds"
-                        self._give_up(job, "timeout", ApiError(504, message))
-                    elif job not in leaving and now - job.arrival > _WATCH_SECONDS:
-                        leaving[job] = task = asyncio.ensure_future(receive())
-                        left = functools.partial(self._left, job)
-                        task.add_done_callback(left)
-        finally:
-            self._watcher = None
-            for task in leaving.values():
-                task.cancel()
-
-    def _left(self, job: Job, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and not job.future.done():
-            self._give_up(job, "disconnect", ApiError(499, "the client left"))
-
-    def _give_up(self, job: Job, reason: str, error: ApiError) -> None:
-        self.metrics.dropped.labels(reason).inc()
-        job.fail(error)
-        job.settle()
 
     def _with_tasks(self, name: str, tasks: Sequence[str]) -> list[str]:
         return [name, *(f"{name}/{task}" for task in tasks)]

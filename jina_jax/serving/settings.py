@@ -16,7 +16,8 @@ class Settings:
       max_inputs: most texts per request.
       max_body: most bytes per request.
       max_reading: most bytes of all bodies that are being read.
-      max_reply: most bytes of the vectors of tokens that a request asks for.
+      max_reply: most bytes of what a request wants of each token, estimated: vectors of
+        ``/embed_all``, or what ``/tokenize`` returns.
       max_request_tokens: most tokens per request, estimated before they are counted.
       max_queue_tokens: most tokens that may wait; one request may wait whatever its size.
       timeout: seconds after which a request that waits ends with status 504.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import orjson
 
-_PIECE = 1 << 16  # values per piece: 1.5 ms for floats
+_PIECE = 1 << 15  # values per piece: 1 ms for floats, 2 ms for all kinds
 
 
 def encoded(vectors: np.ndarray, kind: str) -> list[bytes]:
