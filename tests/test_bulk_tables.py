@@ -14,6 +14,7 @@ from jina_jax.bulk.tables import (
     errors_schema,
     output_schema,
     read_facts,
+    read_vectors,
     vector_array,
     vector_type,
 )
@@ -53,6 +54,20 @@ def test_arrays_are_around_the_memory_of_the_vectors(kind):
     array = vector_array(VECTORS, kind)
     assert array.buffers()[-1].address == VECTORS.ctypes.data
     assert array.null_count == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_read_back(kind):
+    array = vector_array(VECTORS, kind, VALID)
+    column = pa.chunked_array([array, array.slice(2), array.slice(1, 1)])
+    vectors, valid = read_vectors(column, kind, 8)
+    assert valid.tolist() == [True, False, True, True, False]
+    assert vectors.dtype == np.float32
+    expected = VECTORS[[0, 2, 2]]
+    np.testing.assert_array_equal(vectors, expected > 0 if kind == "ubinary" else expected)
+    none = read_vectors(column.slice(1, 1), kind, 8)
+    assert none[0].shape == (0, 8)
+    assert none[1].tolist() == [False]
 
 
 def test_halves_are_rounded_and_null_rows_are_not_looked_at():

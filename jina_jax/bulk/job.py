@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jina_jax.bulk.inputs import list_inputs
-from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, agree, find_plan
+from jina_jax.bulk.leases import Leases
+from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, PlanError, agree
+from jina_jax.bulk.ranks import ALONE, Position
 from jina_jax.bulk.settings import KINDS, LONG_TEXT, Settings
 from jina_jax.bulk.shards import Progress, Worker
 from jina_jax.bulk.stores import Store
@@ -137,10 +139,16 @@ def plan(
     return agree(store, files, settings, model, shard_rows=shard_rows, shard_bytes=shard_bytes)
 
 
-def own_shards(manifest: Manifest, store: Store, rank: int = 0, world: int = 1) -> list[int]:
-    """Return the shards of one of ``world`` processes that are not done."""
+def own_shards(manifest: Manifest, store: Store, place: Position = ALONE) -> list[int]:
+    """Return the shards of one of several processes that are not done."""
     done = manifest.done(store)
-    return [k for k in range(rank, len(manifest.shards), world) if k not in done]
+    return [k for k in range(place.rank, len(manifest.shards), place.world) if k not in done]
+
+
+def leased_shards(manifest: Manifest, leases: Leases) -> Iterator[int]:
+    """Yield the shards that this worker takes, until all are done."""
+    numbers = {f"{manifest.name(k)}.parquet": k for k in range(len(manifest.shards))}
+    return (numbers[name] for name in leases.take(list(numbers)))
 
 
 def work(
@@ -154,6 +162,16 @@ def work(
     Worker(model, manifest, store, report).run(shards)
 
 
+def check_model(manifest: Manifest, directory: Path) -> None:
+    """Refuse another model than a plan's.
+
+    Raises:
+      PlanError: if its files are others.
+    """
+    if hash_of(directory) != manifest.model.sha256:
+        raise PlanError(f"model: expected the files of {manifest.model.name}, got others")
+
+
 def summary(manifest: Manifest, store: Store) -> Summary:
     """Return the state of a job."""
     done = manifest.done(store)
@@ -164,15 +182,3 @@ def summary(manifest: Manifest, store: Store) -> Summary:
         statistics = store.read(f"{STATS}/{name}.json") if name in names else None
         bad += json.loads(statistics)["bad"] if statistics else 0
     return Summary(len(manifest.shards), len(done), bad)
-
-
-def existing(store: Store) -> Manifest:
-    """Return the plan of an output.
-
-    Raises:
-      FileNotFoundError: if there is none.
-    """
-    manifest = find_plan(store)
-    if manifest is None:
-        raise FileNotFoundError(f"{store.url}: expected the output of a bulk job, with {MANIFEST}")
-    return manifest

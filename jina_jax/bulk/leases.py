@@ -122,6 +122,10 @@ class Leases:
         with self._lock:
             self._release(name)
 
+    def stop(self) -> None:
+        """Let ``take`` end at once; may be called in a handler of signals."""
+        self._stopped.set()
+
     def close(self) -> None:
         """End the heartbeat; leave the shards that are not done to others."""
         self._stopped.set()

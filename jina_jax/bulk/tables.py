@@ -102,6 +102,30 @@ def _values(vectors: np.ndarray, kind: str, kept: np.ndarray) -> np.ndarray:
     return halves
 
 
+def read_vectors(column: pa.ChunkedArray, kind: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of a column that was made by ``vector_array``.
+
+    Args:
+      column: of n rows.
+      kind, dim: the column's.
+
+    Returns:
+      the vectors of the rows that have one, float32 (m, dim), 0 and 1 for "ubinary"; and which rows
+      have one, bool (n,).
+    """
+    valid = column.is_valid().to_numpy()
+    array = column.drop_null().combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        values = array.flatten().to_numpy()
+        return values.astype(np.float32, copy=False).reshape(-1, dim), valid
+    width = array.type.byte_width
+    data = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    data = data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+    if kind == "ubinary":
+        return np.unpackbits(data, axis=1).astype(np.float32), valid
+    return data.view("<f4"), valid
+
+
 def output_schema(settings: Settings, columns: pa.Schema, facts: Mapping[str, Any]) -> pa.Schema:
     """Return the schema of a job's tables.
 

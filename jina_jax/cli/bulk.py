@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +19,7 @@ from jina_jax.cli.options import (
     Model,
     absent,
     dtype_option,
+    json_option,
     model_options,
     quantization_option,
 )
@@ -178,8 +187,14 @@ def run(
     """
     with needs("bulk"):
         from jina_jax.bulk import job
-        from jina_jax.bulk.progress import Bar
+        from jina_jax.bulk.ranks import ALONE, rank_and_world
         from jina_jax.bulk.stores import Store
+    shared = leases or ray is not None
+    if shared and (rank is not None or world is not None):
+        raise click.UsageError("expected --rank and --world, --leases, or --ray, got two of them")
+    place = ALONE if shared else rank_and_world(rank, world)
+    if local_devices is not None:
+        raise click.exceptions.Exit(_in_processes(local_devices, place))
     store = Store(output)
     directory = model.fetch()
     settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
@@ -191,23 +206,128 @@ def run(
         name=model.name or "tiny",
         shard_rows=shard_rows,
         shard_bytes=shard_bytes,
+        wait=place.rank > 0,
     )
-    shards = job.own_shards(manifest, store)
-    if shards:
-        bar = Bar(manifest, shards)
-        try:
-            job.work(job.load(directory, settings), manifest, store, shards, bar)
-        finally:
-            bar.close()
+    if ray is not None:
+        _on_ray(ray, manifest, store, directory)
+    elif leases:
+        _by_leases(manifest, store, directory)
+    else:
+        _compute(manifest, store, directory, job.own_shards(manifest, store, place))
     _end(job.summary(manifest, store), output, max_errors)
 
 
+def _compute(manifest: Any, store: Any, directory: Path, shards: Any) -> None:
+    """Compute shards with the devices of this process."""
+    from jina_jax.bulk import job
+    from jina_jax.bulk.progress import Bar
+
+    if isinstance(shards, list) and not shards:
+        return
+    model = job.load(directory, manifest.settings)
+    bar = Bar(manifest, shards if isinstance(shards, list) else None)
+    try:
+        job.work(model, manifest, store, shards, bar)
+    finally:
+        bar.close()
+
+
+def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
+    from jina_jax.bulk import job
+    from jina_jax.bulk.leases import Leases
+
+    def interrupt(*_: Any) -> None:
+        leases.stop()  # else a thread may wait for other workers
+        raise KeyboardInterrupt
+
+    with Leases(store, f"{socket.gethostname()}:{os.getpid()}") as leases:
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            _compute(manifest, store, directory, job.leased_shards(manifest, leases))
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _in_processes(each: int, place: Any) -> int:
+    """Run the same command in several processes; return the highest exit status."""
+    from jina_jax.bulk.local import run_processes
+
+    kept, skip = [], False
+    for own in sys.argv[1:]:
+        name = own.partition("=")[0]
+        if not skip and name not in ("--local-devices", "--rank", "--world"):
+            kept.append(own)
+        skip = not skip and name in ("--local-devices", "--rank", "--world") and "=" not in own
+    return run_processes(kept, each, place)
+
+
 def _end(summary: Any, output: str, max_errors: int) -> None:
-    """Print the sum, and exit with 1 for too many bad rows."""
+    """Print the sum of all workers, and exit with 1 for too many bad rows."""
     click.echo(f"{output}: {summary.done} of {summary.shards} shards, {summary.bad} bad rows")
     if summary.bad > max_errors:
         message = (
             f"{output}: expected at most {max_errors} bad rows, got {summary.bad}: see _errors"
         )
-        click.echo(f"error: {message}", err=True)
+        click.echo(f"jina-jax: error: {message}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+@bulk.command("status")
+@click.argument("output")
+@json_option
+def show_status(output: str, as_json: bool) -> None:
+    """Show how far a job is."""
+    with needs("bulk"):
+        from jina_jax.bulk.status import status
+        from jina_jax.bulk.stores import Store
+    found = status(Store(output))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), default=str))
+        return
+    rows = f"{found.rows:,}" + (f" of {found.all_rows:,}" if found.all_rows is not None else "")
+    click.echo(f"{found.done} of {found.shards} shards, {rows} rows, {found.bad:,} bad")
+    if found.seconds_left:
+        left = datetime.timedelta(seconds=round(found.seconds_left))
+        click.echo(f"{found.tokens_per_second:,.0f} tokens/s, {left} left")
+    for worker in found.workers:
+        state = "at work" if worker.is_working else f"last shard {worker.finished:%Y-%m-%d %H:%M}"
+        rate = f"{worker.tokens_per_second:,.0f} tokens/s"
+        click.echo(f"{worker.name}: {worker.shards} shards, {rate}, {state}")
+    for shard, worker in found.leases.items():
+        click.echo(f"shard {shard}: leased by {worker}")
+
+
+@bulk.command("verify")
+@click.argument("output")
+@model_options
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Texts to encode again.",
+)
+def check(output: str, model: Model, sample: int) -> None:
+    """Check a job's output against its plan and its inputs; exit with 1 for any problem.
+
+    Every shard is there and has the rows of its inputs in their order, once; vectors are finite and
+    of unit length; those of a sample of texts are as the model encodes them again.
+    """
+    with needs("bulk"):
+        from jina_jax.bulk import job
+        from jina_jax.bulk.status import read_plan
+        from jina_jax.bulk.stores import Store
+        from jina_jax.bulk.verify import verify
+    store = Store(output)
+    plan = read_plan(store)
+    own = None
+    if sample:
+        directory = model.fetch()
+        job.check_model(plan, directory)
+        own = job.load(directory, plan.settings)
+    problems = verify(store, own, sample)
+    for problem in problems:
+        click.echo(problem)
+    click.echo(f"{output}: {len(problems)} problems in {len(plan.shards)} shards")
+    if problems:
         raise click.exceptions.Exit(1)

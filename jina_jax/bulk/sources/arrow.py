@@ -20,6 +20,7 @@ from jina_jax.bulk.sources.base import (
 from jina_jax.data.records import DataError
 
 _FILE, _OLD_FEATHER = b"ARROW1", b"FEA1"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class ArrowSource(Source):
@@ -33,12 +34,24 @@ class ArrowSource(Source):
             if start.startswith(_OLD_FEATHER):
                 raise DataError(f"{file.url}: expected Feather of version 2, got version 1")
             self._is_stream = start != _FILE
+            if self._is_stream:
+                self._check_end(opened)
             self._schema = (pa.ipc.open_stream if self._is_stream else pa.ipc.open_file)(
                 opened
             ).schema
             self.schema = plain_schema(self._schema)
             self._rows = [] if self._is_stream else self._count(opened)
         self.is_empty = not self._is_stream and sum(self._rows) == 0
+
+    def _check_end(self, opened: pa.NativeFile) -> None:
+        """Refuse a stream without its end: the format has it optional, yet all writers write it."""
+        opened.seek(max(0, self.file.size - len(_END)))
+        if opened.read(len(_END)) != _END:
+            raise DataError(
+                f"{self.file.url}: cannot be read (expected Arrow, whole: a file, or a stream with "
+                "its mark of the end)"
+            )
+        opened.seek(0)
 
     def _count(self, opened: pa.NativeFile) -> list[int]:
         """Return the rows of each batch, by its narrowest column."""
