@@ -18,6 +18,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from jina_jax.bulk import job
 from jina_jax.bulk.shards import Progress
+from jina_jax.bulk.status import read_plan
 from jina_jax.bulk.stores import Store
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Computer:
 
     def load(self) -> None:
         """Load the model. (Ray would take an error of ``__init__`` for a death.)"""
-        self._manifest = job.existing(self._store)
+        self._manifest = read_plan(self._store)
         job.check_model(self._manifest, self._directory)
         self._model = job.load(self._directory, self._manifest.settings)
 

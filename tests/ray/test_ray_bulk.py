@@ -77,8 +77,7 @@ def test_an_actor_dies(cluster, plan):
     """Killed from outside, with a shard in its hands, or before; another computes it."""
     from jina_jax.bulk import on_ray
 
-    manifest, store = plan
-    killed = []
+    _, store = plan
 
     class Killing(on_ray.Computer):
         def compute(self, shard):
@@ -89,10 +88,10 @@ def test_an_actor_dies(cluster, plan):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().compute(shard)
 
-    make, killed = ray.remote(Killing).options(num_cpus=1), []
+    make, done = ray.remote(Killing).options(num_cpus=1), []
     shards = list(range(6))
-    on_ray._divide(shards, lambda: make.remote(store.url, str(TINY)), lambda: 1, killed.append)
-    assert sorted(own.shard for own in killed if own.is_done) == shards
+    on_ray._divide(shards, lambda: make.remote(store.url, str(TINY)), lambda: 1, done.append)
+    assert sorted(own.shard for own in done if own.is_done) == shards
     assert store.exists("_tmp_killed")
     assert len(processes(store)) == 2
 
