@@ -42,6 +42,7 @@ ARROWS = {
     },
     "serving": {"embedder", "nn", "runtime"},
     "bulk": {"checkpoints", "embedder", "runtime"},
+    "ray": {"bulk", "embedder"},
     "cli": {
         *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),
         *("runtime", "search", "serving", "tasks", "text", "training", "verify"),

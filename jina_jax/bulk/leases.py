@@ -18,17 +18,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from jina_jax.bulk.plan import LEASES
+
 if TYPE_CHECKING:
     from jina_jax.bulk.stores import Store
 
-FOLDER = "_leases"
 WATCHED = 32  # leases of others that a worker reads at once, however many there are
 _LOGGER = logging.getLogger("jina_jax")
 
 
 def lease_name(name: str) -> str:
     """Return the name of the lease of a shard's file."""
-    return f"{FOLDER}/{PurePosixPath(name).stem}.json"
+    return f"{LEASES}/{PurePosixPath(name).stem}.json"
 
 
 class Leases:
@@ -101,7 +102,7 @@ class Leases:
         first = int(self._token, 16) % max(len(names), 1)  # workers start far from each other
         left, pause = [*names[first:], *names[:first]], self.pause
         while not self._stopped.is_set():
-            listed, leased = time.monotonic(), set(self.store.names(FOLDER))
+            listed, leased = time.monotonic(), set(self.store.names(LEASES))
             done = set(self.store.names())
             left = [name for name in left if name not in done]
             pause = min(1.5 * pause, self.heartbeat)

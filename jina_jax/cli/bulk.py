@@ -232,6 +232,20 @@ def _compute(manifest: Any, store: Any, directory: Path, shards: Any) -> None:
         bar.close()
 
 
+def _on_ray(address: str, manifest: Any, store: Any, directory: Path) -> None:
+    """Compute what is left on a Ray cluster."""
+    from jina_jax.bulk import job
+    from jina_jax.bulk.progress import Bar
+
+    with needs("ray"):
+        from jina_jax.bulk import on_ray
+    bar = Bar(manifest, job.own_shards(manifest, store))
+    try:
+        on_ray.run(address, manifest, store, directory, bar)
+    finally:
+        bar.close()
+
+
 def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
     from jina_jax.bulk import job
     from jina_jax.bulk.leases import Leases
