@@ -1,6 +1,7 @@
 """OpenAI's batch format: requests, those that are wrong, and answers."""
 
 import base64
+import io
 import json
 
 import numpy as np
@@ -10,11 +11,11 @@ from jina_jax.bulk.openai_batch import (
     BadRequest,
     BatchRequest,
     Rules,
-    find_repeated,
     read_batch,
     write_bad,
     write_batch,
 )
+from jina_jax.bulk.openai_file import answer_file
 
 RULES = Rules(dim=4, tasks=("text-matching", "separation"), task="separation")
 
@@ -27,7 +28,7 @@ def line(custom_id="a", method="POST", url="/v1/embeddings", body=None, **more):
 def test_requests():
     body = {"input": ["x", ""], "dimensions": 2, "encoding_format": "base64"}
     lines = [(0, line()), (70, " "), (80, line("b", body=body | {"task": "text-matching"}))]
-    requests, bad = read_batch(lines, RULES)
+    requests, bad = read_batch(lines, RULES, set())
     assert not bad
     assert requests == [
         BatchRequest(0, "a", ("x",), "m", "separation", 4, "float"),
@@ -64,7 +65,7 @@ def test_requests():
     ],
 )
 def test_a_wrong_request_is_an_error_of_its_own(wrong, message):
-    requests, bad = read_batch([(0, line(**wrong)), (9, line("b"))], RULES)
+    requests, bad = read_batch([(0, line(**wrong)), (9, line("b"))], RULES, set())
     assert [request.custom_id for request in requests] == ["b"]
     assert [own.row for own in bad] == [0]
     assert message in bad[0].message
@@ -80,7 +81,7 @@ def test_a_wrong_request_is_an_error_of_its_own(wrong, message):
     ],
 )
 def test_lines_that_are_no_requests(text, message):
-    requests, bad = read_batch([(3, text)], RULES)
+    requests, bad = read_batch([(3, text)], RULES, set())
     assert not requests
     assert bad[0][:3] == (3, None, "invalid_json_line")
     assert message in bad[0].message
@@ -88,7 +89,7 @@ def test_lines_that_are_no_requests(text, message):
 
 def test_a_body_that_is_none():
     wrong = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": None})
-    assert read_batch([(0, wrong)], RULES)[1][0].message == (
+    assert read_batch([(0, wrong)], RULES, set())[1][0].message == (
         "body: expected a JSON object, got none"
     )
 
@@ -96,7 +97,7 @@ def test_a_body_that_is_none():
 def test_models():
     rules = Rules(dim=4, models=("jina-embeddings-v3",))
     requests, bad = read_batch(
-        [(0, line()), (1, line("b", body={"model": "jina-embeddings-v3"}))], rules
+        [(0, line()), (1, line("b", body={"model": "jina-embeddings-v3"}))], rules, set()
     )
     assert [request.model for request in requests] == ["jina-embeddings-v3"]
     assert bad[0].code == "model_not_found"
@@ -105,19 +106,13 @@ def test_models():
 
 def test_the_second_of_a_custom_id_is_an_error():
     lines = [(0, line()), (1, line()), (2, line("b")), (3, line("c"))]
-    requests, bad = read_batch(lines, RULES, repeated={2})
+    requests, bad = read_batch(lines, RULES, {"b"})
     assert [request.row for request in requests] == [0, 3]
     assert [(own.row, own.custom_id, own.code) for own in bad] == [
         (1, "a", "duplicate_custom_id"),
         (2, "b", "duplicate_custom_id"),
     ]
     assert bad[0].message == "custom_id: expected each once, got 'a' again"
-
-
-def test_repeated_ones_are_found_over_files():
-    seen: set[str] = set()
-    assert find_repeated([(0, line()), (1, "{"), (2, line()), (3, "")], seen) == {2}
-    assert find_repeated([(0, line("b")), (1, line())], seen) == {1}
 
 
 VECTORS = np.array([[3, 4, 1e-7, 12], [0, 0.1, 0, 0]], np.float32)
@@ -180,7 +175,7 @@ def test_vectors_that_are_no_answer(vectors, message):
 
 def test_answers_to_requests_that_are_no_unicode_and_very_long():
     wrong = [(0, line(**{"\ud800": 1})), (1, line("b", url="x" * 1000)), (2, line("\ud800"))]
-    _, bad = read_batch(wrong, RULES)
+    _, bad = read_batch(wrong, RULES, set())
     answers = [json.loads(write_bad(own)) for own in bad]
     assert [own["custom_id"] for own in answers] == ["a", "b", None]
     assert "'\\ud800': unknown field" in answers[0]["error"]["message"]
@@ -192,3 +187,31 @@ def test_answers_to_wrong_requests():
     assert answer.pop("id").startswith("batch_req_")
     error = {"code": "invalid_json_line", "message": "not valid JSON"}
     assert answer == {"custom_id": None, "response": None, "error": error}
+
+
+def test_a_file_is_answered(model, tmp_path):
+    texts = ["one text", "another", "a third one", "x" * 400]
+    lines = [
+        line("a", body={"input": texts[0], "task": "classification", "dimensions": 8}),
+        "{",
+        line("b", body={"input": texts[1:3], "encoding_format": "base64"}),
+        line("a"),
+        line("c", body={"input": texts[3]}),
+    ]
+    source = b"".join(own.encode() + b"\n" for own in lines) + b"\xff\n"
+    output, errors = tmp_path / "out.jsonl", tmp_path / "bad.jsonl"
+    rules = Rules(64, tuple(model.config.lora_adaptations))
+    found = answer_file(model, io.BytesIO(source), output, errors, rules)
+    assert found == (2, 4)
+    one, two = map(json.loads, output.read_text().splitlines())
+    assert [one["custom_id"], two["custom_id"]] == ["a", "b"]
+    vector = one["response"]["body"]["data"][0]["embedding"]
+    expected = model.encode(texts[0], task="classification", normalize_embeddings=False)[:8]
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
+    data = [own["embedding"] for own in two["response"]["body"]["data"]]
+    vectors = np.stack([np.frombuffer(base64.b64decode(own), "<f4") for own in data])
+    np.testing.assert_allclose(vectors, model.encode(texts[1:3]), atol=1e-6)
+    codes = {json.loads(own)["error"]["code"] for own in errors.read_text().splitlines()}
+    assert codes == {"invalid_json_line", "duplicate_custom_id", "context_length_exceeded"}
+    with pytest.raises(FileExistsError, match="exists already"):
+        answer_file(model, io.BytesIO(source), output, errors, rules)

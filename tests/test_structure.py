@@ -41,11 +41,23 @@ ARROWS = {
         *("nn", "runtime", "tasks", "text"),
     },
     "serving": {"embedder", "nn", "runtime"},
-    "bulk": {"checkpoints", "embedder", "runtime"},
+    "bulk": {
+        *(
+            "checkpoints",
+            "checks",
+            "config",
+            "convert",
+            "data",
+            "embedder",
+            "files",
+            "nn",
+            "runtime",
+        )
+    },
     "ray": {"bulk", "embedder"},
     "cli": {
-        *("cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files", "nn"),
-        *("runtime", "search", "serving", "tasks", "text", "training", "verify"),
+        *("bulk", "cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files"),
+        *("nn", "runtime", "search", "serving", "tasks", "text", "training", "verify"),
     },
 }
 MOST_ROOMS = 21

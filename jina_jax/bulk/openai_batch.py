@@ -13,7 +13,7 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,21 +94,20 @@ class _RequestError(ValueError):
 
 
 def read_batch(
-    lines: Iterable[tuple[int, str]], rules: Rules, repeated: Collection[int] = ()
+    lines: Iterable[tuple[int, str]], rules: Rules, seen: set[str]
 ) -> tuple[list[BatchRequest], list[BadRequest]]:
     """Read lines of requests.
 
     Args:
       lines: (row, line); blank lines are none.
       rules: what they may ask for.
-      repeated: rows whose custom_id was there before, in lines other than these.
+      seen: custom_ids of the lines before; those of these lines are added.
 
     Returns:
       the requests, and those that are wrong: also each whose custom_id was there before.
     """
     requests: list[BatchRequest] = []
     bad: list[BadRequest] = []
-    seen: set[str] = set()
     for row, line in lines:
         if not line.strip():
             continue
@@ -116,7 +115,7 @@ def read_batch(
         try:
             values = _parse(line)
             custom_id = _custom_id(values)
-            if custom_id in seen or row in repeated:
+            if custom_id in seen:
                 message = f"custom_id: expected each once, got {_shown(custom_id)} again"
                 raise _RequestError("duplicate_custom_id", message)
             seen.add(custom_id)
@@ -125,25 +124,6 @@ def read_batch(
             code = error.code if isinstance(error, _RequestError) else "invalid_request"
             bad.append(BadRequest(row, custom_id, code, str(error)))
     return requests, bad
-
-
-def find_repeated(lines: Iterable[tuple[int, str]], seen: set[str]) -> set[int]:
-    """Return the rows whose custom_id was there before; for the plan, as shards know only theirs.
-
-    Args:
-      lines: (row, line) of a file.
-      seen: custom_ids of the files before; those of this file are added.
-    """
-    repeated = set()
-    for row, line in lines:
-        try:
-            custom_id = _custom_id(_parse(line))
-        except ValueError:
-            continue  # an error of the line, whoever reads it
-        if custom_id in seen:
-            repeated.add(row)
-        seen.add(custom_id)
-    return repeated
 
 
 def write_batch(

@@ -236,8 +236,11 @@ def _unified(schemas: Sequence[pa.Schema], settings: Settings) -> pa.Schema:
     except pa.ArrowException as error:
         raise ValueError(f"inputs: expected columns of the same types: {error}") from None
     texts = {*settings.text, settings.task_column} - {settings.id, *settings.columns}
-    for name in texts - {None}:
-        columns = columns.set(columns.names.index(name), pa.field(name, pa.binary()))
+    for index, field in enumerate(columns):
+        if field.name in texts:
+            columns = columns.set(index, pa.field(field.name, pa.binary()))
+        elif pa.types.is_null(field.type):  # of JSONL, whose first rows alone were looked at
+            columns = columns.set(index, pa.field(field.name, pa.string()))
     return columns
 
 

@@ -16,9 +16,11 @@ import click
 
 from jina_jax.cli.errors import needs
 from jina_jax.cli.options import (
+    PATH,
     Model,
     absent,
     dtype_option,
+    force_option,
     json_option,
     model_options,
     quantization_option,
@@ -344,4 +346,58 @@ def check(output: str, model: Model, sample: int) -> None:
         click.echo(problem)
     click.echo(f"{output}: {len(problems)} problems in {len(plan.shards)} shards")
     if problems:
+        raise click.exceptions.Exit(1)
+
+
+@bulk.command("openai-batch")
+@click.argument("source", type=PATH, metavar="REQUESTS")
+@click.argument("output", type=PATH, metavar="ANSWERS")
+@model_options
+@click.option(
+    "--errors", type=PATH, help="File for wrong requests.  [default: ANSWERS.errors.jsonl]"
+)
+@click.option("--task", callback=absent, help="Adapter of requests that name none.")
+@click.option("--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions.")
+@click.option(
+    "--long-text",
+    type=click.Choice(_LONG_TEXT),
+    default="error",
+    show_default=True,
+    help="Texts above the model's length: refuse, cut, or average over windows.",
+)
+@dtype_option
+@force_option
+def openai_batch(
+    source: Path,
+    output: Path,
+    model: Model,
+    errors: Path | None,
+    task: str | None,
+    truncate_dim: int | None,
+    long_text: str,
+    dtype: str | None,
+    force: bool,
+) -> None:
+    """Answer a file of requests in OpenAI's batch format.
+
+    \b
+    {"custom_id": "a", "method": "POST", "url": "/v1/embeddings",
+     "body": {"model": "m", "input": "a text", "task": "retrieval.passage"}}
+    """
+    with needs("bulk"):
+        from jina_jax.bulk.openai_batch import Rules
+        from jina_jax.bulk.openai_file import answer_file
+        from jina_jax.files import check_not_input
+    errors = errors or output.with_name(f"{output.stem}.errors.jsonl")
+    check_not_input(output, source)
+    check_not_input(errors, source)
+    with source.open("rb") as file:
+        own = model.load(dtype=dtype)
+        config = own.config
+        config.task_id(task)
+        rules = Rules(config.embedding_dim(truncate_dim), tuple(config.lora_adaptations), task)
+        found = answer_file(own, file, output, errors, rules, long_text=long_text, force=force)
+    click.echo(f"{output}: {found.good} answers; {found.bad} errors")
+    if found.bad:
+        click.echo(f"jina-jax: error: {errors}: {found.bad} requests are wrong", err=True)
         raise click.exceptions.Exit(1)
