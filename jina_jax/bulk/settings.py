@@ -59,7 +59,10 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """Return those of ``to_dict`` or its JSON."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        own: dict[str, Any] = {}
+        for name, value in values.items():
+            own[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**own)
 
     @property
     def vectors(self) -> tuple[str, ...]:

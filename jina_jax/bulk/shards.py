@@ -8,7 +8,6 @@ step, so that the bytes of a shard do not depend on those that were computed bef
 from __future__ import annotations
 
 import dataclasses
-import functools
 import threading
 import time
 from collections import deque
@@ -115,7 +114,7 @@ class Worker:
           OSError: if a file cannot be read or written.
         """
         with ThreadPoolExecutor(1, "jina-jax-write") as pool:
-            self._submit = functools.partial(pool.submit, self._write)
+            self._pool = pool
             try:
                 for result in self._pipeline.run(self._requests(shards)):
                     waiting, text = self._owners.pop(result.owner)
@@ -174,7 +173,7 @@ class Worker:
         """Let complete blocks be written, in their order; wait until few are left."""
         with self._passing:
             while self._open and not self._open[0].missing:
-                self._writing.append(self._submit(self._open.popleft()))
+                self._writing.append(self._pool.submit(self._write, self._open.popleft()))
             begun = time.perf_counter()
             while len(self._writing) > most:
                 self._writing.popleft().result()

@@ -309,8 +309,8 @@ def show_status(output: str, as_json: bool) -> None:
         state = "at work" if worker.is_working else f"last shard {worker.finished:%Y-%m-%d %H:%M}"
         rate = f"{worker.tokens_per_second:,.0f} tokens/s"
         click.echo(f"{worker.name}: {worker.shards} shards, {rate}, {state}")
-    for shard, worker in found.leases.items():
-        click.echo(f"shard {shard}: leased by {worker}")
+    for shard, name in found.leases.items():
+        click.echo(f"shard {shard}: leased by {name}")
 
 
 @bulk.command("verify")
