@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 SCRIPT = """
-import random, sys, time
+import sys
 from pathlib import Path
 from jina_jax.bulk import job
+from jina_jax.bulk.ranks import Position
 from jina_jax.bulk.stores import Store
 
 source, output, directory, rank, world = sys.argv[1:]
@@ -21,8 +22,8 @@ directory = Path(directory)
 store = Store(output)
 settings = job.resolve(directory, text=["body"], id="id", tasks=["classification"], dedup=True)
 plan = job.plan([source], store, settings, directory, name="m", shard_rows=25)
-shards = job.own_shards(plan, store, int(rank), int(world))
-job.work(job.load(directory, settings, batching=None), plan, store, shards)
+shards = job.own_shards(plan, store, Position(int(rank), int(world)))
+job.work(job.load(directory, settings), plan, store, shards)
 """
 ROWS = 600
 MOST_TRIES = 60
