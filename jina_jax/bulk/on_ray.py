@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from jina_jax.bulk import job
 from jina_jax.bulk.shards import Progress
@@ -79,7 +79,7 @@ def run(
     Raises:
       ConnectionError: if there is no cluster.
       RuntimeError: if actors die again and again.
-      RayTaskError: for an error of a worker, which it is an instance of, too.
+      ValueError, OSError: of a worker, as without Ray.
     """
     connected = ray.is_initialized()
     if not connected:
@@ -137,6 +137,8 @@ def _divide(
                 if shard is not None:
                     left.appendleft(shard)
                 continue
+            except RayTaskError as error:  # its text is a page; the cause is as without Ray
+                raise error.cause or error from None
             deaths[None] = 0
             for progress in done or ():
                 report(progress)
