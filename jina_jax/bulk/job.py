@@ -157,9 +157,10 @@ def work(
     store: Store,
     shards: Iterable[int],
     report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute shards; see ``Worker.run``."""
-    Worker(model, manifest, store, report).run(shards)
+    """Compute shards; see ``Worker`` and its ``run``."""
+    Worker(model, manifest, store, report, stop).run(shards)
 
 
 def check_model(manifest: Manifest, directory: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,13 @@ def run(
     _end(job.summary(manifest, store), output, max_errors)
 
 
-def _compute(manifest: Any, store: Any, directory: Path, shards: Any) -> None:
+def _compute(
+    manifest: Any,
+    store: Any,
+    directory: Path,
+    shards: Any,
+    stop: Callable[[], None] = lambda: None,
+) -> None:
     """Compute shards with the devices of this process."""
     from jina_jax.bulk import job
     from jina_jax.bulk.progress import Bar
@@ -229,7 +236,7 @@ def _compute(manifest: Any, store: Any, directory: Path, shards: Any) -> None:
     model = job.load(directory, manifest.settings)
     bar = Bar(manifest, shards if isinstance(shards, list) else None)
     try:
-        job.work(model, manifest, store, shards, bar)
+        job.work(model, manifest, store, shards, bar, stop)
     finally:
         bar.close()
 
@@ -259,7 +266,8 @@ def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
     with Leases(store, f"{socket.gethostname()}:{os.getpid()}") as leases:
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            _compute(manifest, store, directory, job.leased_shards(manifest, leases))
+            shards = job.leased_shards(manifest, leases)
+            _compute(manifest, store, directory, shards, leases.stop)
         finally:
             signal.signal(signal.SIGINT, before)
 
