@@ -195,9 +195,11 @@ def run(
     shared = leases or ray is not None
     if shared and (rank is not None or world is not None):
         raise click.UsageError("expected --rank and --world, --leases, or --ray, got two of them")
+    if ray is not None and local_devices is not None:
+        raise click.UsageError("expected --ray or --local-devices, got both")
     place = ALONE if shared else rank_and_world(rank, world)
     if local_devices is not None:
-        raise click.exceptions.Exit(_in_processes(local_devices, place))
+        raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
     store = Store(output)
     directory = model.fetch()
     settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
@@ -272,7 +274,7 @@ def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
             signal.signal(signal.SIGINT, before)
 
 
-def _in_processes(each: int, place: Any) -> int:
+def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
     """Run the same command in several processes; return the highest exit status."""
     from jina_jax.bulk.local import run_processes
 
@@ -282,7 +284,7 @@ def _in_processes(each: int, place: Any) -> int:
         if not skip and name not in ("--local-devices", "--rank", "--world"):
             kept.append(own)
         skip = not skip and name in ("--local-devices", "--rank", "--world") and "=" not in own
-    return run_processes(kept, each, place)
+    return run_processes(kept, each, place, by_rank=by_rank)
 
 
 def _end(summary: Any, output: str, max_errors: int) -> None:
