@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jina_jax.bulk import job
+from jina_jax.bulk import job, local
 from jina_jax.bulk.plan import MANIFEST, Manifest, PlanError
+from jina_jax.bulk.ranks import ALONE
 from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import read_facts
 
@@ -302,3 +305,58 @@ def test_a_missing_column_is_named(directory, source, tmp_path):
     with pytest.raises(ValueError, match=r"0\.parquet: expected one column 'text', got 0 of 'id'"):
         job.plan([str(source)], Store(str(tmp_path)), settings, directory, name="m")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"columns": ("embedding",)}, "'embedding' would be twice"),
+        ({"columns": ("number", "number")}, "'number' would be twice"),
+        ({"task_column": "number"}, "column 'number': expected texts, got int64"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused_before_there_is_a_plan(
+    directory, tmp_path, options, rule
+):
+    columns = {"id": [1], "body": ["one"], "number": [1], "embedding": [1]}
+    source = write(tmp_path / "a.parquet", columns)
+    settings, store = settings_of(directory, **options), Store(str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=rule):
+        job.plan([str(source)], store, settings, directory, name="m")
+    assert store.read(MANIFEST) is None
+
+
+@pytest.mark.parametrize("content", [b'{"version":1}', b'{"version":1,"settings":{"no":1}}', b"[]"])
+def test_a_damaged_manifest_is_named(content):
+    with pytest.raises(PlanError, match=r"_manifest\.json: expected a plan"):
+        Manifest.from_json(content)
+
+
+@pytest.mark.parametrize("options", [{"chunks": 5}, {"long_text": "windows"}])
+def test_means_over_parts_need_a_model_with_the_mean(directory, tmp_path, options):
+    other = shutil.copytree(directory, tmp_path / "model")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "emb_pooler": "cls"}))
+    with pytest.raises(ValueError, match="expected a model with the 'mean' pooler"):
+        settings_of(other, **options)
+
+
+@pytest.mark.parametrize(("by_rank", "expected"), [(True, ["--rank", "--world"]), (False, [])])
+def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_rank, expected):
+    started = []
+
+    class Process:
+        def __init__(self, command, env):
+            started.append([own for own in command if own.startswith("--")])
+
+        def wait(self):
+            return 0
+
+        def terminate(self):
+            pass
+
+    asked = subprocess.CompletedProcess([], 0, stdout="cpu 2\n")
+    monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: asked)
+    monkeypatch.setattr(local.subprocess, "Popen", Process)
+    assert local.run_processes(["bulk"], 1, ALONE, by_rank=by_rank) == 0
+    assert started == [expected] * 2

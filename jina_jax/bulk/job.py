@@ -19,7 +19,7 @@ from jina_jax.bulk.tables import vector_type
 from jina_jax.checkpoints.hashing import hash_of
 from jina_jax.checks import check_integer
 from jina_jax.convert import open_checkpoint
-from jina_jax.runtime.arguments import make_requests
+from jina_jax.runtime.arguments import check_mean_pooler, make_requests
 
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
@@ -82,6 +82,8 @@ def resolve(directory: Path, *, truncate_dim: int | None = None, **options: Any)
         if given.get(name, known[0]) not in known:
             raise ValueError(f"{name}={given[name]!r}: expected one of {', '.join(known)}")
     settings = Settings(text=text, tasks=tasks, **given)
+    if settings.long_text == "windows":  # of chunks, too
+        check_mean_pooler(config, "chunks" if settings.chunks else "long_text='windows'")
     vector_type(settings.kind, settings.dim)
     make_requests(config, [""] * len(tasks), tasks, settings.prompt, settings.prompt_name)
     return settings
@@ -157,9 +159,10 @@ def work(
     store: Store,
     shards: Iterable[int],
     report: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compute shards; see ``Worker.run``."""
-    Worker(model, manifest, store, report).run(shards)
+    """Compute shards; see ``Worker`` and its ``run``."""
+    Worker(model, manifest, store, report, stop).run(shards)
 
 
 def check_model(manifest: Manifest, directory: Path) -> None:

@@ -14,13 +14,16 @@ _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
 _PLATFORMS = {"gpu": "cuda"}
 
 
-def run_processes(arguments: Sequence[str], each: int, outer: Position) -> int:
+def run_processes(
+    arguments: Sequence[str], each: int, outer: Position, *, by_rank: bool = True
+) -> int:
     """Run the command ``jina-jax`` in as many processes as have ``each`` devices.
 
     Args:
       arguments: of the command, without those that say which process it is.
       each: devices of a process.
       outer: the place of this machine among all.
+      by_rank: give each process its rank; not to those that work by leases.
 
     Returns:
       The highest exit status, once all have ended. They end with this process's group, and one
@@ -41,8 +44,8 @@ def run_processes(arguments: Sequence[str], each: int, outer: Position) -> int:
     for index in range(count):
         place = nested(outer, Position(index, count))
         environment = os.environ | local_devices_environ(index, count, platform, each)
-        own = [*arguments, "--rank", str(place.rank), "--world", str(place.world)]
-        command = [sys.executable, "-m", "jina_jax.cli", *own]
+        ranks = ["--rank", str(place.rank), "--world", str(place.world)] if by_rank else []
+        command = [sys.executable, "-m", "jina_jax.cli", *arguments, *ranks]
         processes.append(subprocess.Popen(command, env=environment))
     try:
         return max(abs(process.wait()) for process in processes)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from jina_jax import __version__
 from jina_jax.bulk.plan import ERRORS, STATS, Manifest
+from jina_jax.bulk.retries import named
 from jina_jax.bulk.rows import Bad, Rows
 from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import TableWriter, errors_schema, output_schema, vector_array
@@ -70,7 +71,10 @@ class ShardFiles:
         for own in sorted(bad, key=lambda own: own.row):
             values = {"file": file, **own._asdict()}
             self._errors.append({name: values[name] for name in self._errors_schema.names})
-        self._open().write(self._table(file, rows))
+        try:
+            self._open().write(self._table(file, rows))
+        except OSError as error:  # of a full disk, which pyarrow raises without a name
+            raise named(error, f"{self._store.url}/{self._name}.parquet") from error
 
     def commit(self, more: Mapping[str, Any]) -> bool:
         """Put the files into the output, that of the vectors last.

@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.settings import Settings
 from jina_jax.bulk.sources import Piece, open_source
 from jina_jax.bulk.stores import Store
+from jina_jax.bulk.tables import output_schema
 
 MANIFEST = "_manifest.json"
 ERRORS, STATS, LEASES = "_errors", "_stats", "_leases"
@@ -109,10 +110,14 @@ class Manifest:
         try:
             values = json.loads(content)
             version = values["version"]
+            if version == _VERSION:
+                return cls._from_values(values)
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(f"{MANIFEST}: expected a plan of a bulk job ({error})") from None
-        if version != _VERSION:
-            raise PlanError(f"{MANIFEST}: expected version {_VERSION}, got {version}")
+        raise PlanError(f"{MANIFEST}: expected version {_VERSION}, got {version}")
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Manifest:
         return cls(
             Settings.from_dict(values["settings"]),
             ModelId(**values["model"]),
@@ -213,11 +218,16 @@ def make_plan(
         if missing:
             there = ", ".join(map(repr, source.schema.names))
             raise ValueError(f"{source.file.url}: expected a column {missing[0]!r}, found {there}")
-        return pa.schema([source.schema.field(name) for name in names]), pieces
+        found = pa.schema([source.schema.field(name) for name in names])
+        if settings.task_column is not None:
+            source.check(pa.schema([(settings.task_column, pa.string())]))
+        source.check(found)
+        return found, pieces
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         found = list(pool.map(read, range(len(inputs))))
     columns = _unified([own for own, _ in found if own is not None], settings)
+    output_schema(settings, columns, {})  # its errors must precede the plan, which would stay
     everything = itertools.chain.from_iterable(own for _, own in found)
     shards = tuple(_shards(everything, shard_rows, shard_bytes))
     return Manifest(settings, model, tuple(inputs), shard_rows, shard_bytes, columns, shards)

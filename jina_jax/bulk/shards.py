@@ -70,6 +70,7 @@ class Worker:
       manifest: the plan.
       store: the output.
       report: called with what was written, in the thread that writes.
+      stop: called after an error, in any thread, so that shards that wait for other workers end.
 
     Raises:
       ValueError: for chunks or windows of a model whose pooler is not the mean.
@@ -81,9 +82,11 @@ class Worker:
         manifest: Manifest,
         store: Store,
         report: Callable[[Progress], None] = lambda progress: None,
+        stop: Callable[[], None] = lambda: None,
     ):
         self._model, self._manifest, self._store = model, manifest, store
-        self._report = report
+        self._report, self._stop = report, stop
+        self._failed = False
         settings = manifest.settings
         overlap = None
         if settings.chunks is not None or settings.long_text == "windows":
@@ -124,12 +127,11 @@ class Worker:
                         self._pass_on()
                 self._pass_on(most=0)
             except BaseException:
-                for future in self._writing:
-                    future.cancel()
+                self._fail()
                 raise
             finally:
                 pool.shutdown()
-                for files in self._files:
+                for files in list(self._files):
                     files.close()
 
     # ------------------------------------------------------------ in the thread that prepares
@@ -142,6 +144,8 @@ class Worker:
             self._files.append(files)
             seen: dict[Any, Text] | None = {} if manifest.settings.dedup else None
             for url, batch in ahead(self._batches(shard)):
+                if self._failed:
+                    return
                 block = Block(batch, manifest.settings, self._model.config, seen)
                 waiting = _Waiting(files, url, block, len(block.texts))
                 texts = self._ordered(block.texts)
@@ -179,9 +183,24 @@ class Worker:
                 self._writing.popleft().result()
             self._waited += time.perf_counter() - begun
 
+    def _fail(self) -> None:
+        """Let all threads end, and commit nothing any more."""
+        self._failed = True
+        self._stop()
+
     # ------------------------------------------------------------ in the thread that writes
 
     def _write(self, waiting: _Waiting) -> None:
+        """Write a block, or commit a shard; nothing after an error, as it would lack rows."""
+        if self._failed:
+            return
+        try:
+            self._put(waiting)
+        except BaseException:
+            self._fail()
+            raise
+
+    def _put(self, waiting: _Waiting) -> None:
         files, block = waiting.files, waiting.block
         if block is None:
             self._files.popleft()

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,11 @@ def run(
     shared = leases or ray is not None
     if shared and (rank is not None or world is not None):
         raise click.UsageError("expected --rank and --world, --leases, or --ray, got two of them")
+    if ray is not None and local_devices is not None:
+        raise click.UsageError("expected --ray or --local-devices, got both")
     place = ALONE if shared else rank_and_world(rank, world)
     if local_devices is not None:
-        raise click.exceptions.Exit(_in_processes(local_devices, place))
+        raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
     store = Store(output)
     directory = model.fetch()
     settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
@@ -219,7 +222,13 @@ def run(
     _end(job.summary(manifest, store), output, max_errors)
 
 
-def _compute(manifest: Any, store: Any, directory: Path, shards: Any) -> None:
+def _compute(
+    manifest: Any,
+    store: Any,
+    directory: Path,
+    shards: Any,
+    stop: Callable[[], None] = lambda: None,
+) -> None:
     """Compute shards with the devices of this process."""
     from jina_jax.bulk import job
     from jina_jax.bulk.progress import Bar
@@ -229,7 +238,7 @@ def _compute(manifest: Any, store: Any, directory: Path, shards: Any) -> None:
     model = job.load(directory, manifest.settings)
     bar = Bar(manifest, shards if isinstance(shards, list) else None)
     try:
-        job.work(model, manifest, store, shards, bar)
+        job.work(model, manifest, store, shards, bar, stop)
     finally:
         bar.close()
 
@@ -259,12 +268,13 @@ def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
     with Leases(store, f"{socket.gethostname()}:{os.getpid()}") as leases:
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            _compute(manifest, store, directory, job.leased_shards(manifest, leases))
+            shards = job.leased_shards(manifest, leases)
+            _compute(manifest, store, directory, shards, leases.stop)
         finally:
             signal.signal(signal.SIGINT, before)
 
 
-def _in_processes(each: int, place: Any) -> int:
+def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
     """Run the same command in several processes; return the highest exit status."""
     from jina_jax.bulk.local import run_processes
 
@@ -274,7 +284,7 @@ def _in_processes(each: int, place: Any) -> int:
         if not skip and name not in ("--local-devices", "--rank", "--world"):
             kept.append(own)
         skip = not skip and name in ("--local-devices", "--rank", "--world") and "=" not in own
-    return run_processes(kept, each, place)
+    return run_processes(kept, each, place, by_rank=by_rank)
 
 
 def _end(summary: Any, output: str, max_errors: int) -> None:
