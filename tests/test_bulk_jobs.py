@@ -381,3 +381,14 @@ def test_texts_may_be_called_as_the_numbers_of_rows(model, directory, tmp_path):
     source = write(tmp_path / "a.parquet", {"row": TEXTS[:3]})
     plan, _ = run(model, directory, source, tmp_path / "out", text=["row"], id=None)
     assert read(plan, tmp_path / "out").column("row").to_pylist() == [0, 1, 2]
+
+
+def test_an_output_among_the_inputs_is_refused(model, directory, source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "source")
+    settings = settings_of(directory)
+    for output, inputs in (("vectors", folder), (".", folder), (".", folder / "*.parquet")):
+        store = Store(str(folder / output))
+        with pytest.raises(ValueError, match=r"output=.*: expected a place outside of the inputs"):
+            job.plan([str(inputs)], store, settings, directory, name="m")
+        assert store.read(MANIFEST) is None
+    job.plan([str(folder / "0.parquet")], Store(str(folder / "v")), settings, directory, name="m")
