@@ -313,12 +313,13 @@ def test_a_missing_column_is_named(directory, source, tmp_path):
         ({"columns": ("embedding",)}, "'embedding' would be twice"),
         ({"columns": ("number", "number")}, "'number' would be twice"),
         ({"task_column": "number"}, "column 'number': expected texts, got int64"),
+        ({"id": "list"}, "id: expected a column of single values, got 'list' of list<"),
     ],
 )
 def test_columns_that_cannot_be_are_refused_before_there_is_a_plan(
     directory, tmp_path, options, rule
 ):
-    columns = {"id": [1], "body": ["one"], "number": [1], "embedding": [1]}
+    columns = {"id": [1], "body": ["one"], "number": [1], "embedding": [1], "list": [[1]]}
     source = write(tmp_path / "a.parquet", columns)
     settings, store = settings_of(directory, **options), Store(str(tmp_path / "out"))
     with pytest.raises(ValueError, match=rule):
@@ -360,3 +361,34 @@ def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_r
     monkeypatch.setattr(local.subprocess, "Popen", Process)
     assert local.run_processes(["bulk"], 1, ALONE, by_rank=by_rank) == 0
     assert started == [expected] * 2
+
+
+def test_a_job_goes_on_whatever_types_pass_through(model, directory, tmp_path):
+    pairs = pa.array([[("a", 1)]] * 4, pa.map_(pa.string(), pa.int64()))
+    columns = {"id": [1, 2, 3, 4], "body": TEXTS[:4], "pairs": pairs}
+    source = write(tmp_path / "a.parquet", columns)
+    plans = []
+    for shards in ([0], None):
+        options = {"columns": ("pairs",), "rows": 2}
+        plan, _ = run(model, directory, source, tmp_path / "out", shards=shards, **options)
+        plans.append(plan)
+    assert plans[0].hash == plans[1].hash
+    assert len(contents(tmp_path / "out")) == 2
+    assert read(plan, tmp_path / "out").column("pairs").to_pylist() == pairs.to_pylist()
+
+
+def test_texts_may_be_called_as_the_numbers_of_rows(model, directory, tmp_path):
+    source = write(tmp_path / "a.parquet", {"row": TEXTS[:3]})
+    plan, _ = run(model, directory, source, tmp_path / "out", text=["row"], id=None)
+    assert read(plan, tmp_path / "out").column("row").to_pylist() == [0, 1, 2]
+
+
+def test_an_output_among_the_inputs_is_refused(model, directory, source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "source")
+    settings = settings_of(directory)
+    for output, inputs in (("vectors", folder), (".", folder), (".", folder / "*.parquet")):
+        store = Store(str(folder / output))
+        with pytest.raises(ValueError, match=r"output=.*: expected a place outside of the inputs"):
+            job.plan([str(inputs)], store, settings, directory, name="m")
+        assert store.read(MANIFEST) is None
+    job.plan([str(folder / "0.parquet")], Store(str(folder / "v")), settings, directory, name="m")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jina_jax.bulk.inputs import list_inputs
 from jina_jax.bulk.leases import Leases
+from jina_jax.bulk.local_disk import local_path
 from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, PlanError, agree
 from jina_jax.bulk.ranks import ALONE, Position
 from jina_jax.bulk.settings import KINDS, LONG_TEXT, Settings
@@ -138,7 +139,23 @@ def plan(
     store.clean(_OLD)
     model = ModelId(name, hash_of(directory))
     files = list_inputs(inputs)
+    for own in (*inputs, *(file.url for file in files)):
+        if _is_below(store.url, own) or _is_below(own, store.url):
+            raise ValueError(
+                f"output={store.url!r}: expected a place outside of the inputs, got one with {own}"
+            )
     return agree(store, files, settings, model, shard_rows=shard_rows, shard_bytes=shard_bytes)
+
+
+def _is_below(inner: str, outer: str) -> bool:
+    """Return whether a path or URL is another one, or in its directory."""
+    if local_path(inner) is None or local_path(outer) is None:
+        return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
+    return (
+        Path(local_path(inner) or "")
+        .resolve()
+        .is_relative_to(Path(local_path(outer) or "").resolve())
+    )
 
 
 def own_shards(manifest: Manifest, store: Store, place: Position = ALONE) -> list[int]:

@@ -153,8 +153,9 @@ def agree(
     plan = find_plan(store)
     if plan is None:
         plan = make_plan(inputs, settings, model, shard_rows=shard_rows, shard_bytes=shard_bytes)
-        if store.put_new(MANIFEST, plan.to_json()):
-            return plan
+        content = plan.to_json()
+        if store.put_new(MANIFEST, content):
+            return Manifest.from_json(content)  # as all others read it: types may be written anew
         plan = find_plan(store)
         assert plan is not None
     wanted = dataclasses.replace(
@@ -228,6 +229,11 @@ def make_plan(
         found = list(pool.map(read, range(len(inputs))))
     columns = _unified([own for own, _ in found if own is not None], settings)
     output_schema(settings, columns, {})  # its errors must precede the plan, which would stay
+    if settings.id is not None and pa.types.is_nested(columns.field(settings.id).type):
+        raise ValueError(
+            f"id: expected a column of single values, got {settings.id!r} of "
+            f"{columns.field(settings.id).type}"
+        )
     everything = itertools.chain.from_iterable(own for _, own in found)
     shards = tuple(_shards(everything, shard_rows, shard_bytes))
     return Manifest(settings, model, tuple(inputs), shard_rows, shard_bytes, columns, shards)

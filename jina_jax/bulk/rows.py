@@ -255,8 +255,8 @@ class Block:
     def _passed(self, rows: np.ndarray) -> pa.Table:
         """Return the columns that are passed through, of some rows."""
         settings = self._settings
-        table = pa.Table.from_batches([self._table])
-        if settings.id is None:
-            table = table.append_column("row", pa.array(self._numbers, pa.int64()))
-        names = [settings.id or "row", *settings.columns]
-        return table.select(list(dict.fromkeys(names))).take(pa.array(rows))
+        names = [] if settings.id is None else [settings.id]
+        columns = {name: self._table.column(name) for name in [*names, *settings.columns]}
+        if settings.id is None:  # the input may have a "row" of its own, as its texts
+            columns["row"] = pa.array(self._numbers, pa.int64())
+        return pa.table(columns).take(pa.array(rows))
