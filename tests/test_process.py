@@ -44,13 +44,14 @@ def process():
     }
 
 import absl.logging, numpy, optax, flax.nnx, orbax.checkpoint, tqdm, pydantic, pyarrow, sklearn
+import fsspec, jax.experimental.pallas.tpu
 import scipy.stats, regex, sentencepiece, huggingface_hub  # what others set is theirs
 before = process()
 
 import importlib, pkgutil
 import jina_jax, jina_jax.convert
 for module in pkgutil.walk_packages(jina_jax.__path__, "jina_jax."):
-    if not module.name.endswith(("mteb_model", "__main__")):
+    if not module.name.endswith(("mteb_model", "on_ray", "__main__")):
         importlib.import_module(module.name)
 print(json.dumps([before, process()]))
 
