@@ -149,13 +149,10 @@ def plan(
 
 def _is_below(inner: str, outer: str) -> bool:
     """Return whether a path or URL is another one, or in its directory."""
-    if local_path(inner) is None or local_path(outer) is None:
+    own, other = local_path(inner), local_path(outer)
+    if own is None or other is None:
         return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
-    return (
-        Path(local_path(inner) or "")
-        .resolve()
-        .is_relative_to(Path(local_path(outer) or "").resolve())
-    )
+    return Path(own).resolve().is_relative_to(Path(other).resolve())
 
 
 def own_shards(manifest: Manifest, store: Store, place: Position = ALONE) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from jina_jax.bulk.settings import KINDS, LONG_TEXT
 from jina_jax.cli.errors import needs
 from jina_jax.cli.options import (
     PATH,
@@ -24,13 +25,12 @@ from jina_jax.cli.options import (
     force_option,
     json_option,
     model_options,
+    prompt_option,
     quantization_option,
 )
-from jina_jax.tasks import AUTO
 
-_KINDS = ("float32", "float16", "bytes", "ubinary")
-_LONG_TEXT = ("truncate", "windows", "error")
 _RUN = "run"
+_PLACE = ("--local-devices", "--rank", "--world")  # options that say which process this is
 
 
 class _Group(click.Group):
@@ -93,26 +93,20 @@ def _megabytes(_context: click.Context, _parameter: click.Parameter, value: int)
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(_KINDS),
-    default=_KINDS[0],
+    type=click.Choice(KINDS),
+    default=KINDS[0],
     show_default=True,
     help="Vectors as lists of floats, as bytes of float32, or as packed bits.",
 )
 @click.option("--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions.")
-@click.option(
-    "--prompt",
-    default=AUTO,
-    show_default=True,
-    callback=absent,
-    help="auto for the task's own prompt, none for no prompt, or a string to prepend.",
-)
+@prompt_option
 @click.option("--prompt-name", help="Use the prompt of this name for every text.")
 @click.option(
     "--max-length", type=click.IntRange(min=2), help="Maximum tokens.  [default: the model's own]"
 )
 @click.option(
     "--long-text",
-    type=click.Choice(_LONG_TEXT),
+    type=click.Choice(LONG_TEXT),
     help="Texts above --max-length: cut them, average over windows, or refuse the row."
     "  [default: truncate]",
 )
@@ -281,9 +275,9 @@ def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
     kept, skip = [], False
     for own in sys.argv[1:]:
         name = own.partition("=")[0]
-        if not skip and name not in ("--local-devices", "--rank", "--world"):
+        if not skip and name not in _PLACE:
             kept.append(own)
-        skip = not skip and name in ("--local-devices", "--rank", "--world") and "=" not in own
+        skip = not skip and name in _PLACE and "=" not in own
     return run_processes(kept, each, place, by_rank=by_rank)
 
 
@@ -370,7 +364,7 @@ def check(output: str, model: Model, sample: int) -> None:
 @click.option("--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions.")
 @click.option(
     "--long-text",
-    type=click.Choice(_LONG_TEXT),
+    type=click.Choice(LONG_TEXT),
     default="error",
     show_default=True,
     help="Texts above the model's length: refuse, cut, or average over windows.",

@@ -16,9 +16,10 @@ from jina_jax.cli.options import (
     dtype_option,
     force_option,
     model_options,
+    prompt_option,
     quantization_option,
 )
-from jina_jax.tasks import AUTO, LONG_TEXT
+from jina_jax.tasks import LONG_TEXT
 
 
 @click.command()
@@ -34,13 +35,7 @@ from jina_jax.tasks import AUTO, LONG_TEXT
 @click.option(
     "--task-field", help="JSONL field with the row's own task; --task where it is null or missing."
 )
-@click.option(
-    "--prompt",
-    default=AUTO,
-    show_default=True,
-    callback=absent,
-    help="auto for the task's own prompt, none for no prompt, or a string to prepend.",
-)
+@prompt_option
 @click.option("--prompt-name", help="Use the prompt of this name (see info) for every text.")
 @click.option(
     "--truncate-dim", type=click.IntRange(min=0), help="Keep this many dimensions (see info)."

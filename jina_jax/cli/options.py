@@ -103,6 +103,15 @@ def absent(_context: click.Context, _parameter: click.Parameter, value: Any) -> 
     return from_word(value)
 
 
+prompt_option = click.option(
+    "--prompt",
+    default=AUTO,
+    show_default=True,
+    callback=absent,
+    help="auto for the task's own prompt, none for no prompt, or a string to prepend.",
+)
+
+
 def task_option(command: Callable) -> Callable:
     """Add --task for a job; the command gets ``task``: "auto", a name, None, or a pair of these."""
 
