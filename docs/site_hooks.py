@@ -5,6 +5,7 @@ A link to such a file, relative as the repository has it, becomes a link to its 
 
 from __future__ import annotations
 
+import base64
 import json
 import posixpath
 import re
@@ -30,6 +31,7 @@ ELSEWHERE = {
         for path in sorted((ROOT / "recipes/tiny/logs").glob("*.png"))
     },
 }
+_SEARCH = 'data-md-component="search" role="dialog"'  # the theme gives this dialog no name
 _LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)")
 _IMAGES = {"image/png": "png", "image/svg+xml": "svg"}
 
@@ -62,6 +64,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return _LINK.sub(link, markdown)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the dialog of the search, for screen readers."""
+    return output.replace(_SEARCH, f'{_SEARCH} aria-label="Search"')
+
+
 def _cell(cell: dict[str, Any], files: Files, config: MkDocsConfig, name: str) -> Iterator[str]:
     """Return a cell of a notebook as parts of Markdown; its images become files."""
     source = "".join(cell["source"])
@@ -78,7 +85,7 @@ def _output(output: dict[str, Any], files: Files, config: MkDocsConfig, name: st
     for kind, suffix in _IMAGES.items():
         if kind in data:
             uri, content = f"{name}.{suffix}", "".join(data[kind])
-            binary = _decoded(content) if suffix == "png" else content
+            binary = base64.b64decode(content) if suffix == "png" else content
             files.append(File.generated(config, uri, content=binary))
             alt = "".join(data.get("text/plain", "")).strip("<>") or "output"
             yield f"![{alt}]({posixpath.basename(uri)})\n"
@@ -86,12 +93,6 @@ def _output(output: dict[str, Any], files: Files, config: MkDocsConfig, name: st
     text = "".join(output.get("text", data.get("text/plain", "")))
     if text.strip():
         yield _fenced(text, "text")
-
-
-def _decoded(content: str) -> bytes:
-    import base64
-
-    return base64.b64decode(content)
 
 
 def _fenced(text: str, language: str) -> str:
