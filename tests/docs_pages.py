@@ -7,8 +7,8 @@ invisible comment before a block a page says otherwise, with the reason:
   only names that exist; its commands must exist, with all of their options and arguments.
 - ``<!-- with tiny: its weights are on the Hub -->``: run with tiny in place of the Hub's model.
 
-In an output "…" stands for any text. Numbers with a point may differ by one in their last digit, and
-by 0.005: tiny computes in bfloat16, whose sums depend on processor and compiler. All else is
+In an output "…" stands for any text. Numbers with a point may differ by one in their last digit,
+and by 0.005: tiny computes in bfloat16, whose sums depend on processor and compiler. All else is
 compared, but for the width of spaces.
 """
 
