@@ -99,7 +99,7 @@ def test_axe_finds_no_serious_fault(visit, path, scheme):
 
 def test_search_finds_a_page(visit):
     page = visit("")
-    page.click("label[for=__search]:visible")
+    page.keyboard.press("/")
     page.keyboard.type("late chunking", delay=20)
     page.wait_for_selector(".md-search-result__item", timeout=20_000)
     assert "late" in page.inner_text(".md-search-result__list").lower()
