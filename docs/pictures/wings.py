@@ -1,0 +1,100 @@
+"""The wings of the package with their arrows: those that ``tests/test_structure.py`` holds."""
+
+from __future__ import annotations
+
+import runpy
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from svg import MARGIN, SMALL, WIDTH, Picture
+
+TESTS = Path(__file__).parents[2] / "tests/test_structure.py"
+_BOX, _HEIGHT, _ROW, _TOP = 92, 30, 56, 60
+_COLUMNS = 5
+# Where a wing is in its row; others have the first free column.
+_COLUMN = {
+    **{"config": 1, "cache": 2, "checks": 3, "tasks": 4},
+    **{"files": 0, "nn": 1, "data": 4},
+    **{"checkpoints": 0, "text": 2},
+    **{"convert": 0, "runtime": 2},
+    **{"embedder": 1.5},
+    **{"verify": 0, "serving": 1, "search": 3, "bulk": 4},
+    **{"evaluation": 3, "ray": 4},
+    **{"training": 3},
+    **{"cli": 2},
+}
+_HUES = {
+    **dict.fromkeys(("config", "cache", "checks", "tasks", "files"), "grey"),
+    **dict.fromkeys(("nn", "text", "checkpoints", "convert"), "blue"),
+    **dict.fromkeys(("runtime", "embedder"), "green"),
+    **dict.fromkeys(("data", "search", "evaluation", "training"), "purple"),
+    "cli": "orange",
+}
+_OTHERS = "teal"
+
+Arrows = Mapping[str, set[str]]
+
+
+def draw() -> Picture:
+    """Draw each wing above those that it imports."""
+    arrows: Arrows = runpy.run_path(str(TESTS))["ARROWS"]
+    places = _places(arrows)
+    shown = shortest(arrows)
+    imports = sum(map(len, arrows.values()))
+    top = max(row for row, _ in places.values())
+    height = _TOP + top * _ROW + _HEIGHT
+    picture = Picture(
+        "The wings of the package",
+        f"{len(arrows)} wings and what they import: "
+        + "; ".join(f"{name}: {', '.join(sorted(own))}" for name, own in arrows.items() if own),
+        height=height + 66,
+    )
+    at = {name: (_x(column), height - _HEIGHT - row * _ROW) for name, (row, column) in places.items()}
+    for name, own in shown.items():
+        for other in sorted(own):
+            _arrow(picture, at[name], at[other])
+    for name, (x, y) in at.items():
+        picture.box(x, y, _BOX, _HEIGHT, _HUES.get(name, _OTHERS), name, sizes=(SMALL, SMALL), bold=False)
+    picture.note(
+        height + 30,
+        f"An arrow is an import, always downwards. Of {imports} those that follow from others are "
+        f"not drawn: {sum(map(len, shown.values()))} are left.",
+    )
+    return picture
+
+
+def shortest(arrows: Arrows) -> dict[str, set[str]]:
+    """Leave out the arrows to what is also reached by a longer way."""
+    reached: dict[str, set[str]] = {}
+    for name, own in arrows.items():  # in an order in which all that is imported is before
+        reached[name] = own.union(*(reached[other] for other in own))
+    return {
+        name: own - set().union(*(reached[other] for other in own)) for name, own in arrows.items()
+    }
+
+
+def _places(arrows: Arrows) -> dict[str, tuple[int, float]]:
+    """Return row and column of each wing: a row above the highest of those that it imports."""
+    rows: dict[str, int] = {}
+    for name, own in arrows.items():
+        rows[name] = 1 + max((rows[other] for other in own), default=-1)
+    taken: dict[int, set[float]] = defaultdict(set)
+    found = {}
+    for name, row in sorted(rows.items(), key=lambda item: item[0] not in _COLUMN):
+        free = [column for column in range(_COLUMNS) if column not in taken[row]]
+        column = _COLUMN.get(name, free[0])
+        taken[row].add(column)
+        found[name] = row, column
+    return found
+
+
+def _x(column: float) -> float:
+    return MARGIN + column * (WIDTH - 2 * MARGIN - _BOX) / (_COLUMNS - 1)
+
+
+def _arrow(picture: Picture, start: tuple[float, float], stop: tuple[float, float]) -> None:
+    """Draw an arrow from the bottom of a box to the top of another."""
+    (x, y), (to_x, to_y) = start, stop
+    drift = max(-30, min(30, (to_x - x) / 6))
+    picture.line([(x + _BOX / 2 + drift, y + _HEIGHT), (to_x + _BOX / 2 - drift, to_y)])
