@@ -44,7 +44,7 @@ def draw() -> Picture:
     _heading(picture, 352, f"Packed: {rows} rows", shares[1])
     _packed_rows(picture, packed, 362, length, scale)
     picture.note(
-        452,
+        456,
         f"The first {TEXTS} paragraphs of the Apache licence: {tokens:,} tokens.",
         f"Sorted by length, one per row in {len(sorted_first)} batches: {buckets} padding.",
     )
@@ -74,7 +74,7 @@ def _segment(picture: Picture, x: float, y: float, width: float, colour: str) ->
 def _legend(picture: Picture) -> None:
     right = WIDTH - MARGIN
     picture.text(right, 33, "padding", size=SMALL, anchor="end", ink="dim")
-    picture.rect(right - 76, 23, 12, 12, "grey", radius=2, style="soft")
+    picture.rect(right - 72, 23, 12, 12, "grey", radius=2, style="soft")
 
 
 def _heading(picture: Picture, y: float, words: str, share: str) -> None:

@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from svg import MARGIN, SMALL, WIDTH, Picture
+from svg import MARGIN, SMALL, WIDTH, Picture, width_of
 
 TESTS = Path(__file__).parents[2] / "tests/test_structure.py"
-_BOX, _HEIGHT, _ROW, _TOP = 92, 30, 56, 60
+_HEIGHT, _ROW, _TOP = 30, 56, 60
+_SIDE = MARGIN + 48  # from an edge to the middle of the first column
 _COLUMNS = 5
 # Where a wing is in its row; others have the first free column.
 _COLUMN = {
@@ -19,9 +20,9 @@ _COLUMN = {
     **{"checkpoints": 0, "text": 2},
     **{"convert": 0, "runtime": 2},
     **{"embedder": 1.5},
-    **{"verify": 0, "serving": 1, "search": 3, "bulk": 4},
-    **{"evaluation": 3, "ray": 4},
-    **{"training": 3},
+    **{"verify": 0, "serving": 1, "bulk": 2, "search": 4},
+    **{"evaluation": 4, "ray": 3},
+    **{"training": 4},
     **{"cli": 2},
 }
 _HUES = {
@@ -55,7 +56,8 @@ def draw() -> Picture:
         for other in sorted(own):
             _arrow(picture, at[name], at[other])
     for name, (x, y) in at.items():
-        picture.box(x, y, _BOX, _HEIGHT, _HUES.get(name, _OTHERS), name, sizes=(SMALL, SMALL), bold=False)
+        width = max(64, width_of(name, SMALL) + 12)
+        picture.box(x - width / 2, y, width, _HEIGHT, _HUES.get(name, _OTHERS), name, sizes=(SMALL, SMALL), bold=False)
     picture.note(
         height + 30,
         f"An arrow is an import, always downwards. Of {imports} those that follow from others are "
@@ -90,11 +92,12 @@ def _places(arrows: Arrows) -> dict[str, tuple[int, float]]:
 
 
 def _x(column: float) -> float:
-    return MARGIN + column * (WIDTH - 2 * MARGIN - _BOX) / (_COLUMNS - 1)
+    """Return the middle of a column."""
+    return _SIDE + column * (WIDTH - 2 * _SIDE) / (_COLUMNS - 1)
 
 
 def _arrow(picture: Picture, start: tuple[float, float], stop: tuple[float, float]) -> None:
     """Draw an arrow from the bottom of a box to the top of another."""
     (x, y), (to_x, to_y) = start, stop
-    drift = max(-30, min(30, (to_x - x) / 6))
-    picture.line([(x + _BOX / 2 + drift, y + _HEIGHT), (to_x + _BOX / 2 - drift, to_y)])
+    drift = max(-24, min(24, (to_x - x) / 5))
+    picture.line([(x + drift, y + _HEIGHT), (to_x - drift, to_y)])
