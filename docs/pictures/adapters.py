@@ -1,4 +1,4 @@
-"""Five adapters as one product: ``jina_jax/nn/lora.py``, with the sizes of the model in the package."""
+"""Five adapters as one product: ``jina_jax/nn/lora.py``, with the sizes of tiny."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def draw() -> Picture:
     scale = f"{config['lora_alpha'] / rank:g}"
     picture = Picture(
         "Five adapters as one product",
-        f"The first factors A of {len(tasks)} tasks are side by side, {rank} columns each. Every token "
-        f"of a row is multiplied by all {width} columns and keeps the {rank} of its own task; a token "
-        "without a task keeps none. One product with the second factors B is the update of all tokens.",
-        height=440,
+        f"The first factors A of {len(tasks)} tasks are side by side, {rank} columns each. Every "
+        f"token of a row is multiplied by all {width} columns and keeps the {rank} of its own "
+        "task; a token without a task keeps none. One product with the second factors B is the "
+        "update of all tokens.",
+        height=430,
     )
     picture.text(WIDTH / 2, 66, f"y = x W + {scale} · mask(x A) B", anchor="middle", bold=True)
     bottom = _TOP + sum(tokens for _, tokens in _TEXTS) * _ROW
@@ -49,8 +50,8 @@ def draw() -> Picture:
     _legend(picture, bottom + 44, hues)
     picture.note(
         bottom + 112,
-        f"{len(tasks)} tasks of rank {rank} are {width} columns, of which a token keeps its task's. "
-        "Mixed tasks cost no more than one task.",
+        f"{len(tasks)} tasks of rank {rank} are {width} columns, of which a token keeps its "
+        "task's. Mixed tasks cost no more than one task.",
     )
     return picture
 

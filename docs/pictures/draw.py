@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation: ``python docs/pictures/draw.py`` (extra ``test``).
 
-Each is drawn from the code or from a file of figures where it has numbers, to the same bytes every time.
+Numbers are those of the code and of files of figures; the bytes are the same every time.
 """
 
 from __future__ import annotations

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 
 from svg import MARGIN, SMALL, WIDTH, Picture
 
 from jina_jax.runtime.batching import Batching
 from jina_jax.runtime.packing import Batch, make_batches
-from jina_jax.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[2]
-TEXTS = 20  # the first paragraphs of the licence
+# Tokens of the first paragraphs of the licence, in tiny's vocabulary (tests/test_tiny.py).
+TOKENS = Path(__file__).with_name("packing.json")
 _HUES = ("blue", "orange", "green", "purple", "red", "teal")
 _ROW, _GAP = 10, 2
 
 
 def draw() -> Picture:
     """Draw the same texts twice, to the same scale."""
-    ids = _ids()
+    ids = [[0] * tokens for tokens in json.loads(TOKENS.read_text(encoding="utf-8"))]
     tokens, longest = sum(map(len, ids)), max(map(len, ids))
     packed = make_batches(ids, Batching().on("cpu"), 0)
     rows = sum(batch.shape[0] for batch in packed)
@@ -29,9 +28,9 @@ def draw() -> Picture:
     buckets = _share(tokens, sum(batch.input_ids.size for batch in sorted_first))
     picture = Picture(
         "Packing against padding",
-        f"{TEXTS} texts of {min(map(len, ids))} to {longest} tokens. Padded to the longest they fill "
-        f"{len(ids)} rows of {longest} tokens, of which {shares[0]} are padding. Packed they share "
-        f"{rows} rows of {length} tokens, of which {shares[1]} are padding.",
+        f"{len(ids)} texts of {min(map(len, ids))} to {longest} tokens. Padded to the longest they "
+        f"fill {len(ids)} rows of {longest} tokens, of which {shares[0]} are padding. Packed they "
+        f"share {rows} rows of {length} tokens, of which {shares[1]} are padding.",
         height=496,
     )
     scale = (WIDTH - 2 * MARGIN) / length
@@ -45,17 +44,10 @@ def draw() -> Picture:
     _packed_rows(picture, packed, 362, length, scale)
     picture.note(
         456,
-        f"The first {TEXTS} paragraphs of the Apache licence: {tokens:,} tokens.",
+        f"The first {len(ids)} paragraphs of the Apache licence: {tokens:,} tokens.",
         f"Sorted by length, one per row in {len(sorted_first)} batches: {buckets} padding.",
     )
     return picture
-
-
-def _ids() -> list[list[int]]:
-    """Return the token ids of the texts."""
-    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    paragraphs = [" ".join(own.split()) for own in re.split(r"\n\s*\n", licence)]
-    return Tokenizer.from_file(ROOT / "jina_jax/tiny/tokenizer.json").encode(paragraphs[:TEXTS])
 
 
 def _share(tokens: int, positions: int) -> str:

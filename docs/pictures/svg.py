@@ -1,8 +1,8 @@
 """Drawing helpers: boxes, texts and arrows of one style, readable in light and in dark mode.
 
-A picture is an SVG of a title, a description and shapes on a panel of its own, so that it can be read on
-a page of the other mode, too. Its text is text, in the reader's font. Fonts differ in width, so widths are
-measured as in DejaVu Sans, the widest of those that browsers use by default; a text without room is an error.
+A picture is an SVG of a title, a description and shapes on a panel of its own, so that it can be
+read on a page of the other mode, too. Its text is in the reader's font. Fonts differ in width, so
+widths are measured as in DejaVu Sans, a wide one; a text without room is an error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _WIDTHS = {
 _WIDTH_OF = {char: width / 100 for width, chars in _WIDTHS.items() for char in chars}
 
 
-class Overflow(ValueError):
+class OverflowingTextError(ValueError):
     """A text that is wider than its room."""
 
 
@@ -121,14 +121,20 @@ class Picture:
           bold: in bold type.
 
         Raises:
-          Overflow: if it is wider.
+          OverflowingTextError: if it is wider, or above or below the picture.
         """
         left, right = x - MARGIN / 2, WIDTH - MARGIN / 2 - x
         free = {"start": right, "middle": 2 * min(left, right), "end": left}[anchor]
         room = free if room is None else min(room, free)
         width = width_of(words, size, bold=bold)
         if width > room:
-            raise Overflow(f"{words!r}: expected at most {room:.0f} units, got {width:.0f}")
+            raise OverflowingTextError(
+                f"{words!r}: expected at most {room:.0f} units, got {width:.0f}"
+            )
+        if not size <= y <= self.height - MARGIN / 2:
+            raise OverflowingTextError(
+                f"{words!r}: expected y within the {self.height} units, got {y:.0f}"
+            )
         kind = f"{ink} bold" if bold else ink
         self._shapes.append(
             f'<text class="{kind}" x="{_number(x)}" y="{_number(y)}" font-size="{_number(size)}" '
@@ -150,13 +156,15 @@ class Picture:
         """Draw a box with centred lines; the first may be bold, and has the first of two sizes.
 
         Raises:
-          Overflow: for a line that is wider than the box, or lines that are higher.
+          OverflowingTextError: for a line that is wider than the box, or lines that are higher.
         """
         self.rect(x, y, width, height, colour, style=style)
         heights = [sizes[0] if k == 0 else sizes[1] for k in range(len(lines))]
         total = sum(heights) * _LINE
         if total > height:
-            raise Overflow(f"{lines!r}: expected at most {height:.0f} units, got {total:.0f}")
+            raise OverflowingTextError(
+                f"{lines!r}: expected at most {height:.0f} units, got {total:.0f}"
+            )
         base = y + (height - total) / 2
         for k, (words, size) in enumerate(zip(lines, heights, strict=True)):
             base += size * _LINE

@@ -13,18 +13,16 @@ TESTS = Path(__file__).parents[2] / "tests/test_structure.py"
 _HEIGHT, _ROW, _TOP = 30, 56, 60
 _SIDE = MARGIN + 48  # from an edge to the middle of the first column
 _COLUMNS = 5
-# Where a wing is in its row; others have the first free column.
-_COLUMN = {
-    **{"config": 1, "cache": 2, "checks": 3, "tasks": 4},
-    **{"files": 0, "nn": 1, "data": 4},
-    **{"checkpoints": 0, "text": 2},
-    **{"convert": 0, "runtime": 2},
-    **{"embedder": 1.5},
-    **{"verify": 0, "serving": 1, "bulk": 2, "search": 4},
-    **{"evaluation": 4, "ray": 3},
-    **{"training": 4},
-    **{"cli": 2},
+# Column → its wings, from the top; others have the first free column of their row.
+_NAMES: dict[float, tuple[str, ...]] = {
+    0: ("verify", "convert", "checkpoints", "files"),
+    1: ("serving", "nn", "config"),
+    1.5: ("embedder",),
+    2: ("cli", "bulk", "runtime", "text", "cache"),
+    3: ("ray", "checks"),
+    4: ("training", "evaluation", "search", "data", "tasks"),
 }
+_COLUMN = {name: column for column, names in _NAMES.items() for name in names}
 _HUES = {
     **dict.fromkeys(("config", "cache", "checks", "tasks", "files"), "grey"),
     **dict.fromkeys(("nn", "text", "checkpoints", "convert"), "blue"),
@@ -51,17 +49,28 @@ def draw() -> Picture:
         + "; ".join(f"{name}: {', '.join(sorted(own))}" for name, own in arrows.items() if own),
         height=height + 66,
     )
-    at = {name: (_x(column), height - _HEIGHT - row * _ROW) for name, (row, column) in places.items()}
+    at = {
+        name: (_x(column), height - _HEIGHT - row * _ROW) for name, (row, column) in places.items()
+    }
     for name, own in shown.items():
         for other in sorted(own):
             _arrow(picture, at[name], at[other])
     for name, (x, y) in at.items():
         width = max(64, width_of(name, SMALL) + 12)
-        picture.box(x - width / 2, y, width, _HEIGHT, _HUES.get(name, _OTHERS), name, sizes=(SMALL, SMALL), bold=False)
+        picture.box(
+            x - width / 2,
+            y,
+            width,
+            _HEIGHT,
+            _HUES.get(name, _OTHERS),
+            name,
+            sizes=(SMALL, SMALL),
+            bold=False,
+        )
     picture.note(
         height + 30,
-        f"An arrow is an import, always downwards. Of {imports} those that follow from others are "
-        f"not drawn: {sum(map(len, shown.values()))} are left.",
+        f"Each wing imports only wings below it. Of {imports} imports "
+        f"{sum(map(len, shown.values()))} are drawn; the others run along these.",
     )
     return picture
 
