@@ -51,7 +51,7 @@ def draw() -> Picture:
 
 
 def _share(tokens: int, positions: int) -> str:
-    return f"{1 - tokens / positions:.1%}"
+    return f"{100 * (1 - tokens / positions):.1f} %"
 
 
 def _hue(text: int) -> str:
