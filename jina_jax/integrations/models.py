@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
@@ -129,14 +128,20 @@ class Encoder:
             model = model_name(model)
         self._given, self._model_options = model, dict(model_options or {})
         self._named, self._further = named, further
+        self._model: JinaEmbeddings | None = None
 
-    @functools.cached_property
-    def model(self) -> JinaEmbeddings:
-        """The model, loaded; the options of calls are checked by then."""
-        found = load(self._given, self._model_options)
-        for encode in (found.encode_query, found.encode_document):
-            encode([], **self._options)
-        return found
+    def load(self) -> JinaEmbeddings:
+        """Return the model, loaded at the first call, which also checks the options of all calls.
+
+        Raises:
+          ValueError: for an option that the model does not take, and as ``from_pretrained``.
+        """
+        if self._model is None:
+            found = load(self._given, self._model_options)
+            for encode in (found.encode_query, found.encode_document):
+                encode([], **self._options)
+            self._model = found
+        return self._model
 
     @property
     def dimension(self) -> int:
@@ -145,11 +150,11 @@ class Encoder:
 
     def queries(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
         """Embed queries: float32 (n, d), or (d,) for a string."""
-        return self.model.encode_query(texts, **self._options | options)
+        return self.load().encode_query(texts, **self._options | options)
 
     def documents(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
         """Embed documents: float32 (n, d), or (d,) for a string."""
-        return self.model.encode_document(texts, **self._options | options)
+        return self.load().encode_document(texts, **self._options | options)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments, to be stored as JSON or YAML.
@@ -177,10 +182,15 @@ class Encoder:
             "encode_options": dict(self._further),
         }
 
+    def __repr__(self) -> str:
+        options = {"model_options": self._model_options, "encode_options": self._further}
+        parts = [f"{name}={value!r}" for name, value in {**self._named, **options}.items() if value]
+        return ", ".join([repr(self._given), *parts])
+
     @property
     def _options(self) -> dict[str, Any]:
         named = {"show_progress_bar": False, **self._named, **self._further}
         return {name: value for name, value in named.items() if (name, value) != ("task", AUTO)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "model"}
+        return {**vars(self), "_model": None}
