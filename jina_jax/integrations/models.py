@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
@@ -138,15 +139,18 @@ class Encoder:
         """
         if self._model is None:
             found = load(self._given, self._model_options)
-            for encode in (found.encode_query, found.encode_document):
-                encode([], **self._options)
+            found.encode_query([], **self._options)
             self._model = found
         return self._model
 
     @property
-    def dimension(self) -> int:
-        """The dimension of the vectors."""
-        return self.documents([]).shape[1]
+    def name(self) -> str | None:
+        """The name or directory of the model; None for an object."""
+        return None if isinstance(self._given, JinaEmbeddings) else self._given
+
+    def encode(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Embed texts without a side, by a task that is named: float32 (n, d)."""
+        return self.load().encode(texts, **self._options | options)
 
     def queries(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
         """Embed queries: float32 (n, d), or (d,) for a string."""
@@ -191,6 +195,9 @@ class Encoder:
     def _options(self) -> dict[str, Any]:
         named = {"show_progress_bar": False, **self._named, **self._further}
         return {name: value for name, value in named.items() if (name, value) != ("task", AUTO)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return copy.copy(self)  # with the same model, which is not changed
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": None}
