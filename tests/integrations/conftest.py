@@ -1,18 +1,10 @@
-"""A model for libraries of others, and texts."""
+"""A model for the tests with libraries of others."""
 
 import os
 
 import pytest
 
 from jina_jax import JinaEmbeddings
-
-DOCUMENTS = [
-    "The town hall opens at nine on weekdays.",
-    "Trains to the coast leave every half hour.",
-    "Fresh bread is sold in the bakery by the church.",
-    "The museum shows paintings of the nineteenth century.",
-]
-QUERY = "Where can I buy bread?"
 
 
 @pytest.fixture(scope="session", autouse=True)

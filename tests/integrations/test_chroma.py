@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DOCUMENTS, QUERY
+from integration_cases import DOCUMENTS, QUERY
 
 chromadb = pytest.importorskip("chromadb", reason="needs the extra chroma")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
@@ -111,11 +111,11 @@ def test_a_change_of_arguments(make):
 
 
 def test_arguments_that_cannot_be_stored(make, model):
-    with pytest.raises(ValueError, match="model: expected a directory.*got JinaEmbeddings"):
+    with pytest.raises(ValueError, match=r"model: expected a directory.*got JinaEmbeddings"):
         make(model)
     with pytest.raises(ValueError, match="'token' is not stored"):
         make("tiny", model_options={"token": "hf_secret"})
-    with pytest.raises(ValueError, match="model_options.'batching'.: expected a plain value"):
+    with pytest.raises(ValueError, match=r"model_options\['batching'\]: expected a plain value"):
         make("tiny", model_options={"batching": model.batching})
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from conftest import DOCUMENTS, QUERY
+from integration_cases import DOCUMENTS, QUERY
 
 pytest.importorskip("haystack", reason="needs the extra haystack")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import DOCUMENTS, QUERY
+from integration_cases import DOCUMENTS, QUERY
 
 pytest.importorskip("langchain_core", reason="needs the extra langchain")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]

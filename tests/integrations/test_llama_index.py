@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import DOCUMENTS, QUERY
+from integration_cases import DOCUMENTS, QUERY
 
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
