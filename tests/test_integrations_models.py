@@ -55,6 +55,9 @@ def test_settings(directory):
     encoder = Encoder(directory, "separation", 32, 4, {"dtype": "float32"}, {"overlap": None})
     assert Encoder(**encoder.settings()).settings() == encoder.settings()
     assert encoder.settings()["model"] == str(directory)
+    assert repr(Encoder("tiny", None, 32, model_options={"token": "hf_secret"})) == (
+        "'tiny', task=None, truncate_dim=32"
+    )
 
 
 @pytest.mark.parametrize("name", [None, "", 3, b"tiny"])

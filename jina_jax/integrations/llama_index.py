@@ -29,7 +29,7 @@ class JinaJaxEmbedding(BaseEmbedding):
     task: str | None = Field(description="Adapter of all texts; 'auto': those of retrieval.")
     truncate_dim: int | None = Field(description="Matryoshka dimension.")
     batch_size: int | None = Field(description="Most texts per step of one device.")
-    model_options: dict[str, Any] = Field(description="Options of from_pretrained.")
+    model_options: dict[str, Any] = Field(description="Options of from_pretrained.", repr=False)
     encode_options: dict[str, Any] = Field(description="Further options of encode.")
     _encoder: Encoder = PrivateAttr()
 

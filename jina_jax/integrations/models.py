@@ -187,9 +187,11 @@ class Encoder:
         }
 
     def __repr__(self) -> str:
-        options = {"model_options": self._model_options, "encode_options": self._further}
-        parts = [f"{name}={value!r}" for name, value in {**self._named, **options}.items() if value]
-        return ", ".join([repr(self._given), *parts])
+        usual = {"task": AUTO, "truncate_dim": None, "batch_size": None}
+        changed = self._named.items() - usual.items()  # options may have a token
+        return ", ".join(
+            [repr(self._given), *(f"{name}={value!r}" for name, value in sorted(changed))]
+        )
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_copies_have_the_name_and_share_the_model(embeddings):
     assert len(pickle.dumps(embeddings)) < 1000
     for other in (copy.deepcopy(embeddings), pickle.loads(pickle.dumps(embeddings))):
         assert other._encoder.load() is embeddings._encoder.load()
-        assert repr(other) == "JinaJaxEmbeddings('tiny', task='auto')"
+        assert repr(other) == "JinaJaxEmbeddings('tiny')"
 
 
 def test_errors_when_it_is_made(model):
