@@ -187,11 +187,10 @@ class Encoder:
         }
 
     def __repr__(self) -> str:
-        usual = {"task": AUTO, "truncate_dim": None, "batch_size": None}
-        changed = self._named.items() - usual.items()  # options may have a token
-        return ", ".join(
-            [repr(self._given), *(f"{name}={value!r}" for name, value in sorted(changed))]
-        )
+        options = self._options  # those of the model may have a token
+        names = [name for name in self._named if options.get(name) is not None or name == "task"]
+        parts = [f"{name}={options[name]!r}" for name in names if name in options]
+        return ", ".join([repr(self._given), *parts])
 
     @property
     def _options(self) -> dict[str, Any]:
