@@ -1,6 +1,7 @@
 """The transformer of scikit-learn: pipelines, grids, clones and pickles."""
 
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ LABELS = [0, 0, 0, 0, 1, 1, 1, 1]
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Count the models that are loaded."""
+    """Return the names of models that are loaded from now on, and forget those that are."""
     names = []
+    monkeypatch.setattr(models, "_latest", [])
+    monkeypatch.setattr(models, "_loaded", weakref.WeakValueDictionary())
     inner = JinaEmbeddings.from_pretrained
 
     def from_pretrained(name, **options):
