@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from jina_jax import JinaEmbeddings
+from jina_jax.integrations import models
 from jina_jax.integrations.sklearn import JinaJaxTransformer
 
 TEXTS = ["aab b", "bbb", "ab", "aaaa", "xyz z", "zzz", "xz", "yyyy"]
