@@ -70,16 +70,16 @@ class JinaJaxEmbedding(BaseEmbedding):
             )
         encoder = Encoder(model_name, task, truncate_dim, batch_size, model_options, encode_options)
         encoder.load()
-        super().__init__(
-            model_name=encoder.name or _OBJECT,
-            task=task,
-            truncate_dim=truncate_dim,
-            batch_size=batch_size,
-            model_options=dict(model_options or {}),
-            encode_options=dict(encode_options or {}),
-            embed_batch_size=embed_batch_size,
-            **fields,
-        )
+        own: dict[str, Any] = {
+            "model_name": encoder.name or _OBJECT,
+            "task": task,
+            "truncate_dim": truncate_dim,
+            "batch_size": batch_size,
+            "model_options": dict(model_options or {}),
+            "encode_options": dict(encode_options or {}),
+            "embed_batch_size": embed_batch_size,
+        }
+        super().__init__(**own, **fields)
         self._encoder = encoder
 
     @classmethod
