@@ -87,7 +87,8 @@ sys.meta_path.insert(0, Nowhere)
 for module in libraries:
     try:
         importlib.import_module("jina_jax.integrations." + module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        assert error.name in missing
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,14 +26,15 @@ _loaded: weakref.WeakValueDictionary[tuple[Any, ...], JinaEmbeddings] = (
 _latest: list[JinaEmbeddings] = []  # kept for copies that are made one after another
 
 
-def missing(extra: str, error: ModuleNotFoundError) -> ImportError:
+def missing(extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
     """Return the error for a library that is not installed.
 
     Args:
       extra: of this package, which installs the library.
       error: what its import raised.
     """
-    return ImportError(f'{error.name} is not installed: pip install "jina-jax[{extra}]"')
+    message = f'{error.name} is not installed: pip install "jina-jax[{extra}]"'
+    return ModuleNotFoundError(message, name=error.name)
 
 
 def load(model: Model, options: Options = None) -> JinaEmbeddings:
