@@ -144,11 +144,14 @@ class Bench:
         }
 
     def peers(self) -> dict[str, Any]:
-        """Rows per second over those of ``ray.data`` with sentence-transformers, same weights."""
+        """Rows per second over those of ``bulk_peers.py``, with the same weights."""
+        if not (self.args.peer and self.args.layers):
+            sys.exit("The section peers needs --peer and --layers.")
         from jina_jax.bulk import job
 
         path = self._write("texts", self.texts)
         script = Path(__file__).with_name("bulk_peers.py")
+        theirs = self.directory.with_name("transformers")
         settings = job.resolve(self.directory, text=["text"], id="id")
         model = job.load(self.directory, settings)
         self._job(model, settings, path)
@@ -156,7 +159,7 @@ class Bench:
         for _ in range(self.args.rounds):
             ours = common.seconds(lambda: self._job(model, settings, path), 0)
             done = subprocess.run(
-                [self.args.peer, script, self.directory, path, self.scratch / "peer"],
+                [self.args.peer, script, theirs, path, self.scratch / "peer"],
                 check=True,
                 capture_output=True,
                 text=True,

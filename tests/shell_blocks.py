@@ -38,7 +38,7 @@ sys.exit(status)
 """
 _NOTHING = "#!/bin/sh\n"
 # Of blocks for a checkout or another machine, which are checked, not run.
-_OTHERS = ("curl", "mkdocs", "pip", "podman", "pytest", "python", "python3")
+_OTHERS = ("curl", "mkdocs", "pip", "podman", "pytest", "python", "python3", "uv")
 
 
 class Shell:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,7 +54,7 @@ def test_exit_statuses(invoke, directory):
     assert invoke("long.parquet", "out", *long, "--max-errors", "1").exit_code == 0
     other = invoke("long.parquet", "out", *options(directory))
     assert other.exit_code == 2
-    assert "long_text: 'error' there, 'truncate' here" in other.output
+    assert "plan: --long-text 'error' there, 'truncate' here" in other.output
     assert invoke("a.parquet", "o", *options(directory), "--rank", "0", "--leases").exit_code == 2
     next(Path("out").glob("*.parquet")).unlink()
     checked = invoke("verify", "out", "--sample", "0")
@@ -87,3 +89,100 @@ def test_a_process_per_device(invoke, directory):
     pids = {own["pid"] for own in statistics}
     assert len(pids) == 2
     assert invoke("verify", "out", "--sample", "0").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--task nonsense", "--task 'nonsense': this checkpoint has"),
+        ("--truncate-dim 3", "--truncate-dim 3: expected one of"),
+        ("--max-length 9999", "--max-length 9999: expected an integer from 2 to 128"),
+        ("--text body", "--text: expected names of columns, each once"),
+        ("--chunks 5 --long-text error", "--long-text 'error': expected none with chunks"),
+        ("--chunks 5 --text id", "--chunks: expected one column of texts, got 2"),
+        ("--task separation --task separation", "--task: expected one, or one per column"),
+        ("--columns body --columns body", "--columns 'body': would be twice"),
+        ("--rank 1", "expected --rank and --world, got one of them"),
+        ("--rank 3 --world 2", "--rank 3: expected an integer from 0 to 1"),
+        ("--revision x", "--revision 'x': expected none for the directory"),
+    ],
+)
+def test_errors_name_options(invoke, directory, more, message):
+    for command in ([], ["run"]):
+        found = invoke(*command, "a.parquet", "out", *options(directory, *more.split()))
+        assert found.exit_code == 2
+        assert f"jina-jax: error: {message}" in found.output
+    assert not Path("out").exists()
+
+
+def test_differences_of_plans_name_options(invoke, directory):
+    Path("empty.jsonl").write_text('{"id": 1, "body": null}\n')
+    first = invoke("empty.jsonl", "out", *options(directory))
+    assert first.exit_code == 0, first.output
+    more = ["--dedup", "--shard-mb", "1", "--truncate-dim", "32", "--prompt", "none"]
+    found = invoke("empty.jsonl", "out", *options(directory, *more)).output
+    for difference in (
+        "--dedup False there, True here",
+        "--shard-mb 64.0 there, 1.0 here",
+        "--truncate-dim 64 there, 32 here",
+        "--prompt 'auto' there, None here",
+    ):
+        assert difference in found
+    assert (
+        "OUTPUT '.': expected a place outside"
+        in invoke("a.parquet", ".", *options(directory)).output
+    )
+
+
+def test_the_group_alone_shows_its_help(invoke):
+    alone, asked = invoke(), invoke("--help")
+    assert (alone.exit_code, alone.stderr) == (0, "")
+    assert alone.stdout == asked.stdout
+    assert "openai-batch" in alone.stdout
+
+
+def children(process):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks ps of Linux for children")
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [
+        (signal.SIGTERM, ["--local-devices", "1"]),
+        (signal.SIGINT, ["--leases"]),
+        pytest.param(signal.SIGINT, ["--local-devices", "1"], marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, [], marks=pytest.mark.slow),
+    ],
+)
+def test_signals_end_a_job_and_it_goes_on(invoke, directory, number, more):
+    """In the middle of a shard: nothing half-written stays, nor a lease, nor a child."""
+    with open("b.jsonl", "w") as file:
+        file.writelines(json.dumps({"id": i, "body": f"{i} " * 20}) + "\n" for i in range(2000))
+    own = ["b.jsonl", "out", *options(directory, "--shard-rows", "40")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-m", "jina_jax.cli", "bulk", *own, *more]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while len(list(Path("out").glob("*.parquet"))) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        started = children(process)
+        assert bool(started) == ("--local-devices" in more)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    assert "Traceback" not in error
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    for folder in ("_tmp", "_leases"):
+        assert not list(Path("out").glob(f"{folder}/*"))
+    before = {path: path.read_bytes() for path in Path("out").glob("*.parquet")}
+    assert 2 <= len(before) < 50
+    assert invoke(*own).exit_code == 0
+    assert invoke("verify", "out", "--sample", "0").exit_code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())

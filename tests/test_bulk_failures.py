@@ -1,5 +1,6 @@
 """Errors of a bulk job in each of its threads: it ends, with the error, and commits no part."""
 
+import os
 import threading
 import time
 
@@ -11,6 +12,7 @@ from jina_jax.bulk import job, tables
 from jina_jax.bulk.leases import Leases
 from jina_jax.bulk.output import ShardFiles
 from jina_jax.bulk.plan import MANIFEST
+from jina_jax.bulk.sources import ParquetSource
 from jina_jax.bulk.stores import Store
 
 ROWS = 30
@@ -46,6 +48,38 @@ def test_a_shard_whose_rows_cannot_be_written_is_not_committed(model, planned, m
     monkeypatch.setattr(ShardFiles, "write", write)
     with pytest.raises(ValueError, match="not to be written"):
         job.work(model, plan, store, shards())
+    assert leftovers(store) == []
+
+
+def test_a_shard_is_put_last_and_only_if_it_is_not_there(model, planned, monkeypatch):
+    """Of two workers, the second leaves the first one's table; what belongs to it precedes it."""
+    plan, store = planned
+    put_new, there = Store.put_new, []
+
+    def watch(own, name, data):
+        there.append((name, own.names("_stats")))
+        return put_new(own, name, data)
+
+    monkeypatch.setattr(Store, "put_new", watch)
+    job.work(model, plan, store, [0])
+    assert there == [(f"{plan.name(0)}.parquet", [f"{plan.name(0)}.json"])]
+    store.put(f"{plan.name(0)}.parquet", b"of another")
+    job.work(model, plan, store, [0])
+    assert store.read(f"{plan.name(0)}.parquet") == b"of another"
+
+
+def test_an_input_that_changes_while_it_is_read(model, planned, tmp_path, monkeypatch):
+    plan, store = planned
+    source = tmp_path / "a.parquet"
+    read = ParquetSource.read
+
+    def change(*arguments):
+        yield from read(*arguments)
+        os.utime(source, ns=(5, 5))
+
+    monkeypatch.setattr(ParquetSource, "read", change)
+    with pytest.raises(ValueError, match=r"a\.parquet: has changed since the plan was made"):
+        job.work(model, plan, store, [0])
     assert leftovers(store) == []
 
 

@@ -85,15 +85,23 @@ def test_a_change_is_seen(corpus):
     assert after.version != before.version
 
 
-def test_local_paths_stay_as_given(tmp_path, monkeypatch):
+def test_local_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a[1].csv").write_bytes(b"x")
     path = "in/a[1].csv"
-    expected = [InputFile(path, 1, str(os.stat(path).st_mtime_ns))]
+    expected = [InputFile(f"{tmp_path}/{path}", 1, str(os.stat(path).st_mtime_ns))]
     assert list_inputs([path]) == expected
     assert list_inputs(["in", f"{tmp_path}/in", "./in/../in/*.csv", path]) == expected
     assert list_inputs([f"file://{tmp_path}/in"])[0].url == f"{tmp_path}/in/a[1].csv"
+
+
+def test_names_that_are_not_unicode_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"x")
+    with open(os.fsencode(tmp_path) + b"/b\xff.csv", "wb"):
+        pass
+    with pytest.raises(ValueError, match=r"input '.*/b\\udcff\.csv': expected Unicode text, got"):
+        list_inputs([str(tmp_path)])
 
 
 def test_links_and_special_files(tmp_path):

@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jina_jax.bulk import job, local
+from jina_jax.bulk.output import ShardFiles
 from jina_jax.bulk.plan import MANIFEST, Manifest, PlanError
 from jina_jax.bulk.ranks import ALONE
+from jina_jax.bulk.shards import Worker
 from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import read_facts
+from jina_jax.bulk.verify import verify
 
 TASKS = ("retrieval.passage", "classification")
 WORDS = ["the", "town", "hall", "opens", "at", "nine", "and", "closes", "when", "all", "left"]
@@ -146,10 +149,10 @@ def test_two_workers_on_a_shard_leave_one_of_it(model, directory, source, whole,
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"tasks": [TASKS[1]]}, r"tasks: \('retrieval.passage',\) there, \('classification',\)"),
-        ({"truncate_dim": 32}, "dim: 64 there, 32 here"),
-        ({"rows": 40}, "shard_rows: 50 there, 40 here"),
-        ({"columns": ("number",)}, "columns: "),
+        ({"tasks": [TASKS[1]]}, r"tasks=\('retrieval.passage',\) there, \('classification',\)"),
+        ({"truncate_dim": 32}, "dim=64 there, 32 here"),
+        ({"rows": 40}, "shard_rows=50 there, 40 here"),
+        ({"columns": ("number",)}, "columns="),
     ],
 )
 def test_another_plan_is_refused(model, directory, source, tmp_path, change, rule):
@@ -213,6 +216,29 @@ def test_identical_texts_are_encoded_once(model, directory, tmp_path):
     assert sum(own["duplicates"] for own in found) == 60 - 2 * 7  # 7 texts in each of two shards
     _, info = model.encode(TEXTS[:7], task=TASKS[0], return_info=True)
     assert [own["tokens"] for own in found] == [info.tokens.sum()] * 2
+
+
+def test_identical_texts_of_two_tasks_are_two(model, directory, tmp_path):
+    """Without prompts, which differ by task as well."""
+    columns = {"id": [1, 2, 3], "body": ["the same"] * 3, "task": [*TASKS, TASKS[0]]}
+    source = write(tmp_path / "a.parquet", columns)
+    options = {"dedup": True, "task_column": "task", "prompt": None}
+    plan, _ = run(model, directory, source, tmp_path / "out", **options)
+    expected = model.encode(columns["body"], task=columns["task"], prompt=None)
+    assert not np.allclose(expected[0], expected[1], atol=1e-3)
+    np.testing.assert_allclose(vectors(read(plan, tmp_path / "out")), expected, atol=2e-6)
+
+
+def test_rows_of_jsonl_are_divided_as_well(directory, tmp_path):
+    """By their bytes, as their number is not known; small files are joined."""
+    settings = settings_of(directory)
+    lines = [json.dumps({"id": i, "body": "a text"}) + "\n" for i in range(100)]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    for k in range(3):
+        (tmp_path / f"b{k}.jsonl").write_text(lines[0])
+    store = Store(str(tmp_path / "out"))
+    plan = job.plan([f"{tmp_path}/*.jsonl"], store, settings, directory, name="m", shard_rows=25)
+    assert [len(own) for own in plan.shards] == [1, 1, 1, 1, 4]  # 20 rows each, and 3 of others
 
 
 @pytest.mark.parametrize("chunks", ["sentences", 6])
@@ -310,8 +336,8 @@ def test_a_missing_column_is_named(directory, source, tmp_path):
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"columns": ("embedding",)}, "'embedding' would be twice"),
-        ({"columns": ("number", "number")}, "'number' would be twice"),
+        ({"columns": ("embedding",)}, "columns='embedding': would be twice"),
+        ({"columns": ("number", "number")}, "columns='number': would be twice"),
         ({"task_column": "number"}, "column 'number': expected texts, got int64"),
         ({"id": "list"}, "id: expected a column of single values, got 'list' of list<"),
     ],
@@ -350,8 +376,11 @@ def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_r
         def __init__(self, command, env):
             started.append([own for own in command if own.startswith("--")])
 
-        def wait(self):
+        def wait(self, timeout=None):
             return 0
+
+        def kill(self):
+            pass
 
         def terminate(self):
             pass
@@ -392,3 +421,92 @@ def test_an_output_among_the_inputs_is_refused(model, directory, source, tmp_pat
             job.plan([str(inputs)], store, settings, directory, name="m")
         assert store.read(MANIFEST) is None
     job.plan([str(folder / "0.parquet")], Store(str(folder / "v")), settings, directory, name="m")
+
+
+@pytest.mark.parametrize("body", ["", "the same"])
+def test_rows_without_texts_of_their_own_do_not_pile_up(
+    model, directory, tmp_path, monkeypatch, body
+):
+    """Nulls and duplicates behind a few texts, in a file that is one shard."""
+    lines = [TEXTS[0], *[body] * 400, TEXTS[1], *[body] * 400]
+    source = tmp_path / "a.csv"
+    source.write_text("id,body\n" + "".join(f"{i},{own}\n" for i, own in enumerate(lines)))
+    monkeypatch.setattr("jina_jax.bulk.sources.delimited.MOST_ROWS", 5)
+    monkeypatch.setattr("jina_jax.bulk.shards._ROWS_THAT_WAIT", 20)
+    waiting, write = [], ShardFiles.write
+
+    def watch(*arguments):
+        waiting.append(len(worker._open))
+        write(*arguments)
+
+    monkeypatch.setattr(ShardFiles, "write", watch)
+    store = Store(str(tmp_path / "out"))
+    plan = job.plan([str(source)], store, settings_of(directory, dedup=True), directory, name="m")
+    worker = Worker(model, plan, store)
+    worker.run([0])
+    assert max(waiting) <= 20  # of 161
+    table = read(plan, tmp_path / "out")
+    assert table.column("id").to_pylist() == [str(i) for i in range(802)]
+    expected = model.encode([TEXTS[0], TEXTS[1]], task=TASKS[0])
+    np.testing.assert_allclose(vectors(table.take([0, 401])), expected, atol=2e-6)
+
+
+def test_chunks_of_long_rows_are_written_in_portions(model, directory, tmp_path, monkeypatch):
+    texts = [f"{i} " + "word " * (i % 7) for i in range(30)]
+    columns = {"id": list(range(30)), "body": texts, "more": ["x" * 500] * 30}
+    source = write(tmp_path / "a.parquet", columns)
+    options = {"chunks": 4, "columns": ("more",)}
+    plan, _ = run(model, directory, source, tmp_path / "one", **options)
+    whole = read(plan, tmp_path / "one")
+    sizes, put = [], ShardFiles.write
+
+    def watch(files, file, own):
+        sizes.append(own.table.nbytes)
+        put(files, file, own)
+
+    monkeypatch.setattr(ShardFiles, "write", watch)
+    monkeypatch.setattr("jina_jax.bulk.rows.MOST_BYTES", 2000)
+    monkeypatch.setattr("jina_jax.bulk.shards._BYTES_TO_CHUNK", 3000)
+    plan, store = run(model, directory, source, tmp_path / "parts", **options)
+    assert max(sizes) <= 2000
+    assert (
+        read(plan, tmp_path / "parts")
+        .drop_columns("embedding")
+        .equals(whole.drop_columns("embedding"))
+    )
+    found = read(plan, tmp_path / "parts")
+    np.testing.assert_allclose(vectors(found), vectors(whole), atol=2e-6)
+    assert json.loads(store.read(f"_stats/{plan.name(0)}.json"))["rows"] == whole.num_rows
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns", "UTC"), pa.duration("ns"), pa.time64("ns")])
+def test_ids_in_nanoseconds(model, directory, tmp_path, kind):
+    numbers = [86_399_000_000_001 - i for i in range(3)]
+    bodies = pa.array([b"one", b"\xff", b"three"], pa.binary())
+    ids = pa.array(numbers, pa.int64()).cast(kind)
+    source = write(tmp_path / "a.parquet", {"id": ids, "body": bodies.view(pa.string())})
+    plan, store = run(model, directory, source, tmp_path / "out")
+    assert read(plan, tmp_path / "out").column("id").cast(pa.int64()).to_pylist() == numbers[::2]
+    bad = pq.read_table(tmp_path / "out" / "_errors" / f"{plan.name(0)}.parquet")
+    assert bad.column("id").type == kind
+    assert bad.column("id").cast(pa.int64()).to_pylist() == numbers[1:2]
+    assert verify(store) == []
+
+
+def test_ids_that_are_no_numbers(model, directory, tmp_path):
+    source = write(tmp_path / "a.parquet", {"id": [1.5, float("nan")], "body": TEXTS[:2]})
+    plan, store = run(model, directory, source, tmp_path / "out")
+    assert verify(store) == []
+    name = f"{plan.name(0)}.parquet"
+    pq.write_table(pq.read_table(tmp_path / "out" / name).take([1, 0]), tmp_path / "out" / name)
+    assert any("expected id 1.5, as in the inputs, got 'nan'" in own for own in verify(store))
+
+
+def test_a_job_goes_on_from_another_directory(model, directory, source, tmp_path, monkeypatch):
+    folder = shutil.copytree(source, tmp_path / "a" / "source")
+    monkeypatch.chdir(tmp_path / "a")
+    run(model, directory, "source", "../out", shards=[0])
+    monkeypatch.chdir(folder)
+    plan, store = run(model, directory, ".", "../../out")
+    assert [file.url for file in plan.inputs] == [f"{folder}/{k}.parquet" for k in range(2)]
+    assert job.summary(plan, store) == job.Summary(3, 3, 0)

@@ -131,6 +131,29 @@ def test_a_lease_that_nobody_renews_is_taken_over(store):
     assert QUICK["seconds"] <= time.monotonic() - start < 5
 
 
+def test_a_lease_is_taken_over_after_its_time(store, monkeypatch):
+    """Neither before nor long after ``seconds``, by a clock of this test."""
+    clock = [100.0]
+    monkeypatch.setattr("jina_jax.bulk.leases.time.monotonic", lambda: clock[0])
+    own, name = Leases(store, "w", seconds=10, heartbeat=5, pause=1), NAMES[0]
+    store.put(lease_name(name), b"of a worker that died")
+    for now, expected in ((100, False), (109.9, False), (110, True)):
+        clock[0] = now
+        assert own._is_dead(name) is expected
+    store.put(lease_name(name), b"of a worker that lives")
+    assert not own._is_dead(name)
+
+
+def test_nothing_is_claimed_after_the_end(store):
+    """By a thread that was about to, when a signal came."""
+    with leases(store) as own:
+        taken = own.take(NAMES)
+        next(taken)
+        own.stop()
+        assert not own._claim(NAMES[5])
+    assert store.names("_leases") == []
+
+
 def test_clocks_are_not_asked(store, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: pytest.fail("leases asked for the time of day"))
     store.put(lease_name(NAMES[0]), b"of a worker that died")

@@ -440,3 +440,25 @@ def test_an_answer_that_is_cut(monkeypatch):
     with store.open("a") as file:
         assert file.read() == b"0123456789"
     assert not cuts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for names")
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a crash of the machine could leave a name without its content."""
+    store, calls = Store(str(tmp_path)), []
+    fsync, link = os.fsync, os.link
+
+    def flush(number):
+        calls.append(os.readlink(f"/proc/self/fd/{number}"))
+        fsync(number)
+
+    def named(path, target):
+        calls.append("link")
+        link(path, target)
+
+    with store.scratch("a") as path:
+        path.write_bytes(b"content")
+        monkeypatch.setattr(os, "fsync", flush)
+        monkeypatch.setattr(os, "link", named)
+        assert store.put_new("a", path)
+        assert calls == [str(path), "link", str(tmp_path)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -230,6 +231,14 @@ class TestGold:
         pairs = zip(MIXED["task"], EVERYTHING, strict=True)
         wrong = [prompts.get(task, "") + text for task, text in pairs]
         assert off(model.encode(wrong, prompt=None, **MIXED)) > TOLERANCE
+
+
+def test_lengths_in_the_picture_of_packing(model):
+    docs = Path(__file__).parents[1] / "docs/pictures/packing.json"
+    kept = json.loads(docs.read_text(encoding="utf-8"))
+    licence = (docs.parents[2] / "LICENSE").read_text(encoding="utf-8")
+    paragraphs = [" ".join(own.split()) for own in re.split(r"\n\s*\n", licence)]
+    assert [len(ids) for ids in model.tokenizer.encode(paragraphs[: len(kept)])] == kept
 
 
 class TestQuality:

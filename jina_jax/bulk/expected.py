@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jina_jax.bulk.ids import comparable, ids_of
 from jina_jax.bulk.plan import ERRORS, Manifest
 from jina_jax.bulk.settings import Settings
 from jina_jax.bulk.sources import open_source
@@ -69,7 +70,7 @@ def read_expected(store: Store, plan: Manifest, shard: int, *, texts: bool) -> E
                 found.keys.extend(key for key, is_kept in zip(keys, kept, strict=True) if is_kept)
             else:
                 kind = plan.columns.field(settings.id).type
-                found.keys.extend(table.column(settings.id).cast(kind).to_pylist())
+                found.keys.extend(comparable(ids_of(table.column(settings.id).cast(kind))))
             if texts:
                 for column, name in zip(found.texts, settings.text, strict=True):
                     column.extend(_strings(table, name))
@@ -86,7 +87,7 @@ def _strings(table: pa.Table, name: str | None) -> list[str | None]:
 def keys_of(table: pa.Table, settings: Settings) -> list[Any]:
     """Return the ids of rows of the output, or their (file, row)."""
     if settings.id is not None:
-        return table.column(settings.id).to_pylist()
+        return comparable(ids_of(table.column(settings.id)))
     names = ("file", "row")
     return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
 

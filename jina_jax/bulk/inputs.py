@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from jina_jax.bulk.local_disk import local_path
+from jina_jax.bulk.local_disk import absolute, local_path
 from jina_jax.bulk.retries import retry
+from jina_jax.checks import check_unicode
 
 
 class InputFile(NamedTuple):
     """An input of a job, as it was when the job was planned.
 
     Attributes:
-      url: path or URL.
+      url: absolute path, or URL.
       size: in bytes.
       version: another one when the file has changed: an object's ETag, generation or time; of a
         local file the time of its last change in nanoseconds.
@@ -62,11 +63,12 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
     Args:
       patterns: files, directories (with those below them), patterns with ``*``, ``?``, ``[…]`` and
         ``**``. In directories and by patterns, files and folders whose names begin with "_" or "."
-        are left out, unless the pattern names such. URLs stay as given: relative paths relative.
+        are left out, unless the pattern names such. Relative paths become absolute: others read the
+        files by these names, in directories of their own.
 
     Raises:
       FileNotFoundError: for a pattern that matches no file.
-      ValueError: for a file whose suffix is unknown.
+      ValueError: for a file whose suffix is unknown, or whose name is not UTF-8.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -75,8 +77,10 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
         if not files:
             raise FileNotFoundError(f"{pattern}: expected files, got none")
         for file in files:
-            found.setdefault(os.path.abspath(file.url) if local else file.url, file)
+            own = file._replace(url=absolute(file.url))
+            found.setdefault(own.url, own)
     for file in found.values():
+        check_unicode(file.url, f"input {file.url!r}")
         format_of(file.url)
     return sorted(found.values())
 

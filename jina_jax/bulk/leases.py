@@ -131,7 +131,9 @@ class Leases:
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
-        for name in list(self.held):
+        with self._lock:
+            held = list(self.held)
+        for name in held:
             try:
                 self.release(name)
             except OSError as error:
@@ -167,6 +169,8 @@ class Leases:
     def _claim(self, name: str) -> bool:
         """Take the lease of a shard, unless another has it, or it was done since the listing."""
         with self._lock:
+            if self._stopped.is_set():  # else a thread may claim what ``close`` does not see
+                return False
             content = self._content()
             if not self.store.put_new(lease_name(name), content):
                 return False

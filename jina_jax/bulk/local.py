@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from jina_jax.bulk.ranks import Position, local_devices_environ, nested
@@ -12,6 +14,7 @@ from jina_jax.bulk.ranks import Position, local_devices_environ, nested
 # Another process asks, as this one must not take the devices from those that it starts.
 _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"
 _PLATFORMS = {"gpu": "cuda"}
+_PATIENCE = 20.0  # seconds in which processes may end in order; a cluster's own are often 30
 
 
 def run_processes(
@@ -26,13 +29,16 @@ def run_processes(
       by_rank: give each process its rank; not to those that work by leases.
 
     Returns:
-      The highest exit status, once all have ended. They end with this process's group, and one
-      that ends with an error leaves the others their work.
+      The highest exit status, once all have ended. One that ends with an error leaves the others
+      their work; an exception here, as of a signal, ends all.
 
     Raises:
       ValueError: if there are fewer devices, or a number that is no multiple.
     """
-    asked = subprocess.run([sys.executable, "-c", _ASK], check=True, capture_output=True, text=True)
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(f"local_devices={each}: expected devices that JAX can use: {reason}")
     backend, devices = asked.stdout.split()[-2:]
     count, rest = divmod(int(devices), each)
     if rest or not count:
@@ -40,15 +46,33 @@ def run_processes(
             f"local_devices={each}: expected a divisor of this machine's {devices} devices"
         )
     platform = _PLATFORMS.get(backend, backend)
-    processes = []
-    for index in range(count):
-        place = nested(outer, Position(index, count))
-        environment = os.environ | local_devices_environ(index, count, platform, each)
-        ranks = ["--rank", str(place.rank), "--world", str(place.world)] if by_rank else []
-        command = [sys.executable, "-m", "jina_jax.cli", *arguments, *ranks]
-        processes.append(subprocess.Popen(command, env=environment))
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        return max(abs(process.wait()) for process in processes)
+        for index in range(count):
+            place = nested(outer, Position(index, count))
+            environment = os.environ | local_devices_environ(index, count, platform, each)
+            ranks = ["--rank", str(place.rank), "--world", str(place.world)] if by_rank else []
+            command = [sys.executable, "-m", "jina_jax.cli", *arguments, *ranks]
+            processes.append(subprocess.Popen(command, env=environment))
+        return max(_status(process.wait()) for process in processes)
+    finally:
+        _end(processes)
+
+
+def _status(code: int) -> int:
+    """Return an exit status as shells report it, 128 and the signal's number for a signal."""
+    return 128 - code if code < 0 else code
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End processes: in order, else by a kill, which costs them their shards only."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + _PATIENCE
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in processes:
+                process.wait(max(0.0, until - time.monotonic()))
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()

@@ -32,6 +32,12 @@ def local_path(url: str) -> str | None:
     return url.removeprefix("file://") if url.startswith("file://") else None
 
 
+def absolute(url: str) -> str:
+    """Return the absolute path of a local file or directory, links as they are; else the URL."""
+    path = local_path(url)
+    return url if path is None else os.path.abspath(path)
+
+
 class LocalDisk:
     """Files below a local directory."""
 

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from jina_jax.bulk import job
+from jina_jax.bulk.local_disk import absolute
 from jina_jax.bulk.shards import Progress
 from jina_jax.bulk.status import read_plan
 from jina_jax.bulk.stores import Store
@@ -93,7 +94,7 @@ def run(
         )
         _divide(
             job.own_shards(manifest, store),
-            lambda: make.remote(store.url, str(directory)),
+            lambda: make.remote(absolute(store.url), absolute(str(directory))),
             lambda: actors or _room(wanted),
             report,
         )

@@ -57,20 +57,23 @@ class ShardFiles:
         self._stack = contextlib.ExitStack()
         self._writer: TableWriter | None = None
 
-    def write(self, file: str, rows: Rows, bad: Sequence[Bad], counts: Mapping[str, int]) -> None:
-        """Add rows of an input file.
+    def count(self, file: str, bad: Sequence[Bad], counts: Mapping[str, int]) -> None:
+        """Add what else is known of rows of an input file.
 
         Args:
           file: where they are from.
-          rows: of the output.
-          bad: rows that are not in it.
+          bad: rows that are not in the output.
           counts: for the statistics.
         """
         self._counts.update(counts)
-        self._counts.update(rows=rows.table.num_rows, bad=len(bad))
+        self._counts.update(bad=len(bad))
         for own in sorted(bad, key=lambda own: own.row):
             values = {"file": file, **own._asdict()}
             self._errors.append({name: values[name] for name in self._errors_schema.names})
+
+    def write(self, file: str, rows: Rows) -> None:
+        """Add rows of the output; ``file`` is where they are from."""
+        self._counts.update(rows=rows.table.num_rows)
         try:
             self._open().write(self._table(file, rows))
         except OSError as error:  # of a full disk, which pyarrow raises without a name

@@ -178,11 +178,11 @@ def differences(plan: Manifest, wanted: Manifest) -> list[str]:
     """Return what is wanted otherwise than planned, in words; the name of a model is no matter."""
     found = []
     old, new = plan.settings.to_dict(), wanted.settings.to_dict()
-    old |= {"shard_rows": plan.shard_rows, "shard_bytes": plan.shard_bytes}
-    new |= {"shard_rows": wanted.shard_rows, "shard_bytes": wanted.shard_bytes}
+    old |= {"shard_rows": plan.shard_rows, "shard_mb": plan.shard_bytes / (1 << 20)}
+    new |= {"shard_rows": wanted.shard_rows, "shard_mb": wanted.shard_bytes / (1 << 20)}
     for name, value in old.items():
         if new[name] != value:
-            found.append(f"{name}: {value!r} there, {new[name]!r} here")
+            found.append(f"{name}={value!r} there, {new[name]!r} here")
     if plan.model.sha256 != wanted.model.sha256:
         found.append(f"model: {plan.model.name} there and {wanted.model.name} here differ")
     before = {own.url: own for own in plan.inputs}
@@ -269,11 +269,16 @@ def columns_of(settings: Settings) -> list[str]:
 def _shards(
     pieces: Iterator[Piece], most_rows: int, most_bytes: int
 ) -> Iterator[tuple[Piece, ...]]:
-    """Yield consecutive pieces, at least one, that are together within the bounds."""
+    """Yield consecutive pieces, at least one, that are together within the bounds.
+
+    Rows of JSONL are unknown; of a file that was divided, each piece is about as large as may be.
+    """
     own: list[Piece] = []
     rows = size = 0
     for piece in pieces:
-        if own and (rows + (piece.rows or 0) > most_rows or size + piece.size > most_bytes):
+        is_divided = own and piece.rows is None and own[-1].file == piece.file
+        is_full = rows + (piece.rows or 0) > most_rows or size + piece.size > most_bytes
+        if own and (is_full or is_divided):
             yield tuple(own)
             own, rows, size = [], 0, 0
         own.append(piece)

@@ -75,7 +75,9 @@ def rank_and_world(
     found = {name: place for name, place in _launchers(environ).items() if place.world > 1}
     if len(set(found.values())) > 1:
         said = ", ".join(f"{place.rank} of {place.world} ({name})" for name, place in found.items())
-        raise ValueError(f"rank=None: environment variables differ: {said}; give rank and world")
+        raise ValueError(
+            f"rank=None: environment variables differ: {said}; give --rank and --world"
+        )
     return next(iter(found.values()), ALONE)
 
 
@@ -116,7 +118,7 @@ def _pair(environ: Environment, rank: str, world: str) -> Position:
         other = world if there == [rank] else rank
         raise ValueError(
             f"{other}: expected this environment variable beside {there[0]}={environ[there[0]]}; "
-            "unset that or give rank and world"
+            "unset that or give --rank and --world"
         )
     count = _number(environ, world, least=1)
     return Position(_number(environ, rank, most=count - 1), count)
@@ -142,7 +144,7 @@ def _array(environ: Environment) -> Position:
     if rest or not 0 <= rank < count or first + step * (count - 1) != last:
         raise ValueError(
             f"SLURM_ARRAY_TASK_ID={index}: expected indices with equal distances to find a rank, "
-            f"got {count} from {first} to {last}; give rank and world"
+            f"got {count} from {first} to {last}; give --rank and --world"
         )
     return Position(rank, count)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from jina_jax.bulk.ids import ids_of
 from jina_jax.bulk.settings import Settings
-from jina_jax.bulk.sources import Batch
+from jina_jax.bulk.sources import MOST_BYTES, Batch
 from jina_jax.config import Config
 from jina_jax.nn.pooling import unit
 from jina_jax.runtime.arguments import WHOLE, make_requests
@@ -109,8 +110,10 @@ class Block:
             for column, task in zip(strings, settings.tasks, strict=True)
         ]
 
-    def finish(self, project: Callable[[np.ndarray], np.ndarray]) -> Rows:
-        """Return the rows of the output, once all texts are encoded.
+    def finish(self, project: Callable[[np.ndarray], np.ndarray]) -> Iterator[Rows]:
+        """Yield the rows of the output, once all texts are encoded; ``bad`` is complete then.
+
+        With chunks in portions: a long text that is passed through is there once per chunk.
 
         Args:
           project: maps complete vectors (``Model.project``).
@@ -124,21 +127,22 @@ class Block:
         kept = np.flatnonzero(self._good)
         self.counts["nulls"] = sum(column[i] is None for column in self._columns for i in kept)
         if self._settings.chunks is not None:
-            return self._by_chunk(kept, matrices[0], self._columns[0])
+            yield from self._by_chunk(kept, matrices[0], self._columns[0])
+            return
         valid = [np.array([text is not None for text in column], bool) for column in self._columns]
         vectors = []
         for (starts, matrix), own in zip(matrices, valid, strict=True):
             found = np.zeros((len(kept), self._settings.dim), np.float32)
             found[own[kept]] = matrix[starts[kept][own[kept]]]
             vectors.append(found)
-        return Rows(self._passed(kept), vectors, [own[kept] for own in valid], None)
+        yield Rows(self._passed(kept), vectors, [own[kept] for own in valid], None)
 
     # ------------------------------------------------------------ from rows to texts
 
     def _refuse(self, index: int, column: str | None, reason: str) -> None:
         if self._good[index]:
             self._good[index] = False
-            own = None if self._ids is None else self._ids[index].as_py()
+            own = None if self._ids is None else ids_of(self._ids.slice(index, 1))[0]
             self.bad.append(Bad(int(self._numbers[index]), own, column, reason))
 
     def _strings(self, name: str) -> list[str | None]:
@@ -231,8 +235,8 @@ class Block:
 
     def _by_chunk(
         self, kept: np.ndarray, matrix: tuple[np.ndarray, np.ndarray], column: list[Text | None]
-    ) -> Rows:
-        """Return a row per chunk, and one without a vector for a text that has none."""
+    ) -> Iterator[Rows]:
+        """Yield a row per chunk, and one without a vector for a text that has none."""
         starts, vectors = matrix
         rows, chunks, found = [], [], []
         for i in kept.tolist():
@@ -245,12 +249,26 @@ class Block:
                 chunks.append((0, 0, 0))
                 found.append(-1)
             rows += [i] * max(1, len(spans))
-        index = np.array(found, np.int64)
-        valid = index >= 0
-        own = np.zeros((len(rows), self._settings.dim), np.float32)
-        own[valid] = vectors[index[valid]]
-        table = self._passed(np.array(rows, np.int64))
-        return Rows(table, [own], [valid], np.array(chunks, np.int64).reshape(-1, 3))
+        index, spans = np.array(found, np.int64), np.array(chunks, np.int64).reshape(-1, 3)
+        for part, table in self._portions(np.array(rows, np.int64)):
+            valid = index[part] >= 0
+            own = np.zeros((len(valid), self._settings.dim), np.float32)
+            own[valid] = vectors[index[part][valid]]
+            yield Rows(table, [own], [valid], spans[part])
+
+    def _portions(self, rows: np.ndarray) -> Iterator[tuple[slice, pa.Table]]:
+        """Yield ranges of rows, of bounded bytes but for a single row, with what is passed."""
+        whole = self._passed(np.arange(self._table.num_rows))
+        sizes = np.array([whole.slice(i, 1).nbytes for i in range(whole.num_rows)], np.int64)
+        ends = np.cumsum(sizes[rows])
+        start = 0
+        while True:
+            most = MOST_BYTES + (ends[start - 1] if start else 0)
+            stop = max(int(np.searchsorted(ends, most, side="right")), start + 1)
+            yield slice(start, stop), whole.take(pa.array(rows[start:stop]))
+            start = stop
+            if start >= len(rows):
+                return
 
     def _passed(self, rows: np.ndarray) -> pa.Table:
         """Return the columns that are passed through, of some rows."""

@@ -19,7 +19,7 @@ from jina_jax.bulk.inputs import InputFile, describe
 from jina_jax.bulk.output import ShardFiles
 from jina_jax.bulk.plan import Manifest
 from jina_jax.bulk.rows import Block, Text
-from jina_jax.bulk.sources import Batch, open_source
+from jina_jax.bulk.sources import MOST_BYTES, MOST_ROWS, Batch, open_source, smaller
 from jina_jax.bulk.stores import Store
 from jina_jax.runtime.arguments import check_mean_pooler, pick_overlap
 from jina_jax.runtime.pipeline import Pipeline, ahead
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
 _BLOCKS_TO_WRITE = 2
+# Rows, and bytes of them, that may wait for the pipeline to have texts for a pool: where most are
+# null or duplicates that could be all rows of a file.
+_ROWS_THAT_WAIT = 8 * MOST_ROWS
+_BYTES_THAT_WAIT = 8 * MOST_BYTES
+# Of rows that are read together with chunks, whose vectors may have forty times the bytes of texts.
+_BYTES_TO_CHUNK = 1 << 20
 
 
 class Progress(NamedTuple):
@@ -89,6 +95,7 @@ class Worker:
         self._failed = False
         settings = manifest.settings
         overlap = None
+        self._most_bytes = MOST_BYTES if settings.chunks is None else _BYTES_TO_CHUNK
         if settings.chunks is not None or settings.long_text == "windows":
             check_mean_pooler(model.config, "chunks" if settings.chunks else "long_text='windows'")
             overlap = pick_overlap(None, settings.max_length)
@@ -143,6 +150,7 @@ class Worker:
             files = ShardFiles(manifest, shard, self._store)
             self._files.append(files)
             seen: dict[Any, Text] | None = {} if manifest.settings.dedup else None
+            rows = size = 0
             for url, batch in ahead(self._batches(shard)):
                 if self._failed:
                     return
@@ -153,6 +161,12 @@ class Worker:
                 self._open.append(waiting)
                 position += len(texts)
                 yield from (text.request for text in texts)
+                rows, size = rows + batch.table.num_rows, size + batch.table.nbytes
+                if rows >= _ROWS_THAT_WAIT or size >= _BYTES_THAT_WAIT:
+                    rows = size = 0
+                    yield None
+                if not texts:
+                    self._pass_on()
             self._open.append(_Waiting(files, "", None, 0))
             self._pass_on()
             yield None
@@ -168,7 +182,8 @@ class Worker:
             file = self._manifest.inputs[piece.file]
             _check_unchanged(file)
             for batch in open_source(file).read(piece, self._manifest.columns):
-                yield file.url, batch
+                for part in smaller(batch, self._most_bytes):
+                    yield file.url, part
             _check_unchanged(file)
 
     # ------------------------------------------------------------ in both
@@ -207,10 +222,12 @@ class Worker:
             files.commit({"padding": round(self._pipeline.padding, 4), "waits": self._waits})
             self._report(Progress(files.shard, 0, 0, 0, True, self._waits, self._pipeline.padding))
             return
-        rows = block.finish(self._model.project)
-        tokens = sum(text.tokens for text in block.texts)
-        files.write(waiting.url, rows, block.bad, {"tokens": tokens, **block.counts})
-        written, bad = rows.table.num_rows, len(block.bad)
+        written = 0
+        for rows in block.finish(self._model.project):
+            files.write(waiting.url, rows)
+            written += rows.table.num_rows
+        tokens, bad = sum(text.tokens for text in block.texts), len(block.bad)
+        files.count(waiting.url, block.bad, {"tokens": tokens, **block.counts})
         progress = (files.shard, written, tokens, bad, False, self._waits, self._pipeline.padding)
         self._report(Progress(*progress))
 

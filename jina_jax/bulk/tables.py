@@ -165,7 +165,7 @@ def _check_names(names: Iterable[str]) -> None:
     for name in names:
         if name in seen:
             raise ValueError(
-                f"columns: {name!r} would be twice in the output; rename it in the input or do "
+                f"columns={name!r}: would be twice in the output; rename it in the input or do "
                 "not pass it through"
             )
         seen.add(name)

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import click
 
 from jina_jax.bulk.settings import KINDS, LONG_TEXT
-from jina_jax.cli.errors import needs
+from jina_jax.cli.errors import needs, orderly_end
 from jina_jax.cli.options import (
     PATH,
     Model,
@@ -36,14 +35,17 @@ _PLACE = ("--local-devices", "--rank", "--world")  # options that say which proc
 class _Group(click.Group):
     """A group whose first command needs no name: ``bulk INPUT OUTPUT`` is ``bulk run`` of them."""
 
+    default_command = _RUN
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, *ctx.help_option_names}:
             args = [_RUN, *args]
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_Group)
-def bulk() -> None:
+@click.group(cls=_Group, invoke_without_command=True)
+@click.pass_context
+def bulk(context: click.Context) -> None:
     """Turn tables of text into tables of vectors, on any number of machines.
 
     \b
@@ -52,8 +54,11 @@ def bulk() -> None:
     jina-jax bulk status vectors/
     jina-jax bulk verify vectors/
 
-    bulk INPUT... OUTPUT is short for bulk run INPUT... OUTPUT; see bulk run --help.
+    bulk INPUT... OUTPUT is short for bulk run INPUT... OUTPUT; see bulk run --help. Inputs that are
+    called as one of the commands need the whole: bulk run status vectors/.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _chunks(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
@@ -62,10 +67,6 @@ def _chunks(_context: click.Context, _parameter: click.Parameter, value: str | N
     if value.isascii() and value.isdecimal() and int(value) > 0:
         return int(value)
     raise click.BadParameter(f"expected sentences or a number of tokens, got {value!r}")
-
-
-def _megabytes(_context: click.Context, _parameter: click.Parameter, value: int) -> int:
-    return value << 20
 
 
 @bulk.command(_RUN)
@@ -133,11 +134,9 @@ def _megabytes(_context: click.Context, _parameter: click.Parameter, value: int)
 )
 @click.option(
     "--shard-mb",
-    "shard_bytes",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    callback=_megabytes,
     help="Most text per shard, about.",
 )
 @click.option(
@@ -157,7 +156,7 @@ def run(
     output: str,
     model: Model,
     shard_rows: int,
-    shard_bytes: int,
+    shard_mb: int,
     max_errors: int,
     rank: int | None,
     world: int | None,
@@ -187,33 +186,35 @@ def run(
         from jina_jax.bulk.ranks import ALONE, rank_and_world
         from jina_jax.bulk.stores import Store
     shared = leases or ray is not None
+    if not shared and (rank is None) != (world is None):
+        raise click.UsageError("expected --rank and --world, got one of them")
     if shared and (rank is not None or world is not None):
         raise click.UsageError("expected --rank and --world, --leases, or --ray, got two of them")
     if ray is not None and local_devices is not None:
         raise click.UsageError("expected --ray or --local-devices, got both")
     place = ALONE if shared else rank_and_world(rank, world)
-    if local_devices is not None:
-        raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
-    store = Store(output)
-    directory = model.fetch()
-    settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
-    manifest = job.plan(
-        inputs,
-        store,
-        settings,
-        directory,
-        name=model.name or "tiny",
-        shard_rows=shard_rows,
-        shard_bytes=shard_bytes,
-        wait=place.rank > 0,
-    )
-    if ray is not None:
-        _on_ray(ray, manifest, store, directory)
-    elif leases:
-        _by_leases(manifest, store, directory)
-    else:
-        _compute(manifest, store, directory, job.own_shards(manifest, store, place))
-    _end(job.summary(manifest, store), output, max_errors)
+    with orderly_end():
+        if local_devices is not None:
+            raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
+        store = Store(output)
+        directory = model.fetch()
+        manifest = job.plan(
+            inputs,
+            store,
+            job.resolve(directory, truncate_dim=truncate_dim, **options),
+            directory,
+            name=model.name or "tiny",
+            shard_rows=shard_rows,
+            shard_bytes=shard_mb << 20,
+            wait=place.rank > 0,
+        )
+        if ray is not None:
+            _on_ray(ray, manifest, store, directory)
+        elif leases:
+            _by_leases(manifest, store, directory)
+        else:
+            _compute(manifest, store, directory, job.own_shards(manifest, store, place))
+        _end(job.summary(manifest, store), output, max_errors)
 
 
 def _compute(
@@ -255,17 +256,10 @@ def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
     from jina_jax.bulk import job
     from jina_jax.bulk.leases import Leases
 
-    def interrupt(*_: Any) -> None:
-        leases.stop()  # else a thread may wait for other workers
-        raise KeyboardInterrupt
-
-    with Leases(store, f"{socket.gethostname()}:{os.getpid()}") as leases:
-        before = signal.signal(signal.SIGINT, interrupt)
-        try:
-            shards = job.leased_shards(manifest, leases)
-            _compute(manifest, store, directory, shards, leases.stop)
-        finally:
-            signal.signal(signal.SIGINT, before)
+    leases = Leases(store, f"{socket.gethostname()}:{os.getpid()}")
+    with orderly_end(leases.stop), leases:  # else a thread may wait for other workers
+        shards = job.leased_shards(manifest, leases)
+        _compute(manifest, store, directory, shards, leases.stop)
 
 
 def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -32,8 +32,18 @@ _EXTRAS = {
 # Errors of writing: those that name no file are of stdout (``jina_jax.files`` names the others).
 _OF_STDOUT = (errno.ENOSPC, errno.EBADF, errno.EFBIG, errno.EIO, errno.EDQUOT)
 _CLOSED_PIPE = 128 + 13  # as a shell reports the end by SIGPIPE
+_INTERRUPTED, _TERMINATED = 128 + 2, 128 + 15
 # Arguments in Python → of commands, where these are called otherwise.
-_RENAMED = {"name_or_path": "model", "truncate_dim": "dims"}
+_RENAMED = {
+    "name_or_path": ("model",),
+    "truncate_dim": ("dims",),
+    "dim": ("truncate_dim", "dims"),
+    "task": ("tasks",),
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """The end by SIGTERM, in order as by Ctrl-C."""
 
 
 class ErrorGroup(click.Group):
@@ -41,7 +51,7 @@ class ErrorGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command and exit: 0, 1 for a failed ``verify``, 2 for an error, 130 for Ctrl-C,
-        141 for a closed pipe.
+        141 for a closed pipe, 143 for SIGTERM.
 
         A process of its own (``args`` is None) ends at once on Ctrl-C: with work still on the
         device, the orderly end of the interpreter crashes in jaxlib (0.10.1 on CPU).
@@ -52,8 +62,9 @@ class ErrorGroup(click.Group):
         with _plain_warnings(), _no_lost_interrupt():
             try:
                 code = super().main(args, *rest, **extra)
-            except click.Abort:
-                code = 130
+            except click.Abort as abort:
+                is_terminated = isinstance(abort.__cause__, Terminated)
+                code = _TERMINATED if is_terminated else _INTERRUPTED
                 if args is None:
                     os._exit(code)
             except Exception as exception:
@@ -75,7 +86,14 @@ class ErrorGroup(click.Group):
             raise click.exceptions.Exit(_CLOSED_PIPE) from None
 
     def _command(self, args: Sequence[str] | None) -> click.Command | None:
-        return self.commands.get(next(iter(sys.argv[1:] if args is None else args), ""))
+        """Return the command that arguments name, a command of a group as well."""
+        command: click.Command | None = self
+        for word in sys.argv[1:] if args is None else args:
+            if not isinstance(command, click.Group):
+                break
+            unnamed = command.commands.get(getattr(command, "default_command", ""))
+            command = command.commands.get(word, unnamed)
+        return command
 
 
 def _is_expected(error: Exception) -> bool:
@@ -126,17 +144,30 @@ def _message(error: Exception, command: click.Command | None) -> str:
 
 
 def _with_options(text: str, command: click.Command | None) -> str:
-    """Name arguments as the command line does: "top_k=0: …" is "--top-k 0: …"."""
-    parameters = command.params if command else ()
-    for parameter in parameters:
-        text = text.replace(f"{parameter.name}=True", parameter.opts[0])
-    name, equals, rest = text.partition("=")
-    for parameter in parameters if equals else ():
-        if parameter.name in (name, _RENAMED.get(name)):
-            is_option = isinstance(parameter, click.Option)
-            shown = parameter.opts[0] if is_option else parameter.human_readable_name
-            return f"{shown} " + re.sub(r"\b(expected|or) None\b", r"\1 none", rest)
-    return text
+    """Name arguments as the command line does: "top_k=0: …" is "--top-k 0: …".
+
+    Arguments are named at the begin, with or without a value, and by differences of two plans.
+    """
+    shown = {own.name or "": _shown(own) for own in (command.params if command else ())}
+
+    def rename(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        option = next((shown[own] for own in (name, *_RENAMED.get(name, ())) if own in shown), None)
+        if option is None:
+            return match[0]
+        return f"{start}{option}{' ' if end == '=' else end}"
+
+    found = re.sub(r"(^(?!\w+=True)|plan: |; )(\w+)(=|(?=: expected ))", rename, text)
+    if found != text:
+        found = re.sub(r"\b(expected|or) None\b", r"\1 none", found)
+    for name, option in shown.items():
+        found = found.replace(f"{name}=True", option)
+    return found
+
+
+def _shown(parameter: click.Parameter) -> str:
+    is_option = isinstance(parameter, click.Option)
+    return parameter.opts[0] if is_option else parameter.human_readable_name
 
 
 def _print_line(kind: str, text: str) -> None:
@@ -157,6 +188,37 @@ def needs(extra: str) -> Iterator[None]:
         raise click.ClickException(message) from None
     except ImportError as error:  # of an evaluation, whose message names its own extra
         raise click.ClickException(str(error)) from None
+
+
+@contextlib.contextmanager
+def orderly_end(before: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """End by SIGTERM in order: what is half done is removed, as by Ctrl-C.
+
+    Later ones change nothing: a launcher may send one to each process of a group, whose parent
+    sends one as well. A second Ctrl-C ends at once.
+
+    Args:
+      before: called first, in the handler of either signal, so that no thread is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread():  # of a program around this one
+        yield
+        return
+
+    seen: set[int] = set()
+
+    def end(number: int, _frame: object) -> None:
+        seen.add(number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        before()
+        raise Terminated if signal.SIGTERM in seen else KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, end) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def main(context: click.Context) -> None:
     small model in the package.
 
     Exit status: 0 success, 1 verify found differences, 2 error, 130 interrupted,
-    141 output not read to its end.
+    141 output not read to its end, 143 terminated (bulk).
     """
     # When it reads a compiled program from the cache, XLA for CPU logs kilobytes about processor
     # features that do not exist ("prefer-no-gather"). Real errors are exceptions as well. JAX sets

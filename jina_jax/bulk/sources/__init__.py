@@ -11,12 +11,23 @@ from jina_jax.bulk.sources.base import (
     Batch,
     Piece,
     Source,
+    smaller,
 )
 from jina_jax.bulk.sources.delimited import DelimitedSource
 from jina_jax.bulk.sources.jsonl import JsonlSource
 from jina_jax.bulk.sources.parquet import ParquetSource
 
-__all__ = ["MOST_BYTES", "MOST_ROWS", "BadRow", "Batch", "Piece", "Source", "open_source"]
+__all__ = [
+    "MOST_BYTES",
+    "MOST_ROWS",
+    "BadRow",
+    "Batch",
+    "ParquetSource",
+    "Piece",
+    "Source",
+    "open_source",
+    "smaller",
+]
 
 _SOURCES: dict[str, type[Source]] = {
     ".parquet": ParquetSource,

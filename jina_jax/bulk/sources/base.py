@@ -261,17 +261,20 @@ def make_batches(
         good = np.ones(len(rows), bool)
         good[list(reasons)] = False
         table, rows = table.filter(pa.array(good)), rows[good]
-    for part, numbers in _divided(table, rows):
-        yield Batch(part, numbers, bad)
-        bad = []
+    yield from smaller(Batch(table, rows, bad), MOST_BYTES)
 
 
-def _divided(
-    table: pa.RecordBatch, rows: np.ndarray
-) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    if table.nbytes <= MOST_BYTES or len(rows) <= 1:
-        yield table, rows
+def smaller(batch: Batch, most_bytes: int) -> Iterator[Batch]:
+    """Divide a batch until each has at most so many bytes, or one row; bad rows are in the first.
+
+    Args:
+      batch: the rows.
+      most_bytes: of each part.
+    """
+    table, rows, bad = batch
+    if table.nbytes <= most_bytes or len(rows) <= 1:
+        yield batch
         return
     half = len(rows) // 2
-    yield from _divided(table.slice(0, half), rows[:half])
-    yield from _divided(table.slice(half), rows[half:])
+    yield from smaller(Batch(table.slice(0, half), rows[:half], bad), most_bytes)
+    yield from smaller(Batch(table.slice(half), rows[half:], []), most_bytes)
