@@ -42,6 +42,7 @@ class Page:
     def __init__(self, path: Path, shell: Shell, *, checked_only: bool = False):
         self.shell, self.checked_only = shell, checked_only
         self.printed: str | None = None  # by the block before, if it was run
+        self.was_left_out = False  # the block before: its output cannot be compared
         self.may_be_left = False  # a page need not show what commands print
         self.settings: dict[str, Any] = {}  # of the last complete block of TOML
         self.namespace: dict[str, Any] = {"__name__": "page"}
@@ -72,10 +73,10 @@ class Page:
 
     def _python(self, example: Example) -> None:
         self._nothing_is_left()
-        mark, source = self._mark(example)
+        source = self._source(example)
         lines = "\n" * (example.line + example.parsed.line_offset)
         code = compile(lines + source, example.path, "exec")
-        if mark == "checked only":
+        if self.was_left_out:
             check_imports(source)
             return
         output = io.StringIO()
@@ -85,14 +86,16 @@ class Page:
 
     def _shell(self, example: Example) -> None:
         self._nothing_is_left()
-        mark, source = self._mark(example)
+        source = self._source(example)
         check_commands(source)
         self.printed = None
-        if mark != "checked only" and is_for_here(source):
+        if not self.was_left_out and is_for_here(source):
             self.shell.run(source)
             self.printed, self.may_be_left = self.shell.output, True
 
     def _text(self, example: Example) -> None:
+        if self.was_left_out:
+            return
         assert self.printed is not None, f"{example.path}:{example.line}: output of no block"
         printed, self.printed = self.printed, None
         compare(example.parsed, printed)
@@ -106,14 +109,16 @@ class Page:
             (self.shell.directory / _name(example.parsed)).write_text(example.parsed)
         Settings.from_dict(_merged(self.settings, values), source=example.path)
 
-    def _mark(self, example: Example) -> tuple[str | None, str]:
+    def _source(self, example: Example) -> str:
+        """Return the code of a block as its mark says, and note whether it is left out."""
         before = example.document.text[: example.region.start]
         found = _MARK.search(before)
         mark = found[1] if found else None
         if self.checked_only or before.endswith(_COMMANDS):
             mark = "checked only"
+        self.was_left_out = mark == "checked only"
         source: str = example.parsed
-        return mark, source.replace(HUB, "tiny") if mark == "with tiny" else source
+        return source.replace(HUB, "tiny") if mark == "with tiny" else source
 
     def _nothing_is_left(self) -> None:
         left = None if self.may_be_left else self.printed
