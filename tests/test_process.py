@@ -51,7 +51,9 @@ before = process()
 import importlib, pkgutil
 import jina_jax, jina_jax.convert
 for module in pkgutil.walk_packages(jina_jax.__path__, "jina_jax."):
-    if not module.name.endswith(("mteb_model", "on_ray", "__main__")):
+    if not module.name.startswith("jina_jax.integrations.") and not module.name.endswith(
+        ("mteb_model", "on_ray", "__main__")
+    ):
         importlib.import_module(module.name)
 print(json.dumps([before, process()]))
 

@@ -55,12 +55,13 @@ ARROWS = {
         )
     },
     "ray": {"bulk", "embedder"},
+    "integrations": {"embedder", "tasks"},
     "cli": {
         *("bulk", "cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files"),
         *("nn", "runtime", "search", "serving", "tasks", "text", "training", "verify"),
     },
 }
-MOST_ROOMS = 21
+MOST_ROOMS = 22
 
 
 def wings() -> dict[str, list[Path]]:

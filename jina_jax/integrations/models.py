@@ -1,0 +1,186 @@
+"""Models of the integrations: by name, loaded once per process, or as an object."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jina_jax.embedder import JinaEmbeddings
+from jina_jax.tasks import AUTO
+
+Model = str | os.PathLike[str] | JinaEmbeddings
+Options = Mapping[str, Any] | None
+
+_FORMS = {"return_info", "output_value", "convert_to_numpy"}  # results that are no float32 (n, d)
+_lock = threading.Lock()
+_loaded: weakref.WeakValueDictionary[tuple[Any, ...], JinaEmbeddings] = (
+    weakref.WeakValueDictionary()
+)
+_latest: list[JinaEmbeddings] = []  # kept for copies that are made one after another
+
+
+def missing(extra: str, error: ModuleNotFoundError) -> ImportError:
+    """Return the error for a library that is not installed.
+
+    Args:
+      extra: of this package, which installs the library.
+      error: what its import raised.
+    """
+    return ImportError(f'{error.name} is not installed: pip install "jina-jax[{extra}]"')
+
+
+def load(model: Model, options: Options = None) -> JinaEmbeddings:
+    """Return a model, loaded only if the process has none of this name and these options.
+
+    Models are kept while something uses them, and the latest one beyond that. A directory whose
+    files have changed is loaded anew.
+
+    Args:
+      model: a directory, a Hugging Face Hub id or "tiny"; or an object, which is returned.
+      options: of ``JinaEmbeddings.from_pretrained``.
+
+    Raises:
+      ValueError: for options beside an object or that cannot be compared, and as
+        ``from_pretrained``.
+    """
+    options = dict(options or {})
+    if isinstance(model, JinaEmbeddings):
+        if options:
+            raise ValueError(
+                f"model_options={options!r}: expected none beside a model that is loaded"
+            )
+        return model
+    name = model_name(model)
+    try:
+        key = (name, _files(name), frozenset(options.items()))
+    except TypeError:
+        raise ValueError(f"model_options={options!r}: expected hashable values") from None
+    with _lock:
+        found = _loaded.get(key)
+        if found is None:
+            found = _loaded[key] = JinaEmbeddings.from_pretrained(name, **options)
+        _latest[:] = [found]
+    return found
+
+
+def model_name(model: Any) -> str:
+    """Return the name or directory of a model as a string.
+
+    Raises:
+      ValueError: for an object, or anything else that is no name.
+    """
+    if isinstance(model, str | os.PathLike) and (name := os.fspath(model)):
+        return name
+    got = type(model).__name__
+    raise ValueError(f"model: expected a directory, a Hub id or 'tiny', got {got}")
+
+
+def _files(name: str) -> tuple[Any, ...] | None:
+    """Return path, size and time of each file in a directory; None for a name that is none."""
+    if not os.path.isdir(name):
+        return None
+    files = [path for path in sorted(Path(name).resolve().rglob("*")) if path.is_file()]
+    found = [(path, path.stat()) for path in files]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found)
+
+
+class Encoder:
+    """A model with the options of all calls of one integration; it loads when first used.
+
+    Pickles and copies have the name of the model, not its weights, unless it was an object.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: str | None = AUTO,
+        truncate_dim: int | None = None,
+        batch_size: int | None = None,
+        model_options: Options = None,
+        encode_options: Options = None,
+    ):
+        """Keep the arguments.
+
+        Args:
+          model: a directory, a Hugging Face Hub id, "tiny", or a ``JinaEmbeddings``.
+          task: adapter of all texts, None for the base model; "auto" for those of
+            ``encode_query`` and ``encode_document``.
+          truncate_dim, batch_size: as for ``JinaEmbeddings.encode``.
+          model_options: of ``JinaEmbeddings.from_pretrained``.
+          encode_options: further ones of ``JinaEmbeddings.encode``, such as ``long_text``.
+
+        Raises:
+          ValueError: for options of another form of result, or that are arguments here.
+        """
+        named = {"task": task, "truncate_dim": truncate_dim, "batch_size": batch_size}
+        further = dict(encode_options or {})
+        if refused := (_FORMS | named.keys()) & further.keys():
+            raise ValueError(f"encode_options: unexpected option {min(refused)!r}")
+        if isinstance(model, JinaEmbeddings):
+            load(model, model_options)
+        else:
+            model = model_name(model)
+        self._given, self._model_options = model, dict(model_options or {})
+        self._named, self._further = named, further
+
+    @functools.cached_property
+    def model(self) -> JinaEmbeddings:
+        """The model, loaded; the options of calls are checked by then."""
+        found = load(self._given, self._model_options)
+        for encode in (found.encode_query, found.encode_document):
+            encode([], **self._options)
+        return found
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of the vectors."""
+        return self.documents([]).shape[1]
+
+    def queries(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Embed queries: float32 (n, d), or (d,) for a string."""
+        return self.model.encode_query(texts, **self._options | options)
+
+    def documents(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Embed documents: float32 (n, d), or (d,) for a string."""
+        return self.model.encode_document(texts, **self._options | options)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, to be stored as JSON or YAML.
+
+        Raises:
+          ValueError: for a model that is an object, values that are no plain ones, and a token of
+            the Hub, which would be stored for others to read.
+        """
+        if "token" in self._model_options:
+            raise ValueError("model_options: 'token' is not stored: set $HF_TOKEN instead")
+        for argument, options in (
+            ("model_options", self._model_options),
+            ("encode_options", self._further),
+        ):
+            for name, value in options.items():
+                if not isinstance(value, str | int | float | None):
+                    got = type(value).__name__
+                    raise ValueError(
+                        f"{argument}[{name!r}]: expected a plain value to store, got {got}"
+                    )
+        return {
+            "model": model_name(self._given),
+            **self._named,
+            "model_options": dict(self._model_options),
+            "encode_options": dict(self._further),
+        }
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        named = {"show_progress_bar": False, **self._named, **self._further}
+        return {name: value for name, value in named.items() if (name, value) != ("task", AUTO)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "model"}
