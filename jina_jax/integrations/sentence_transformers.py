@@ -24,7 +24,9 @@ PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 # Names of the prompts that sentence-transformers takes for each side, the first one found.
 _SIDES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _FURTHER = ("max_length", "long_text", "overlap")  # of ``JinaEmbeddings.encode``
-_TRAIN = "its weights are in JAX: train with `jina-jax train`, or a copy that `jina-jax convert` made"
+_TRAIN = (
+    "its weights are in JAX: train with `jina-jax train`, or a copy that `jina-jax convert` made"
+)
 _SAVE = "its files are those that it was loaded from; `jina-jax convert` writes other layouts"
 _DEVICES = "JAX uses all devices in one process: pass mesh=… in model_options for some of them"
 
@@ -157,7 +159,8 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
 
         Raises:
           ValueError: for what ``JinaEmbeddings.encode`` refuses, two of ``inputs`` and
-            ``sentences`` or none, and another ``device``, ``precision``, ``pool`` or ``chunk_size``.
+            ``sentences`` or none, and another ``device``, ``precision``, ``pool`` or
+            ``chunk_size``.
           TypeError: for another option.
         """
         texts, to = _one_of(inputs, sentences), self._device(device)
@@ -283,8 +286,10 @@ class _InJax(torch.nn.Module):
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
-    def preprocess(self, texts: Sequence[str], prompt: str | None = None) -> dict[str, Any]:
-        """Return int64 (B, T) ids and mask, cut at the end to ``max_seq_length``."""
+    def preprocess(
+        self, texts: Sequence[str], prompt: str | None = None, task: str | None = None
+    ) -> dict[str, Any]:
+        """Return int64 (B, T) ids and mask, cut to ``max_seq_length``; the task changes no id."""
         found = self.embedder.tokenize([(prompt or "") + text for text in texts])
         longest = self.max_seq_length
         ids = [own if len(own) <= longest else own[: longest - 1] + own[-1:] for own in found]

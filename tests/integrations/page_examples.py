@@ -25,7 +25,9 @@ def run_section(page: str, title: str, names: dict[str, Any]) -> str:
       What the blocks in Python print.
     """
     text = (PAGES / page).read_text(encoding="utf-8")
-    section = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    section = re.search(
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE
+    )
     assert section, f"{page} has no section {title!r}"
     blocks = re.findall(r"^```(python|sh)\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
     assert blocks, f"{page} has no example under {title!r}"
