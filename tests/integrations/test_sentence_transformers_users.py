@@ -101,14 +101,13 @@ def test_scores_of_keybert(names):
 def test_vectors_of_setfit_and_its_refusals(names, tmp_path):
     setfit = pytest.importorskip("setfit", reason="needs setfit")
     linear_model = pytest.importorskip("sklearn.linear_model")
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
     body, texts = names["model"], names["documents"]
     labels = [0] * 5 + [1] * 5 + [2] * 5
     head = linear_model.LogisticRegression()
     classifier = setfit.SetFitModel(model_body=body, model_head=head, normalize_embeddings=True)
     np.testing.assert_array_equal(classifier.encode(texts), body.embedder.encode(texts))
-    dataset = importlib.import_module("datasets").Dataset.from_dict(
-        {"text": texts, "label": labels}
-    )
+    dataset = datasets.Dataset.from_dict({"text": texts, "label": labels})
     arguments = setfit.TrainingArguments(output_dir=str(tmp_path), report_to="none")
     trainer = setfit.Trainer(model=classifier, args=arguments, train_dataset=dataset)
     trainer.train_classifier(texts, labels)
