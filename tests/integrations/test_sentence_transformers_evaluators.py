@@ -24,7 +24,7 @@ def body(model):
 
 @pytest.fixture(scope="module")
 def evaluators():
-    import sentence_transformers.evaluation as found
+    import sentence_transformers.sentence_transformer.evaluation as found
 
     return found
 
@@ -76,8 +76,8 @@ def test_retrieval_uses_both_adapters(evaluators, body, model, monkeypatch):
         ("TranslationEvaluator", (DOCUMENTS, OTHERS), "mean_accuracy", 1),
         (
             "ParaphraseMiningEvaluator",
-            (dict(zip("abcdefgh", DOCUMENTS + OTHERS, strict=True)), [tuple("ae"), tuple("bf")]),
-            "recall",
+            (dict(zip("abcdefgh", DOCUMENTS + OTHERS, strict=True)), list(zip("abcd", "efgh"))),
+            "average_precision",
             1,
         ),
     ],
@@ -108,16 +108,18 @@ def test_mining(body):
 
 def test_training_and_forward_are_refused(evaluators, body, tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs datasets")
-    from sentence_transformers.losses import MultipleNegativesRankingLoss, SoftmaxLoss
+    import sentence_transformers.sentence_transformer.losses as losses
     from torch.utils.data import DataLoader
 
     arguments = st.SentenceTransformerTrainingArguments(str(tmp_path), report_to="none")
     pairs = datasets.Dataset.from_dict({"anchor": DOCUMENTS, "positive": OTHERS})
-    loss = MultipleNegativesRankingLoss(body)
+    loss = losses.MultipleNegativesRankingLoss(body)
     trainer = st.SentenceTransformerTrainer(body, arguments, pairs, loss=loss)
     with pytest.raises(NotImplementedError, match="train is not supported"):
         trainer.train()
     loader = DataLoader([st.InputExample(texts=DOCUMENTS[:2], label=0)])
-    accuracy = evaluators.LabelAccuracyEvaluator(loader, softmax_model=SoftmaxLoss(body, 192, 2))
+    accuracy = evaluators.LabelAccuracyEvaluator(
+        loader, softmax_model=losses.SoftmaxLoss(body, 192, 2)
+    )
     with pytest.raises(NotImplementedError, match="forward is not supported"):
         accuracy(body)
