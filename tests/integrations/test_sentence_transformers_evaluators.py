@@ -76,7 +76,7 @@ def test_retrieval_uses_both_adapters(evaluators, body, model, monkeypatch):
         ("TranslationEvaluator", (DOCUMENTS, OTHERS), "mean_accuracy", 1),
         (
             "ParaphraseMiningEvaluator",
-            (dict(zip("abcdefgh", DOCUMENTS + OTHERS, strict=True)), list(zip("abcd", "efgh"))),
+            (dict(zip("abcdefgh", DOCUMENTS + OTHERS, strict=True)), ["ae", "bf", "cg", "dh"]),
             "average_precision",
             1,
         ),
