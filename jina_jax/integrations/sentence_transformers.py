@@ -20,6 +20,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing("sentence-transformers", error) from error
 
+from jina_jax.integrations.torch_module import InJax
+
 PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 # Names of the prompts that sentence-transformers takes for each side, the first one found.
 _SIDES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -29,6 +31,8 @@ _TRAIN = (
 )
 _SAVE = "its files are those that it was loaded from; `jina-jax convert` writes other layouts"
 _DEVICES = "JAX uses all devices in one process: pass mesh=… in model_options for some of them"
+
+_CONFIG = "`include_prompt` is in the model's configuration"
 
 
 def _refused(name: str, reason: str) -> Callable[..., NoReturn]:
@@ -89,7 +93,7 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
         config.task_id(task)
         config.embedding_dim(truncate_dim)
         super().__init__(
-            modules=[_InJax(embedder)],
+            modules=[InJax(embedder)],
             device=str(device),
             prompts=_all_prompts(embedder) | dict(prompts or {}),
             default_prompt_name=default_prompt_name,
@@ -177,7 +181,7 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
             normalize_embeddings=normalize_embeddings,
             output_value=output_value,
             show_progress_bar=show_progress_bar,
-            **self.encode_options | _checked(options),
+            **{"max_length": self.max_seq_length, **self.encode_options, **_checked(options)},
         )
         if by_token:
             tensors = [torch.from_numpy(vectors).to(to) for vectors in found]
@@ -229,6 +233,7 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
     save_to_hub = _refused("save_to_hub", _SAVE)
     push_to_hub = _refused("push_to_hub", _SAVE)
     start_multi_process_pool = _refused("start_multi_process_pool", _DEVICES)
+    set_pooling_include_prompt = _refused("set_pooling_include_prompt", _CONFIG)
 
     def _encode_side(
         self, side: str, inputs: Any, prompt_name: str | None, prompt: str | None, options: Any
@@ -258,60 +263,6 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
                 f"device={device!r}: expected a device of PyTorch for the tensors that are "
                 f"returned, or None; {_DEVICES}"
             ) from None
-
-
-class _InJax(torch.nn.Module):
-    """The one module of the model: it has what sentence-transformers asks of a first module."""
-
-    def __init__(self, embedder: JinaEmbeddings):
-        super().__init__()
-        self.embedder = embedder
-        self.register_buffer("anchor", torch.empty(0), persistent=False)  # is moved by ``to``
-
-    @property
-    def tokenizer(self) -> Any:
-        """That of ``jina_jax``, not one of transformers."""
-        return self.embedder.tokenizer
-
-    @property
-    def max_seq_length(self) -> int:
-        return self.embedder.max_seq_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, value: int) -> None:
-        self.embedder.max_seq_length = value
-
-    def get_embedding_dimension(self) -> int:
-        return self.embedder.get_embedding_dimension()
-
-    get_sentence_embedding_dimension = get_embedding_dimension
-
-    def preprocess(
-        self, texts: Sequence[str], prompt: str | None = None, task: str | None = None
-    ) -> dict[str, Any]:
-        """Return int64 (B, T) ids and mask, cut to ``max_seq_length``; the task changes no id."""
-        found = self.embedder.tokenize([(prompt or "") + text for text in texts])
-        longest = self.max_seq_length
-        ids = [own if len(own) <= longest else own[: longest - 1] + own[-1:] for own in found]
-        rows = [torch.tensor(own, device=self.anchor.device) for own in ids]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, True, self.tokenizer.pad_id)
-        lengths = torch.tensor([len(own) for own in ids], device=self.anchor.device)
-        mask = torch.arange(padded.shape[1], device=self.anchor.device) < lengths[:, None]
-        return {"input_ids": padded, "attention_mask": mask.long()}
-
-    tokenize = preprocess
-
-    def extra_repr(self) -> str:
-        return repr(self.embedder)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> _InJax:
-        """Move the anchor; ``half``, ``bfloat16`` and the like are refused."""
-        if (dtype := fn(self.anchor).dtype) != torch.float32:
-            raise ValueError(
-                f"{dtype}: expected a device, as the weights are in JAX: pass "
-                "model_options={'dtype': …}"
-            )
-        return super()._apply(fn, recurse)
 
 
 def _all_prompts(embedder: JinaEmbeddings) -> dict[str, str]:

@@ -114,15 +114,28 @@ def test_attributes(make, body, model):
     np.testing.assert_allclose(pairs, 1, rtol=1e-6)
 
 
-def test_ids(body, model):
+def test_ids(make, body, model):
     found = body.preprocess([DOCUMENTS[0], "bread"], prompt="a ")
     known = model.tokenize(["a " + DOCUMENTS[0], "a bread"])
     for ids, mask, own in zip(found["input_ids"], found["attention_mask"], known, strict=True):
         assert ids[mask.bool()].tolist() == own
-    short = copy.deepcopy(body)
+    short = make(model)
     short.max_seq_length = 4
     assert short.preprocess(DOCUMENTS)["input_ids"].shape == (4, 4)
     assert short.preprocess(DOCUMENTS)["input_ids"][:, -1].unique().tolist() == [2]
+
+
+def test_a_length_is_set_for_this_object_alone(make, model):
+    own, longest = make(model), model.max_seq_length
+    own.max_seq_length = 6
+    assert (own.max_seq_length, model.max_seq_length) == (6, longest)
+    same(own.encode(DOCUMENTS), model.encode(DOCUMENTS, max_length=6))
+    same(own.encode(DOCUMENTS, max_length=64), model.encode(DOCUMENTS))
+    own = make(model, encode_options={"max_length": 8, "long_text": "windows"})
+    expected = model.encode(DOCUMENTS, max_length=8, long_text="windows")
+    same(own.encode(DOCUMENTS), expected)
+    with pytest.raises(ValueError, match="max_seq_length=1"):
+        own.max_seq_length = 1
 
 
 def test_copies(body, expected):
@@ -191,7 +204,7 @@ def test_refused_inputs(make, body, model):
         "save",
         "save_pretrained",
         "push_to_hub",
-        "start_multi_process_pool",
+        *("start_multi_process_pool", "set_pooling_include_prompt"),
     ],
 )
 def test_refused_methods(name, body, tmp_path):
