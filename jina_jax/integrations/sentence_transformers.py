@@ -26,9 +26,7 @@ PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 # Names of the prompts that sentence-transformers takes for each side, the first one found.
 _SIDES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _FURTHER = ("max_length", "long_text", "overlap")  # of ``JinaEmbeddings.encode``
-_TRAIN = (
-    "its weights are in JAX: train with `jina-jax train`, or a copy that `jina-jax convert` made"
-)
+_TRAIN = "its weights are in JAX: use `jina-jax train`, or PyTorch on files of `jina-jax convert`"
 _SAVE = "its files are those that it was loaded from; `jina-jax convert` writes other layouts"
 _DEVICES = "JAX uses all devices in one process: pass mesh=… in model_options for some of them"
 
@@ -259,10 +257,8 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
         try:
             return torch.device(device)
         except (TypeError, RuntimeError):
-            raise ValueError(
-                f"device={device!r}: expected a device of PyTorch for the tensors that are "
-                f"returned, or None; {_DEVICES}"
-            ) from None
+            expected = "None, or a device of PyTorch for returned tensors"
+            raise ValueError(f"device={device!r}: expected {expected}; {_DEVICES}") from None
 
 
 def _all_prompts(embedder: JinaEmbeddings) -> dict[str, str]:
@@ -285,8 +281,7 @@ def _one_of(inputs: Any, sentences: Any) -> Any:
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     if unknown := options.keys() - set(_FURTHER):
         raise TypeError(
-            f"unexpected option {min(unknown)!r}: expected one of {', '.join(_FURTHER)}, or an "
-            "argument of its own"
+            f"unexpected option {min(unknown)!r}: expected an argument or {', '.join(_FURTHER)}"
         )
     return options
 
