@@ -170,16 +170,17 @@ class JinaJaxSentenceTransformer(SentenceTransformer):
         _check_absent("its devices are those of JAX", pool=pool, chunk_size=chunk_size)
         by_token = output_value == "token_embeddings"
         _check_precision(precision, by_token)
-        found = self.embedder.encode(
+        given: dict[str, Any] = {"max_length": self.max_seq_length, **self.encode_options}
+        given |= _checked(options) | self._prompt(prompt, prompt_name)
+        found: Any = self.embedder.encode(
             [texts] if isinstance(texts, str) else texts,
             task=self.task if isinstance(task, str) and task == AUTO else task,
-            **self._prompt(prompt, prompt_name),
             truncate_dim=self.truncate_dim if truncate_dim is None else truncate_dim,
             batch_size=batch_size,
             normalize_embeddings=normalize_embeddings,
             output_value=output_value,
             show_progress_bar=show_progress_bar,
-            **{"max_length": self.max_seq_length, **self.encode_options, **_checked(options)},
+            **given,
         )
         if by_token:
             tensors = [torch.from_numpy(vectors).to(to) for vectors in found]
