@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import os
 import threading
 import weakref
@@ -26,14 +26,15 @@ _loaded: weakref.WeakValueDictionary[tuple[Any, ...], JinaEmbeddings] = (
 _latest: list[JinaEmbeddings] = []  # kept for copies that are made one after another
 
 
-def missing(extra: str, error: ModuleNotFoundError) -> ImportError:
+def missing(extra: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
     """Return the error for a library that is not installed.
 
     Args:
       extra: of this package, which installs the library.
       error: what its import raised.
     """
-    return ImportError(f'{error.name} is not installed: pip install "jina-jax[{extra}]"')
+    message = f'{error.name} is not installed: pip install "jina-jax[{extra}]"'
+    return ModuleNotFoundError(message, name=error.name)
 
 
 def load(model: Model, options: Options = None) -> JinaEmbeddings:
@@ -129,27 +130,36 @@ class Encoder:
             model = model_name(model)
         self._given, self._model_options = model, dict(model_options or {})
         self._named, self._further = named, further
+        self._model: JinaEmbeddings | None = None
 
-    @functools.cached_property
-    def model(self) -> JinaEmbeddings:
-        """The model, loaded; the options of calls are checked by then."""
-        found = load(self._given, self._model_options)
-        for encode in (found.encode_query, found.encode_document):
-            encode([], **self._options)
-        return found
+    def load(self) -> JinaEmbeddings:
+        """Return the model, loaded at the first call, which also checks the options of all calls.
+
+        Raises:
+          ValueError: for an option that the model does not take, and as ``from_pretrained``.
+        """
+        if self._model is None:
+            found = load(self._given, self._model_options)
+            found.encode_query([], **self._options)
+            self._model = found
+        return self._model
 
     @property
-    def dimension(self) -> int:
-        """The dimension of the vectors."""
-        return self.documents([]).shape[1]
+    def name(self) -> str | None:
+        """The name or directory of the model; None for an object."""
+        return None if isinstance(self._given, JinaEmbeddings) else self._given
+
+    def encode(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Embed texts without a side, by a task that is named: float32 (n, d)."""
+        return self.load().encode(texts, **self._options | options)
 
     def queries(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
         """Embed queries: float32 (n, d), or (d,) for a string."""
-        return self.model.encode_query(texts, **self._options | options)
+        return self.load().encode_query(texts, **self._options | options)
 
     def documents(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
         """Embed documents: float32 (n, d), or (d,) for a string."""
-        return self.model.encode_document(texts, **self._options | options)
+        return self.load().encode_document(texts, **self._options | options)
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments, to be stored as JSON or YAML.
@@ -177,10 +187,19 @@ class Encoder:
             "encode_options": dict(self._further),
         }
 
+    def __repr__(self) -> str:
+        options = self._options  # those of the model may have a token
+        names = [name for name in self._named if options.get(name) is not None or name == "task"]
+        parts = [f"{name}={options[name]!r}" for name in names if name in options]
+        return ", ".join([repr(self._given), *parts])
+
     @property
     def _options(self) -> dict[str, Any]:
         named = {"show_progress_bar": False, **self._named, **self._further}
         return {name: value for name, value in named.items() if (name, value) != ("task", AUTO)}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return copy.copy(self)  # with the same model, which is not changed
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "model"}
+        return {**vars(self), "_model": None}
