@@ -31,7 +31,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 HUB = "jinaai/jina-embeddings-v3"
 _BLOCKS = RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\n]*)$\n", re.MULTILINE))
 _MARK = re.compile(r"<!-- (checked only|with tiny): (\S[^\n]*) -->\n\Z")
-_COMMANDS = ("<!-- main-job -->\n", "<!-- test-command -->\n")  # run by tests of their own
+_MAIN_JOB, _TESTS = "<!-- main-job -->\n", "<!-- test-command -->\n"  # the latter: .ci/run
+_INSTALLATION = re.compile(r"\Apython3 -m venv [^\n]* &&\n")
 _BFLOAT16 = 0.005  # of a cosine
 _NUMBER = re.compile(r"-?\d+\.\d*")
 
@@ -114,10 +115,12 @@ class Page:
         before = example.document.text[: example.region.start]
         found = _MARK.search(before)
         mark = found[1] if found else None
-        if self.checked_only or before.endswith(_COMMANDS):
+        if self.checked_only or before.endswith(_TESTS):
             mark = "checked only"
         self.was_left_out = mark == "checked only"
         source: str = example.parsed
+        if before.endswith(_MAIN_JOB):  # with the package that runs this test
+            source = _INSTALLATION.sub("", source).replace(".venv/bin/", "")
         return source.replace(HUB, "tiny") if mark == "with tiny" else source
 
     def _nothing_is_left(self) -> None:

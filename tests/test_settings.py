@@ -447,8 +447,11 @@ class TestDescription:
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readmes_file_is_valid(tmp_path):
-    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+def test_the_manuals_file_is_valid(tmp_path):
+    page = (ROOT / "docs/training.md").read_text("utf-8")
+    block = next(
+        own for own in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "retrieval" in own
+    )
     path = tmp_path / "retrieval.toml"
     path.write_text(block, encoding="utf-8")
     assert Settings.from_toml(path).model.tasks == ("retrieval.query", "retrieval.passage")
