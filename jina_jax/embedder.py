@@ -261,8 +261,8 @@ class JinaEmbeddings(Model):
           task: adapter, as for ``encode``; "auto" for "retrieval.passage" where there is one.
           max_length: most tokens that the encoder sees at once. Longer texts are encoded in windows
             of so many; nothing is cut off.
-          prompt, prompt_name, truncate_dim, overlap, batch_size, normalize_embeddings,
-            show_progress_bar, return_info: as for ``encode``.
+          prompt, prompt_name, truncate_dim, overlap, batch_size: as for ``encode``.
+          normalize_embeddings, show_progress_bar, return_info: as for ``encode``.
 
         Returns:
           ``Chunks`` for a string, a list of them for a sequence: a vector for every chunk asked

@@ -55,7 +55,7 @@ ARROWS = {
         )
     },
     "ray": {"bulk", "embedder"},
-    "integrations": {"embedder", "tasks"},
+    "integrations": {"checks", "embedder", "runtime", "tasks", "text"},
     "cli": {
         *("bulk", "cache", "checkpoints", "convert", "data", "embedder", "evaluation", "files"),
         *("nn", "runtime", "search", "serving", "tasks", "text", "training", "verify"),
