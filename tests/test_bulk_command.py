@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def test_a_process_per_device(invoke, directory):
         ("--rank 1", "expected --rank and --world, got one of them"),
         ("--rank 3 --world 2", "--rank 3: expected an integer from 0 to 1"),
         ("--revision x", "--revision 'x': expected none for the directory"),
+        ("--quantization fp8", "--quantization 'fp8': expected an NVIDIA GPU"),
     ],
 )
 def test_errors_name_options(invoke, directory, more, message):
@@ -113,6 +115,17 @@ def test_errors_name_options(invoke, directory, more, message):
         assert found.exit_code == 2
         assert f"jina-jax: error: {message}" in found.output
     assert not Path("out").exists()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_plan(invoke, directory, tmp_path):
+    """A plan of it would be another one than that of the model once it is mended."""
+    broken = shutil.copytree(directory, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{")
+    found = invoke("a.parquet", "out", *options(broken))
+    assert found.exit_code == 2
+    assert "tokenizer.json" in found.output
+    assert not Path("out").exists()
+    assert invoke("a.parquet", "out", *options(directory)).exit_code == 0
 
 
 def test_differences_of_plans_name_options(invoke, directory):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -423,11 +424,14 @@ def test_an_output_among_the_inputs_is_refused(model, directory, source, tmp_pat
     job.plan([str(folder / "0.parquet")], Store(str(folder / "v")), settings, directory, name="m")
 
 
-@pytest.mark.parametrize("body", ["", "the same"])
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [("", {"dedup": True}), ("the same", {"dedup": True}), (" ", {"chunks": "sentences"})],
+)
 def test_rows_without_texts_of_their_own_do_not_pile_up(
-    model, directory, tmp_path, monkeypatch, body
+    model, directory, tmp_path, monkeypatch, body, options
 ):
-    """Nulls and duplicates behind a few texts, in a file that is one shard."""
+    """Nulls, duplicates, and texts without chunks behind a few texts, in a file of one shard."""
     lines = [TEXTS[0], *[body] * 400, TEXTS[1], *[body] * 400]
     source = tmp_path / "a.csv"
     source.write_text("id,body\n" + "".join(f"{i},{own}\n" for i, own in enumerate(lines)))
@@ -441,7 +445,7 @@ def test_rows_without_texts_of_their_own_do_not_pile_up(
 
     monkeypatch.setattr(ShardFiles, "write", watch)
     store = Store(str(tmp_path / "out"))
-    plan = job.plan([str(source)], store, settings_of(directory, dedup=True), directory, name="m")
+    plan = job.plan([str(source)], store, settings_of(directory, **options), directory, name="m")
     worker = Worker(model, plan, store)
     worker.run([0])
     assert max(waiting) <= 20  # of 161
@@ -449,6 +453,24 @@ def test_rows_without_texts_of_their_own_do_not_pile_up(
     assert table.column("id").to_pylist() == [str(i) for i in range(802)]
     expected = model.encode([TEXTS[0], TEXTS[1]], task=TASKS[0])
     np.testing.assert_allclose(vectors(table.take([0, 401])), expected, atol=2e-6)
+
+
+def test_a_shard_without_chunks_is_there_before_the_next_is_known(model, directory, tmp_path):
+    """Else two workers by leases, each with such a shard, would wait for one another."""
+    source = write(tmp_path / "a.parquet", {"id": [1, 2], "body": [" ", ""]})
+    settings, store = settings_of(directory, chunks="sentences"), Store(str(tmp_path / "out"))
+    plan = job.plan([str(source)], store, settings, directory, name="m", shard_rows=1)
+
+    def shards():
+        yield 0
+        until = time.monotonic() + 20
+        while plan.done(store) != {0}:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        yield 1
+
+    job.work(model, plan, store, shards())
+    assert read(plan, tmp_path / "out").column("id").to_pylist() == [1, 2]
 
 
 def test_chunks_of_long_rows_are_written_in_portions(model, directory, tmp_path, monkeypatch):

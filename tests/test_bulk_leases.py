@@ -183,6 +183,18 @@ def test_closing_leaves_shards_to_others_at_once(store):
     assert time.monotonic() - start < 2
 
 
+def test_a_lease_goes_away_once_its_shard_is_done(store):
+    """By the heartbeat, while another thread asks for the next shard."""
+    with leases(store, heartbeat=0.05) as own:
+        name = next(own.take(NAMES[:1]))
+        store.put_new(name, b"")
+        until = time.monotonic() + 10
+        while store.names("_leases"):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert own.held == {}
+
+
 def test_a_lease_that_another_took_over_is_left_to_it(store, caplog):
     """As after a pause of this process; both compute the shard, and one puts it."""
     with leases(store, "slow", heartbeat=0.05) as own:

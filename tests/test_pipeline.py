@@ -294,17 +294,18 @@ def test_none_runs_what_has_arrived(monkeypatch):
     assert pools_of(stream, monkeypatch) == [2, 0, 1, 0, 0, 1]
 
 
-def test_results_before_a_none_do_not_wait_for_more(model):
-    """The next request is only made once the vectors of the first are there."""
+@pytest.mark.parametrize("chunks", [None, lambda *_: []], ids=["text", "no chunks"])
+def test_results_before_a_none_do_not_wait_for_more(model, chunks):
+    """The next request is only made once the first one's result is there."""
     arrived = threading.Event()
 
     def stream():
-        yield Request("a")
+        yield Request("a", chunks=chunks)
         yield None
         assert arrived.wait(60)
-        yield Request("b")
+        yield Request("b", chunks=chunks)
 
-    preparation = Preparation(model.tokenizer, False, 32, None)
+    preparation = Preparation(model.tokenizer, False, 32, 8)
     results = Pipeline(model.engine, model.batching, preparation, "mean").run(stream())
     assert next(results).owner == 0
     arrived.set()

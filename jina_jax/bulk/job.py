@@ -114,6 +114,7 @@ def plan(
     shard_bytes: int = SHARD_BYTES,
     wait: bool = False,
     seconds: float = 600.0,
+    check: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Return the plan in an output, or make it.
 
@@ -125,6 +126,8 @@ def plan(
       name: what the model is called.
       shard_rows, shard_bytes: most rows, and about most bytes of text, of a shard.
       wait: for another process that makes the plan, at most ``seconds``.
+      check: called before a new plan is put, to refuse by an exception what cannot be computed;
+        a plan that is there needs another output once its settings or its model are mended.
 
     Raises:
       PlanError: if the output has another plan.
@@ -144,7 +147,15 @@ def plan(
             raise ValueError(
                 f"output={store.url!r}: expected a place outside of the inputs, got one with {own}"
             )
-    return agree(store, files, settings, model, shard_rows=shard_rows, shard_bytes=shard_bytes)
+    return agree(
+        store,
+        files,
+        settings,
+        model,
+        shard_rows=shard_rows,
+        shard_bytes=shard_bytes,
+        check=check,
+    )
 
 
 def _is_below(inner: str, outer: str) -> bool:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -143,8 +143,9 @@ def agree(
     *,
     shard_rows: int,
     shard_bytes: int,
+    check: Callable[[], object] = lambda: None,
 ) -> Manifest:
-    """Return the plan in an output, or make it and put it there.
+    """Return the plan in an output, or make it, call ``check``, and put it there.
 
     Raises:
       PlanError: if there is one of other inputs, settings, or weights.
@@ -154,6 +155,7 @@ def agree(
     if plan is None:
         plan = make_plan(inputs, settings, model, shard_rows=shard_rows, shard_bytes=shard_bytes)
         content = plan.to_json()
+        check()
         if store.put_new(MANIFEST, content):
             return Manifest.from_json(content)  # as all others read it: types may be written anew
         plan = find_plan(store)

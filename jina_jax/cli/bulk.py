@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import socket
@@ -198,29 +199,32 @@ def run(
             raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
         store = Store(output)
         directory = model.fetch()
+        settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
+        load = functools.cache(lambda: job.load(directory, settings))
         manifest = job.plan(
             inputs,
             store,
-            job.resolve(directory, truncate_dim=truncate_dim, **options),
+            settings,
             directory,
             name=model.name or "tiny",
             shard_rows=shard_rows,
             shard_bytes=shard_mb << 20,
             wait=place.rank > 0,
+            check=load if ray is None else lambda: None,  # Ray's machines may have other devices
         )
         if ray is not None:
             _on_ray(ray, manifest, store, directory)
         elif leases:
-            _by_leases(manifest, store, directory)
+            _by_leases(manifest, store, load)
         else:
-            _compute(manifest, store, directory, job.own_shards(manifest, store, place))
+            _compute(manifest, store, load, job.own_shards(manifest, store, place))
         _end(job.summary(manifest, store), output, max_errors)
 
 
 def _compute(
     manifest: Any,
     store: Any,
-    directory: Path,
+    load: Callable[[], Any],
     shards: Any,
     stop: Callable[[], None] = lambda: None,
 ) -> None:
@@ -230,7 +234,7 @@ def _compute(
 
     if isinstance(shards, list) and not shards:
         return
-    model = job.load(directory, manifest.settings)
+    model = load()
     bar = Bar(manifest, shards if isinstance(shards, list) else None)
     try:
         job.work(model, manifest, store, shards, bar, stop)
@@ -252,14 +256,14 @@ def _on_ray(address: str, manifest: Any, store: Any, directory: Path) -> None:
         bar.close()
 
 
-def _by_leases(manifest: Any, store: Any, directory: Path) -> None:
+def _by_leases(manifest: Any, store: Any, load: Callable[[], Any]) -> None:
     from jina_jax.bulk import job
     from jina_jax.bulk.leases import Leases
 
     leases = Leases(store, f"{socket.gethostname()}:{os.getpid()}")
     with orderly_end(leases.stop), leases:  # else a thread may wait for other workers
         shards = job.leased_shards(manifest, leases)
-        _compute(manifest, store, directory, shards, leases.stop)
+        _compute(manifest, store, load, shards, leases.stop)
 
 
 def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:

@@ -7,6 +7,7 @@ thread, whose only result is what it returns; batches are made, run and added up
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,12 +70,16 @@ class Pipeline:
         Yields:
           Each request's result, once it is complete: near the order of requests, not in it.
         """
+        for is_section, pools in itertools.groupby(self._prepared(requests), bool):
+            if is_section:
+                yield from self._results(pools)
+
+    def _results(self, pools: Iterable[list[tuple[int, Prepared]]]) -> Iterator[Result]:
+        """Yield the results of pools, all of them before anything behind these is asked for."""
         empty: deque[Result] = deque()
 
-        def steps() -> Iterator[Step | None]:
-            for pool in self._prepared(requests):
-                if not pool:
-                    yield None
+        def steps() -> Iterator[Step]:
+            for pool in pools:
                 sums = [Sum(position, prepared) for position, prepared in pool]
                 empty.extend(self._empty(own) for own in sums if not own.prepared.items)
                 parts = [part for own in sums for part in own.parts]
@@ -84,7 +89,7 @@ class Pipeline:
             yield from results(step, output)
             while empty:
                 yield empty.popleft()
-        yield from empty
+        yield from empty  # of pools without a step behind them
 
     def _prepared(self, requests: Iterable[Request | None]) -> Iterator[list[tuple[int, Prepared]]]:
         """Yield pools of prepared requests with their positions."""
