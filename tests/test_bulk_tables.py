@@ -130,7 +130,7 @@ def test_schema_without_id_of_two_texts():
 @pytest.mark.parametrize("name", ["embedding", "file", "row"])
 def test_names_that_would_be_there_twice(name):
     columns = pa.schema([(name, pa.string())])
-    with pytest.raises(ValueError, match=f"{name!r} would be twice in the output"):
+    with pytest.raises(ValueError, match=f"columns={name!r}: would be twice in the output"):
         output_schema(Settings(**SETTINGS, columns=(name,)), columns, {})
 
 

@@ -112,6 +112,7 @@ def test_times_of_subtitles_belong_to_their_text():
         "WEBVTT",
         "00:01.000 --> 00:02.000 a:b\n- Go.",
     ]
+    assert chunks(cue) == [cue.strip()]
     assert chunks("1\n2\n12:03\na --> b\nc") == ["1", "2", "12:03", "a --> b", "c"]
 
 

@@ -137,6 +137,8 @@ def _sentences(text: str) -> list[Span]:
         done = cut
     if spans and start < len(text):
         spans[-1] = _stripped(text, spans[-1][0], len(text))
+    elif _VISIBLE.search(text, start):  # the time of a subtitle, and no line below it
+        spans.append(_stripped(text, start, len(text)))
     return spans
 
 
