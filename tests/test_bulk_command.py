@@ -43,6 +43,8 @@ def test_a_job_its_status_and_its_verification(invoke, directory):
     assert json.loads(invoke("status", "out", "--json").output)["done"] == 3
     checked = invoke("verify", "out", "--model", str(directory), "--sample", "5")
     assert (checked.exit_code, checked.output) == (0, "out: 0 problems in 3 shards\n")
+    planned = invoke("verify", "out", "--sample", "5")  # with the plan's model
+    assert (planned.exit_code, planned.output) == (0, checked.output)
 
 
 def test_exit_statuses(invoke, directory):

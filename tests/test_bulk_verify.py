@@ -266,7 +266,10 @@ def test_status(tmp_path):
 
 def test_status_at_the_end_and_without_a_plan(tmp_path):
     store, _ = make(tmp_path)
-    assert status(store).seconds_left == 0
+    end = datetime.datetime.fromisoformat("2026-01-01T00:00:45+00:00")
+    found = status(store, end)
+    assert found.seconds_left == 0
+    assert not any(worker.is_working for worker in found.workers)
     with pytest.raises(FileNotFoundError, match="expected the output of a bulk job"):
         status(Store(str(tmp_path / "in")))
     with pytest.raises(FileNotFoundError, match="expected the output of a bulk job"):

@@ -26,7 +26,7 @@ class WorkerStatus:
       shards: how many it committed.
       tokens_per_second: from the begin of its first to the end of its last.
       finished: when it committed its last, UTC.
-      is_working: whether that was not long ago, for the time that its shards take.
+      is_working: whether shards are left, and that was not long ago for the time of its shards.
     """
 
     name: str
@@ -93,7 +93,7 @@ def status(store: Store, now: datetime.datetime | None = None) -> Status:
     done = plan.done(store)
     found = read_statistics(store, plan, done)
     now = now or datetime.datetime.now(datetime.UTC)
-    workers = tuple(_workers(found.values(), now))
+    workers = tuple(_workers(found.values(), now, len(done) < len(plan.shards)))
     rate = sum(worker.tokens_per_second for worker in workers if worker.is_working)
     return Status(
         url=store.url,
@@ -125,7 +125,9 @@ def _read(store: Store, folder: str, names: dict[int, str]) -> dict[int, Any]:
     return {shard: json.loads(content) for shard, content in found if content is not None}
 
 
-def _workers(found: Iterable[dict[str, Any]], now: datetime.datetime) -> Iterable[WorkerStatus]:
+def _workers(
+    found: Iterable[dict[str, Any]], now: datetime.datetime, is_going_on: bool
+) -> Iterable[WorkerStatus]:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for own in found:
         by_name.setdefault(f"{own['host']}:{own['pid']}", []).append(own)
@@ -142,7 +144,7 @@ def _workers(found: Iterable[dict[str, Any]], now: datetime.datetime) -> Iterabl
             shards=len(shards),
             tokens_per_second=sum(own["tokens"] for own in shards) / span,
             finished=max(ends),
-            is_working=(now - max(ends)).total_seconds() <= patience,
+            is_working=is_going_on and (now - max(ends)).total_seconds() <= patience,
         )
 
 

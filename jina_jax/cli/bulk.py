@@ -25,6 +25,7 @@ from jina_jax.cli.options import (
     force_option,
     json_option,
     model_options,
+    planned_model_options,
     prompt_option,
     quantization_option,
 )
@@ -308,16 +309,16 @@ def show_status(output: str, as_json: bool) -> None:
         left = datetime.timedelta(seconds=round(found.seconds_left))
         click.echo(f"{found.tokens_per_second:,.0f} tokens/s, {left} left")
     for worker in found.workers:
-        state = "at work" if worker.is_working else f"last shard {worker.finished:%Y-%m-%d %H:%M}"
         rate = f"{worker.tokens_per_second:,.0f} tokens/s"
-        click.echo(f"{worker.name}: {worker.shards} shards, {rate}, {state}")
+        last = f"last shard {worker.finished:%Y-%m-%d %H:%M:%S}"
+        click.echo(f"{worker.name}: {worker.shards} shards, {rate}, {last}")
     for shard, name in found.leases.items():
         click.echo(f"shard {shard}: leased by {name}")
 
 
 @bulk.command("verify")
 @click.argument("output")
-@model_options
+@planned_model_options
 @click.option(
     "--sample",
     type=click.IntRange(min=0),
@@ -340,7 +341,7 @@ def check(output: str, model: Model, sample: int) -> None:
     plan = read_plan(store)
     own = None
     if sample:
-        directory = model.fetch()
+        directory = (model if model.name else model._replace(name=plan.model.name)).fetch()
         job.check_model(plan, directory)
         own = job.load(directory, plan.settings)
     problems = verify(store, own, sample)

@@ -76,6 +76,12 @@ def model_options(command: Callable) -> Callable:
     return _with_model(command, named)
 
 
+def planned_model_options(command: Callable) -> Callable:
+    """Add --model, whose default the command takes from a plan, and the options of the Hub."""
+    named = click.option("--model", help="Directory or Hub id.  [default: that of the job's plan]")
+    return _with_model(command, named)
+
+
 def source_argument(command: Callable) -> Callable:
     """Add the argument SOURCE and the options of the Hub; the command gets a ``Model``."""
     return _with_model(command, click.argument("model", metavar="SOURCE"))
