@@ -96,7 +96,7 @@ class TestTrain:
 
     def test_refusals(self, root, trained, tmp_path):
         message = refusal("train", root / "trained.toml")
-        assert message == f"{trained[0]}: has a run already; resume it, or name another"
+        assert message == f"{trained[0]}: has a run already: resume it (--resume), or name another"
         message = refusal("train", tmp_path / "none.toml")
         assert message == f"{tmp_path / 'none.toml'}: No such file or directory"
         assert "Missing argument 'CONFIG'" in refusal("train")

@@ -170,7 +170,7 @@ def test_a_run_that_is_done_stays_as_it_is(root, whole):
 
 
 def test_a_directory_with_a_run_needs_resume(root, whole):
-    with pytest.raises(FileExistsError, match="whole: has a run already; resume it"):
+    with pytest.raises(FileExistsError, match="whole: has a run already: resume it"):
         Trainer(settings(root, "whole", **WANTED))
 
 
