@@ -55,7 +55,9 @@ def start(settings: Settings, base: Checkpoint, *, resume: bool) -> None:
     directory = settings.output
     if (directory / SETTINGS).exists():
         if not resume:
-            raise FileExistsError(f"{directory}: has a run already: resume it (--resume), or name another")
+            raise FileExistsError(
+                f"{directory}: has a run already: resume it (--resume), or name another"
+            )
         _check_same(read_json(directory / SETTINGS), settings.to_dict(), directory)
         _check_base(directory, base)
         return
