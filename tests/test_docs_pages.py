@@ -16,7 +16,6 @@ from jina_jax.checkpoints.hub import fetch
 ROOT = Path(__file__).parents[1]
 # Their blocks are run elsewhere: these pages are only checked here.
 ELSEWHERE = {
-    "docs/bulk.md": "tests/test_bulk_*.py",
     "docs/serving.md": "tests/clients and tests/test_serving*.py",
     "docs/integrations": "tests/integrations",
 }
