@@ -81,7 +81,7 @@ class Bar:
         share = self._bar_share()
         seconds = time.monotonic() - self._begun
         left = f", {seconds / share - seconds:,.0f} s left" if share else ""
-        shards = f"{self.done} of {len(self._shards)} shards"
+        shards = f"{self.done} of this run's {len(self._shards)} shards"
         return f"{shards}, {self._text(progress)}{left}"
 
     def _bar_share(self) -> float:
