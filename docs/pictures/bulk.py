@@ -19,7 +19,7 @@ _THREADS = (
 def draw() -> Picture:
     """Draw the plan, the claim, the worker's threads, the commit, and the way back."""
     picture = Picture(
-        "A shard's life in a bulk job",
+        "Stages of a shard in a bulk job",
         "A job is planned once. A shard is claimed by a worker's rank, by a lease, or by an actor "
         "of Ray. The worker reads its rows, tokenises their texts, encodes them, and writes a "
         "table beside its place. It puts the table there if there is none: that is the commit. A "

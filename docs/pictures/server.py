@@ -1,4 +1,4 @@
-"""A request's way through the server: the threads of ``jina_jax/serving``."""
+"""Path of a request through the server: the threads of ``jina_jax/serving``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SMALL, _LARGE = ("red", "teal", "teal", "teal"), ("orange",) * 8
 def draw() -> Picture:
     """Draw three requests, the threads that they pass, what waits between these, and the reply."""
     picture = Picture(
-        "A request's way through the server",
+        "Path of a request through the server",
         "The event loop checks key and readiness, reads the body within its bounds, and makes a "
         "job of it. Threads tokenise texts of many jobs together. These wait in two lanes, small "
         "requests and large ones. The thread that computes packs what waits into a step of the "
