@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import shell_blocks
 from docs_pages import Page, compare
 from shell_blocks import Shell
 
@@ -98,6 +99,16 @@ def test_a_reason_is_needed_to_be_left_out(shell: Shell, tmp_path: Path) -> None
     (tmp_path / "page.md").write_text("<!-- checked only: -->\n" + fenced("python", "1 / 0"))
     with pytest.raises(ZeroDivisionError):
         Page(tmp_path / "page.md", shell).run()
+
+
+def test_a_block_may_print_more_than_a_pipe_takes_but_not_run_for_ever(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.run("printf '%0100000d' 7")
+    assert len(shell.output) == 100_000
+    monkeypatch.setattr(shell_blocks, "_SECONDS", 0.1)
+    with pytest.raises(AssertionError, match="over 0 s"):
+        shell.run("sleep 60")
 
 
 def test_outputs_with_any_text_between() -> None:
