@@ -55,9 +55,7 @@ def test_settings(directory):
     encoder = Encoder(directory, "separation", 32, 4, {"dtype": "float32"}, {"overlap": None})
     assert Encoder(**encoder.settings()).settings() == encoder.settings()
     assert encoder.settings()["model"] == str(directory)
-    assert repr(Encoder("tiny", None, 32, model_options={"token": "hf_secret"})) == (
-        "'tiny', task=None, truncate_dim=32"
-    )
+    assert repr(Encoder("tiny", None, 32)) == "'tiny', task=None, truncate_dim=32"
 
 
 @pytest.mark.parametrize("name", [None, "", 3, b"tiny"])
@@ -67,8 +65,16 @@ def test_names_that_are_none(name):
 
 
 def test_options_that_are_no_keys(directory):
-    with pytest.raises(ValueError, match=r"model_options=.*: expected hashable values"):
-        load(directory, {"mesh": []})
+    with pytest.raises(ValueError, match=r"expected hashable values of \['token', 'mesh'\]$"):
+        load(directory, {"token": "hf_secret", "mesh": []})
+
+
+def test_tokens_of_the_hub_are_not_kept(directory, model):
+    for given in (directory, model):
+        with pytest.raises(ValueError, match=r"model_options: unexpected 'token'.*set \$HF_TOKEN$"):
+            Encoder(given, model_options={"token": "hf_secret"})
+    with pytest.raises(ValueError, match=r"beside a model that is loaded, got \['token'\]$"):
+        load(model, {"token": "hf_secret"})
 
 
 def test_libraries_that_are_missing():

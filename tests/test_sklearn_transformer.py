@@ -86,7 +86,8 @@ def test_pickles_have_the_name(directory, loads):
         ({"truncate_dim": 1000}, "truncate_dim=1000"),
         ({"encode_options": {"return_info": True}}, "encode_options: .*'return_info'"),
         ({"encode_options": {"task": None}}, "encode_options: .*'task'"),
-        ({"model_options": {"dtype": "float32"}}, "model_options=.*loaded"),
+        ({"model_options": {"dtype": "float32"}}, r"model_options: .*loaded, got \['dtype'\]$"),
+        ({"model_options": {"token": "hf_secret"}}, "model_options: unexpected 'token'.*HF_TOKEN"),
     ],
 )
 def test_options_that_are_refused(model, options, message):

@@ -53,7 +53,7 @@ class JinaJaxEmbeddingFunction(EmbeddingFunction[Documents]):
           encode_options: further ones of ``JinaEmbeddings.encode``, such as ``long_text``.
 
         Raises:
-          ValueError: for arguments that cannot be stored: objects, and tokens of the Hub.
+          ValueError: for arguments that cannot be stored: objects, and a token of the Hub.
         """
         self._encoder = Encoder(
             model, task, truncate_dim, batch_size, model_options, encode_options
