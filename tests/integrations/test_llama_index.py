@@ -110,6 +110,24 @@ def test_stored_arguments(make):
         assert other.get_query_embedding(QUERY) == own.get_query_embedding(QUERY)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_name", "other"),
+        ("task", "separation"),
+        ("truncate_dim", 64),
+        ("batch_size", 2),
+        ("model_options", {"dtype": "bfloat16"}),
+        ("encode_options", {"long_text": "windows"}),
+    ],
+)
+def test_arguments_do_not_change(embedding, field, value):
+    before = embedding.to_dict()
+    with pytest.raises(ValueError, match=f"(?s){field}.*frozen"):
+        setattr(embedding, field, value)
+    assert embedding.to_dict() == before
+
+
 def test_a_model_that_is_an_object(make, model):
     own = make(model)
     with pytest.raises(ValueError, match="model: expected a directory, a Hub id or 'tiny'"):
