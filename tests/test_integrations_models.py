@@ -42,13 +42,21 @@ def test_models_that_nobody_uses_are_freed(directory, tmp_path):
     assert load(directory) is used
 
 
-def test_copies_have_no_weights(directory, model):
+def test_pickles_have_no_weights(directory, model):
     named, given = Encoder(directory), Encoder(model)
     named.load()
     assert len(pickle.dumps(named)) < 1000
     assert pickle.loads(pickle.dumps(named)).load() is named.load()
     assert copy.deepcopy(named).load() is named.load()
     assert copy.deepcopy(given).load() is model
+
+
+def test_copies_keep_the_model_of_a_directory_that_changes(tmp_path):
+    own = Encoder(write_tiny(tmp_path / "model"))
+    model = own.load()
+    (tmp_path / "model" / "config.json").touch()
+    assert copy.copy(own).load() is model
+    assert copy.deepcopy(own).load() is model
 
 
 def test_settings(directory):

@@ -101,7 +101,7 @@ def _files(name: str) -> tuple[Any, ...] | None:
 class Encoder:
     """A model with the options of all calls of one integration; it loads when first used.
 
-    Pickles and copies have the name of the model, not its weights, unless it was an object.
+    Pickles have the name of the model, not its weights, unless it was an object. Copies share it.
     """
 
     def __init__(
@@ -203,8 +203,13 @@ class Encoder:
         named = {"show_progress_bar": False, **self._named, **self._further}
         return {name: value for name, value in named.items() if (name, value) != ("task", AUTO)}
 
+    def __copy__(self) -> Encoder:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))  # with the same model, which is not changed
+        return new
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
-        return copy.copy(self)  # with the same model, which is not changed
+        return copy.copy(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": None}
