@@ -1,11 +1,14 @@
 """JinaJaxEmbeddingFunction in Chroma: its vectors are those of the model, in stored collections."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 from integration_cases import DOCUMENTS, QUERY
+from tiny import write_tiny
 
 chromadb = pytest.importorskip("chromadb", reason="needs the extra chroma")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
@@ -92,10 +95,19 @@ def test_another_process(make, tmp_path):
 def test_queries_of_a_stored_collection_load_nothing(make, monkeypatch):
     from jina_jax import JinaEmbeddings
 
-    built = make.build_from_config(make("tiny").get_config())
-    built._encoder.load()
+    config = make("tiny").get_config()
+    [vector] = make.build_from_config(config).embed_query([QUERY])
     monkeypatch.setattr(JinaEmbeddings, "from_pretrained", None)
-    assert make.build_from_config(make("tiny").get_config()) is built
+    np.testing.assert_array_equal(make.build_from_config(config).embed_query([QUERY]), [vector])
+
+
+def test_models_of_stored_collections_are_those_of_their_files(make, tmp_path):
+    config = make(write_tiny(tmp_path / "model")).get_config()
+    first = weakref.ref(make.build_from_config(config)._encoder.load())
+    (tmp_path / "model" / "config.json").touch()
+    assert make.build_from_config(config)._encoder.load() is not first()
+    gc.collect()
+    assert first() is None
 
 
 def test_a_change_of_arguments(make):
