@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from integration_cases import DOCUMENTS, QUERY
 
+from jina_jax import JinaEmbeddings
+
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
 
@@ -65,14 +67,25 @@ def test_an_index(embedding, model):
     assert found[0].text == DOCUMENTS[2]
 
 
-def test_a_pipeline_stores_its_arguments(embedding, model):
+def test_a_pipeline_reads_its_cache_for_the_same_arguments(make, model, monkeypatch):
     from llama_index.core import Document
     from llama_index.core.ingestion import IngestionPipeline
 
-    pipeline = IngestionPipeline(transformations=[embedding])
-    nodes = pipeline.run(documents=[Document(text=text) for text in DOCUMENTS])
+    pages = [Document(text=text) for text in DOCUMENTS]
+    pipeline = IngestionPipeline(transformations=[make("tiny")])
+    nodes = pipeline.run(documents=pages)
     assert [node.embedding for node in nodes] == model.encode_document(DOCUMENTS).tolist()
-    assert pipeline.cache.cache is not None
+    others = [make("tiny"), make("tiny", truncate_dim=64)]
+
+    def fail(*args, **options):
+        raise RuntimeError("encoded again")
+
+    monkeypatch.setattr(JinaEmbeddings, "encode_document", fail)
+    pipeline.transformations = others[:1]
+    assert pipeline.run(documents=pages) == nodes
+    pipeline.transformations = others[1:]
+    with pytest.raises(RuntimeError, match="encoded again"):
+        pipeline.run(documents=pages)
 
 
 def test_a_symmetric_task_and_options(make, model):
