@@ -18,6 +18,7 @@ LIBRARIES = {
     "haystack": ("haystack", "haystack"),
     "chroma": ("chromadb", "chroma"),
     "sklearn": ("sklearn", "eval"),
+    "sentence_transformers": ("torch", "sentence-transformers"),
 }
 
 
