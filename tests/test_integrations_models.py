@@ -18,6 +18,7 @@ LIBRARIES = {
     "haystack": ("haystack", "haystack"),
     "chroma": ("chromadb", "chroma"),
     "sklearn": ("sklearn", "eval"),
+    "sentence_transformers": ("torch", "sentence-transformers"),
 }
 
 
@@ -42,7 +43,7 @@ def test_models_that_nobody_uses_are_freed(directory, tmp_path):
     assert load(directory) is used
 
 
-def test_copies_have_no_weights(directory, model):
+def test_pickles_have_no_weights(directory, model):
     named, given = Encoder(directory), Encoder(model)
     named.load()
     assert len(pickle.dumps(named)) < 1000
@@ -51,13 +52,19 @@ def test_copies_have_no_weights(directory, model):
     assert copy.deepcopy(given).load() is model
 
 
+def test_copies_keep_the_model_of_a_directory_that_changes(tmp_path):
+    own = Encoder(write_tiny(tmp_path / "model"))
+    model = own.load()
+    (tmp_path / "model" / "config.json").touch()
+    assert copy.copy(own).load() is model
+    assert copy.deepcopy(own).load() is model
+
+
 def test_settings(directory):
     encoder = Encoder(directory, "separation", 32, 4, {"dtype": "float32"}, {"overlap": None})
     assert Encoder(**encoder.settings()).settings() == encoder.settings()
     assert encoder.settings()["model"] == str(directory)
-    assert repr(Encoder("tiny", None, 32, model_options={"token": "hf_secret"})) == (
-        "'tiny', task=None, truncate_dim=32"
-    )
+    assert repr(Encoder("tiny", None, 32)) == "'tiny', task=None, truncate_dim=32"
 
 
 @pytest.mark.parametrize("name", [None, "", 3, b"tiny"])
@@ -67,8 +74,16 @@ def test_names_that_are_none(name):
 
 
 def test_options_that_are_no_keys(directory):
-    with pytest.raises(ValueError, match=r"model_options=.*: expected hashable values"):
-        load(directory, {"mesh": []})
+    with pytest.raises(ValueError, match=r"expected hashable values of \['token', 'mesh'\]$"):
+        load(directory, {"token": "hf_secret", "mesh": []})
+
+
+def test_tokens_of_the_hub_are_not_kept(directory, model):
+    for given in (directory, model):
+        with pytest.raises(ValueError, match=r"model_options: unexpected 'token'.*set \$HF_TOKEN$"):
+            Encoder(given, model_options={"token": "hf_secret"})
+    with pytest.raises(ValueError, match=r"beside a model that is loaded, got \['token'\]$"):
+        load(model, {"token": "hf_secret"})
 
 
 def test_libraries_that_are_missing():

@@ -463,7 +463,7 @@ def test_tasks_and_texts_in_arrays_and_generators(model):
         np.testing.assert_array_equal(found, expected)
     chunks = model.encode_chunks(["ab", "cd"], 1, task=np.array(tasks, object))
     assert len(chunks) == 2
-    with pytest.raises(ValueError, match="texts: expected a sequence of str, got an array without"):
+    with pytest.raises(ValueError, match=r"texts: expected .*got ndarray of 0 axes"):
         model.encode(np.array("a"))
 
 

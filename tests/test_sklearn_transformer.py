@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -85,7 +86,8 @@ def test_pickles_have_the_name(directory, loads):
         ({"truncate_dim": 1000}, "truncate_dim=1000"),
         ({"encode_options": {"return_info": True}}, "encode_options: .*'return_info'"),
         ({"encode_options": {"task": None}}, "encode_options: .*'task'"),
-        ({"model_options": {"dtype": "float32"}}, "model_options=.*loaded"),
+        ({"model_options": {"dtype": "float32"}}, r"model_options: .*loaded, got \['dtype'\]$"),
+        ({"model_options": {"token": "hf_secret"}}, "model_options: unexpected 'token'.*HF_TOKEN"),
     ],
 )
 def test_options_that_are_refused(model, options, message):
@@ -97,5 +99,16 @@ def test_texts_that_are_refused(model):
     own = JinaJaxTransformer(model).fit([])
     with pytest.raises(ValueError, match="X='a': expected a list or column"):
         own.transform("a")
-    with pytest.raises(ValueError, match=r"texts\[0\]"):
+    with pytest.raises(ValueError, match="texts: expected a sequence of str, got ndarray of 2"):
         own.transform(np.array([["a"], ["b"]]))
+
+
+def test_a_column_of_a_table(model):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    table = pandas.DataFrame({"text": TEXTS, "title": TEXTS[::-1]})
+    expected = model.encode(TEXTS, task="classification")
+    column = ColumnTransformer([("text", JinaJaxTransformer(model), "text")])
+    np.testing.assert_array_equal(column.fit_transform(table), expected)
+    columns = ColumnTransformer([("text", JinaJaxTransformer(model), ["text"])])
+    with pytest.raises(ValueError, match=r"texts: .*got ndarray of 2 axes"):
+        columns.fit_transform(table)

@@ -408,6 +408,12 @@ def test_cache_is_bounded_and_safe_among_threads(make_pair, monkeypatch):
 # ---------------------------------------------------------------- refusals
 
 
+class Frame(list):
+    """A table as of pandas: its elements are the names of its columns."""
+
+    ndim = 2
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -416,6 +422,9 @@ def test_cache_is_bounded_and_safe_among_threads(make_pair, monkeypatch):
         (None, "texts: expected a sequence of str, got NoneType"),
         ({"a": 1}, "texts: expected a sequence of str, got dict"),
         ({"a"}, "texts: expected a sequence of str, got set"),
+        (np.array("a"), "texts: expected a sequence of str, got ndarray of 0 axes"),
+        (np.array([["a"]]), "texts: expected a sequence of str, got ndarray of 2 axes"),
+        (Frame(["text"]), "texts: expected a sequence of str, got Frame of 2 axes"),
         ([b"a"], r"texts\[0\]: expected str, got bytes"),
         (["a", None], r"texts\[1\]: expected str, got NoneType"),
         (["a", "b", {}], r"texts\[2\]: expected str, got dict"),

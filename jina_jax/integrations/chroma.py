@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +23,9 @@ class JinaJaxEmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds documents and queries of collections.
 
     Chroma stores its name and arguments with a collection. When it is opened again, Chroma finds
-    the class if this module was imported, and builds it; the model loads when it is first used.
+    the class if this module was imported, and builds it before every query, which uses the model
+    that was loaded last, if it is the same. With collections of several models, pass each function
+    to ``get_collection``, which keeps its model.
 
     >>> client.create_collection("pages", embedding_function=JinaJaxEmbeddingFunction("tiny"))
     >>> client.get_collection("pages").query(query_texts=["opening hours"])
@@ -53,7 +53,7 @@ class JinaJaxEmbeddingFunction(EmbeddingFunction[Documents]):
           encode_options: further ones of ``JinaEmbeddings.encode``, such as ``long_text``.
 
         Raises:
-          ValueError: for arguments that cannot be stored: objects, and tokens of the Hub.
+          ValueError: for arguments that cannot be stored: objects, and a token of the Hub.
         """
         self._encoder = Encoder(
             model, task, truncate_dim, batch_size, model_options, encode_options
@@ -89,7 +89,7 @@ class JinaJaxEmbeddingFunction(EmbeddingFunction[Documents]):
     def build_from_config(config: dict[str, Any]) -> JinaJaxEmbeddingFunction:
         """Return the function with stored arguments; Chroma asks for it before every query."""
         JinaJaxEmbeddingFunction.validate_config(config)
-        return _build(json.dumps(config, sort_keys=True))
+        return JinaJaxEmbeddingFunction(**config)
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
@@ -122,8 +122,3 @@ class JinaJaxEmbeddingFunction(EmbeddingFunction[Documents]):
                 raise ValueError(
                     f"{name}: expected {old!r}, as stored with the collection, got {new!r}"
                 )
-
-
-@functools.lru_cache(maxsize=8)
-def _build(config: str) -> JinaJaxEmbeddingFunction:
-    return JinaJaxEmbeddingFunction(**json.loads(config))

@@ -26,11 +26,15 @@ class JinaJaxEmbedding(BaseEmbedding):
     >>> Settings.embed_model = JinaJaxEmbedding("jinaai/jina-embeddings-v3")
     """
 
-    task: str | None = Field(description="Adapter of all texts; 'auto': those of retrieval.")
-    truncate_dim: int | None = Field(description="Matryoshka dimension.")
-    batch_size: int | None = Field(description="Most texts per step of one device.")
-    model_options: dict[str, Any] = Field(description="Options of from_pretrained.", repr=False)
-    encode_options: dict[str, Any] = Field(description="Further options of encode.")
+    # Frozen, as the encoder was made with them: others would be stored, but not used.
+    model_name: str = Field(description="Directory or name of the model.", frozen=True)
+    task: str | None = Field(
+        description="Adapter of all texts; 'auto': those of retrieval.", frozen=True
+    )
+    truncate_dim: int | None = Field(description="Matryoshka dimension.", frozen=True)
+    batch_size: int | None = Field(description="Most texts per step of one device.", frozen=True)
+    model_options: dict[str, Any] = Field(description="Options of from_pretrained.", frozen=True)
+    encode_options: dict[str, Any] = Field(description="Further options of encode.", frozen=True)
     _encoder: Encoder = PrivateAttr()
 
     def __init__(

@@ -55,20 +55,26 @@ def load(model: Model, options: Options = None) -> JinaEmbeddings:
     if isinstance(model, JinaEmbeddings):
         if options:
             raise ValueError(
-                f"model_options={options!r}: expected none beside a model that is loaded"
+                f"model_options: expected none beside a model that is loaded, got {list(options)}"
             )
         return model
     name = model_name(model)
     try:
         key = (name, _files(name), frozenset(options.items()))
     except TypeError:
-        raise ValueError(f"model_options={options!r}: expected hashable values") from None
+        raise ValueError(f"model_options: expected hashable values of {list(options)}") from None
     with _lock:
         found = _loaded.get(key)
         if found is None:
             found = _loaded[key] = JinaEmbeddings.from_pretrained(name, **options)
         _latest[:] = [found]
     return found
+
+
+def refuse_token(options: Options) -> None:
+    """Raise a ValueError for a token of the Hub, which copies and stored components would have."""
+    if "token" in (options or {}):
+        raise ValueError("model_options: unexpected 'token', as it may be stored: set $HF_TOKEN")
 
 
 def model_name(model: Any) -> str:
@@ -95,7 +101,7 @@ def _files(name: str) -> tuple[Any, ...] | None:
 class Encoder:
     """A model with the options of all calls of one integration; it loads when first used.
 
-    Pickles and copies have the name of the model, not its weights, unless it was an object.
+    Pickles have the name of the model, not its weights, unless it was an object. Copies share it.
     """
 
     def __init__(
@@ -118,8 +124,10 @@ class Encoder:
           encode_options: further ones of ``JinaEmbeddings.encode``, such as ``long_text``.
 
         Raises:
-          ValueError: for options of another form of result, or that are arguments here.
+          ValueError: for options of another form of result, or that are arguments here, and for a
+            token of the Hub.
         """
+        refuse_token(model_options)
         named = {"task": task, "truncate_dim": truncate_dim, "batch_size": batch_size}
         further = dict(encode_options or {})
         if refused := (_FORMS | named.keys()) & further.keys():
@@ -165,11 +173,8 @@ class Encoder:
         """Return the arguments, to be stored as JSON or YAML.
 
         Raises:
-          ValueError: for a model that is an object, values that are no plain ones, and a token of
-            the Hub, which would be stored for others to read.
+          ValueError: for a model that is an object, and values that are no plain ones.
         """
-        if "token" in self._model_options:
-            raise ValueError("model_options: 'token' is not stored: set $HF_TOKEN instead")
         for argument, options in (
             ("model_options", self._model_options),
             ("encode_options", self._further),
@@ -188,7 +193,7 @@ class Encoder:
         }
 
     def __repr__(self) -> str:
-        options = self._options  # those of the model may have a token
+        options = self._options
         names = [name for name in self._named if options.get(name) is not None or name == "task"]
         parts = [f"{name}={options[name]!r}" for name in names if name in options]
         return ", ".join([repr(self._given), *parts])
@@ -198,8 +203,13 @@ class Encoder:
         named = {"show_progress_bar": False, **self._named, **self._further}
         return {name: value for name, value in named.items() if (name, value) != ("task", AUTO)}
 
+    def __copy__(self) -> Encoder:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))  # with the same model, which is not changed
+        return new
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
-        return copy.copy(self)  # with the same model, which is not changed
+        return copy.copy(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": None}

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from jina_jax.integrations.models import Encoder, Model, Options, load, missing
+from jina_jax.integrations.models import Encoder, Model, Options, load, missing, refuse_token
 from jina_jax.tasks import AUTO, pick_tasks
 
 try:
@@ -59,9 +59,10 @@ class JinaJaxTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
           X, y: ignored.
 
         Raises:
-          ValueError: for an option that the model does not take.
+          ValueError: for an option that the model does not take, and for a token of the Hub.
           FileNotFoundError: if there is no such model.
         """
+        refuse_token(self.model_options)  # scikit-learn shows and pickles all arguments
         task = pick_tasks(load(self.model, self.model_options), "classification", self.task)[0]
         self._encoder = Encoder(
             self.model,

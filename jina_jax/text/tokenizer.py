@@ -307,13 +307,14 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     """Return texts as a list.
 
     Raises:
-      ValueError: if ``texts`` is a single text, not a collection or one without an order, or an
-        element is not a str or has a lone surrogate; the message names its index.
+      ValueError: if ``texts`` is a single text, not a collection, one without an order or one of
+        several axes, such as a DataFrame, or an element is not a str or has a lone surrogate; the
+        message names its index.
     """
     if isinstance(texts, (str, bytes, Mapping, Set)) or not isinstance(texts, Iterable):
         raise _refusal("texts", "a sequence of str", type(texts).__name__)
-    if getattr(texts, "ndim", 1) == 0:
-        raise _refusal("texts", "a sequence of str", "an array without axes")
+    if (axes := getattr(texts, "ndim", 1)) != 1:  # a DataFrame's elements are its column names
+        raise _refusal("texts", "a sequence of str", f"{type(texts).__name__} of {axes} axes")
     checked = list(texts)
     for at, text in enumerate(checked):
         if not isinstance(text, str):

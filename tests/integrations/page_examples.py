@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
+from shell_blocks import commands
 
 from jina_jax.cli.main import main
 
@@ -37,7 +38,7 @@ def run_section(page: str, title: str, names: dict[str, Any]) -> str:
             if language == "python":
                 exec(compile(code, f"{page}: {title}", "exec"), names)
             else:
-                _run_command(code)
+                _run_commands(code)
     return printed.getvalue()
 
 
@@ -50,10 +51,17 @@ def output_of(page: str, title: str) -> str:
     return found[1]
 
 
-def _run_command(code: str) -> None:
-    words = code.replace("\\\n", " ").split()
-    if words[0] == "pip":
-        return
-    assert words[0] == "jina-jax"
-    done = CliRunner().invoke(main, words[1:])
-    assert done.exit_code == 0, done.output
+def sections_with_examples(page: str) -> list[str]:
+    """Return the titles of the sections that have a block in Python or shell."""
+    text = (PAGES / page).read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.*)\n((?:(?!## ).*\n)*)", text, re.MULTILINE)
+    return [title for title, body in sections if re.search(r"^```(python|sh)$", body, re.MULTILINE)]
+
+
+def _run_commands(code: str) -> None:
+    for name, *arguments in commands(code):
+        if name == "pip":
+            continue
+        assert name == "jina-jax", f"{name}: expected a command jina-jax or pip"
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output

@@ -1,11 +1,14 @@
 """JinaJaxEmbeddingFunction in Chroma: its vectors are those of the model, in stored collections."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 from integration_cases import DOCUMENTS, QUERY
+from tiny import write_tiny
 
 chromadb = pytest.importorskip("chromadb", reason="needs the extra chroma")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
@@ -92,10 +95,19 @@ def test_another_process(make, tmp_path):
 def test_queries_of_a_stored_collection_load_nothing(make, monkeypatch):
     from jina_jax import JinaEmbeddings
 
-    built = make.build_from_config(make("tiny").get_config())
-    built._encoder.load()
+    config = make("tiny").get_config()
+    [vector] = make.build_from_config(config).embed_query([QUERY])
     monkeypatch.setattr(JinaEmbeddings, "from_pretrained", None)
-    assert make.build_from_config(make("tiny").get_config()) is built
+    np.testing.assert_array_equal(make.build_from_config(config).embed_query([QUERY]), [vector])
+
+
+def test_models_of_stored_collections_are_those_of_their_files(make, tmp_path):
+    config = make(write_tiny(tmp_path / "model")).get_config()
+    first = weakref.ref(make.build_from_config(config)._encoder.load())
+    (tmp_path / "model" / "config.json").touch()
+    assert make.build_from_config(config)._encoder.load() is not first()
+    gc.collect()
+    assert first() is None
 
 
 def test_a_change_of_arguments(make):
@@ -115,7 +127,7 @@ def test_a_change_of_arguments(make):
 def test_arguments_that_cannot_be_stored(make, model):
     with pytest.raises(ValueError, match=r"model: expected a directory.*got JinaEmbeddings"):
         make(model)
-    with pytest.raises(ValueError, match="'token' is not stored"):
+    with pytest.raises(ValueError, match=r"unexpected 'token'.*set \$HF_TOKEN"):
         make("tiny", model_options={"token": "hf_secret"})
     with pytest.raises(ValueError, match=r"model_options\['batching'\]: expected a plain value"):
         make("tiny", model_options={"batching": model.batching})

@@ -113,7 +113,7 @@ def test_arguments_that_are_not_stored(embedders, model):
     for make in embedders:
         for arguments, message in (
             ({"model": model}, "model: expected a directory"),
-            ({"model": "tiny", "model_options": {"token": "hf_secret"}}, "'token' is not stored"),
+            ({"model": "tiny", "model_options": {"token": "hf_secret"}}, "unexpected 'token'"),
             ({"model": "tiny", "encode_options": {"prompt": b"a"}}, "encode_options.'prompt'.:"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from integration_cases import DOCUMENTS, QUERY
 
+from jina_jax import JinaEmbeddings
+
 pytest.importorskip("llama_index.core", reason="needs the extra llama-index")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
 
@@ -65,14 +67,25 @@ def test_an_index(embedding, model):
     assert found[0].text == DOCUMENTS[2]
 
 
-def test_a_pipeline_stores_its_arguments(embedding, model):
+def test_a_pipeline_reads_its_cache_for_the_same_arguments(make, model, monkeypatch):
     from llama_index.core import Document
     from llama_index.core.ingestion import IngestionPipeline
 
-    pipeline = IngestionPipeline(transformations=[embedding])
-    nodes = pipeline.run(documents=[Document(text=text) for text in DOCUMENTS])
+    pages = [Document(text=text) for text in DOCUMENTS]
+    pipeline = IngestionPipeline(transformations=[make("tiny")])
+    nodes = pipeline.run(documents=pages)
     assert [node.embedding for node in nodes] == model.encode_document(DOCUMENTS).tolist()
-    assert pipeline.cache.cache is not None
+    others = [make("tiny"), make("tiny", truncate_dim=64)]
+
+    def fail(*args, **options):
+        raise RuntimeError("encoded again")
+
+    monkeypatch.setattr(JinaEmbeddings, "encode_document", fail)
+    pipeline.transformations = others[:1]
+    assert pipeline.run(documents=pages) == nodes
+    pipeline.transformations = others[1:]
+    with pytest.raises(RuntimeError, match="encoded again"):
+        pipeline.run(documents=pages)
 
 
 def test_a_symmetric_task_and_options(make, model):
@@ -108,6 +121,24 @@ def test_stored_arguments(make):
         assert other.to_dict() == own.to_dict()
         assert other._encoder.load() is own._encoder.load()
         assert other.get_query_embedding(QUERY) == own.get_query_embedding(QUERY)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_name", "other"),
+        ("task", "separation"),
+        ("truncate_dim", 64),
+        ("batch_size", 2),
+        ("model_options", {"dtype": "bfloat16"}),
+        ("encode_options", {"long_text": "windows"}),
+    ],
+)
+def test_arguments_do_not_change(embedding, field, value):
+    before = embedding.to_dict()
+    with pytest.raises(ValueError, match=f"(?s){field}.*frozen"):
+        setattr(embedding, field, value)
+    assert embedding.to_dict() == before
 
 
 def test_a_model_that_is_an_object(make, model):

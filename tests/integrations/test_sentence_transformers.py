@@ -187,8 +187,12 @@ def test_refused_inputs(make, body, model):
         body.encode(DOCUMENTS, processing_kwargs={})
     with pytest.raises(TypeError, match="trust_remote_code"):
         make(model, trust_remote_code=True)
-    for options in ({"task": "x"}, {"truncate_dim": 7777}, {"default_prompt_name": "x"}):
-        with pytest.raises(ValueError, match=r"x|7777"):
+    for options, message in (
+        ({"task": "x"}, "task='x': this checkpoint has"),
+        ({"truncate_dim": 7777}, "truncate_dim=7777: expected"),
+        ({"default_prompt_name": "x"}, "Default prompt name 'x' not found"),
+    ):
+        with pytest.raises(ValueError, match=message):
             make(model, **options)
     with pytest.raises(TypeError, match="'dtype'"):
         make(model, encode_options={"dtype": "float32"})

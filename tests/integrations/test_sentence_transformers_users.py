@@ -6,12 +6,20 @@ import types
 
 import numpy as np
 import pytest
-from page_examples import output_of, run_section
+from page_examples import output_of, run_section, sections_with_examples
 
 st = pytest.importorskip("sentence_transformers", reason="needs the extra sentence-transformers")
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
 
 PAGE = "sentence-transformers.md"
+EXAMPLES = {
+    "Evaluators": "sentence_transformers",
+    "BERTopic": "bertopic",
+    "KeyBERT": "keybert",
+    "SetFit": "setfit",
+    "txtai": "txtai",
+    "semantic-router": "semantic_router",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,17 +40,11 @@ def names(offline):
     del sys.modules["page"]
 
 
-@pytest.mark.parametrize(
-    ("title", "module"),
-    [
-        ("Evaluators", "sentence_transformers"),
-        ("BERTopic", "bertopic"),
-        ("KeyBERT", "keybert"),
-        ("SetFit", "setfit"),
-        ("txtai", "txtai"),
-        ("semantic-router", "semantic_router"),
-    ],
-)
+def test_all_sections_are_run():
+    assert sections_with_examples(PAGE) == ["Use", *EXAMPLES]
+
+
+@pytest.mark.parametrize(("title", "module"), EXAMPLES.items())
 def test_example(title, module, names):
     pytest.importorskip(module, reason=f"needs {module}")
     assert run_section(PAGE, title, names) == output_of(PAGE, title)

@@ -3,9 +3,16 @@
 import os
 
 import pytest
-from page_examples import output_of, run_section
+from page_examples import output_of, run_section, sections_with_examples
 
 PAGE = "vector-databases.md"
+EXAMPLES = {
+    "DuckDB": "duckdb",
+    "LanceDB": "lancedb",
+    "Qdrant": "qdrant_client",
+    "FAISS": "faiss",
+    "FAISS with bits": "faiss",
+}
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
 
 
@@ -34,16 +41,11 @@ def run(written, monkeypatch):
     return check
 
 
-@pytest.mark.parametrize(
-    ("title", "module"),
-    [
-        ("DuckDB", "duckdb"),
-        ("LanceDB", "lancedb"),
-        ("Qdrant", "qdrant_client"),
-        ("FAISS", "faiss"),
-        ("FAISS with bits", "faiss"),
-    ],
-)
+def test_all_sections_are_run():
+    assert sections_with_examples(PAGE) == ["Vectors", *EXAMPLES, "pgvector"]
+
+
+@pytest.mark.parametrize(("title", "module"), EXAMPLES.items())
 def test_recipe(title, module, run):
     pytest.importorskip(module, reason=f"needs {module}")
     run(title)
