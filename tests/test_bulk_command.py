@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from fsspec.registry import known_implementations
 
 from jina_jax.cli.main import main
 
@@ -117,6 +118,26 @@ def test_errors_name_options(invoke, directory, more, message):
         assert found.exit_code == 2
         assert f"jina-jax: error: {message}" in found.output
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        ("run a.parquet absent://b/out", "absent://b/out"),
+        ("run absent://b/a.parquet out", "absent://b/a.parquet"),
+        ("status absent://b/out", "absent://b/out"),
+        ("verify absent://b/out", "absent://b/out"),
+    ],
+)
+def test_a_package_of_a_store_that_is_missing_is_named(
+    invoke, directory, monkeypatch, arguments, url
+):
+    absent = {"class": "no_such_package.FileSystem", "err": "Install s3fs to access S3"}
+    monkeypatch.setitem(known_implementations, "absent", absent)
+    more = options(directory) if arguments.startswith("run") else []
+    found = invoke(*arguments.split(), *more)
+    assert found.exit_code == 2
+    assert f"jina-jax: error: {url}: cannot be opened: Install s3fs" in found.output
 
 
 def test_a_model_that_cannot_be_loaded_leaves_no_plan(invoke, directory, tmp_path):

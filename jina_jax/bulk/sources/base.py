@@ -8,13 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
 from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.local_disk import local_path
-from jina_jax.bulk.object_store import open_object
+from jina_jax.bulk.object_store import file_system, open_object
 from jina_jax.bulk.sources.fitting import fit_array, is_text
 from jina_jax.data.records import DataError
 
@@ -187,7 +186,7 @@ def open_file(url: str, *, mapped: bool = False) -> pa.NativeFile:
     path = local_path(url)
     if path is not None:
         return pa.memory_map(path) if mapped else pa.OSFile(path)
-    fs, own = fsspec.core.url_to_fs(url)
+    fs, own = file_system(url)
     return pa.PythonFile(open_object(fs, own, url), mode="r")
 
 
