@@ -81,8 +81,9 @@ def test_requests_of_openai(invoke, directory):
 
 
 def test_a_process_per_device(invoke, directory):
-    command = [sys.executable, "-m", "jina_jax.cli", "bulk", "a.parquet", "out"]
-    more = ["--shard-rows", "5", "--local-devices", "1"]
+    os.rename("a.parquet", "--rank.parquet")
+    command = [sys.executable, "-m", "jina_jax.cli", "bulk"]
+    more = ["--shard-rows", "5", "--local-devices", "1", "--", "--rank.parquet", "out"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     environment.pop("XLA_FLAGS", None)
     done = subprocess.run(

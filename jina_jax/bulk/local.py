@@ -46,17 +46,24 @@ def run_processes(
             f"local_devices={each}: expected a divisor of this machine's {devices} devices"
         )
     platform = _PLATFORMS.get(backend, backend)
+    behind = end_of_options(arguments)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for index in range(count):
             place = nested(outer, Position(index, count))
             environment = os.environ | local_devices_environ(index, count, platform, each)
             ranks = ["--rank", str(place.rank), "--world", str(place.world)] if by_rank else []
-            command = [sys.executable, "-m", "jina_jax.cli", *arguments, *ranks]
+            own = [*arguments[:behind], *ranks, *arguments[behind:]]
+            command = [sys.executable, "-m", "jina_jax.cli", *own]
             processes.append(subprocess.Popen(command, env=environment))
         return max(_status(process.wait()) for process in processes)
     finally:
         _end(processes)
+
+
+def end_of_options(arguments: Sequence[str]) -> int:
+    """Return the position of ``--``, behind which there are no options."""
+    return list(arguments).index("--") if "--" in arguments else len(arguments)
 
 
 def _status(code: int) -> int:

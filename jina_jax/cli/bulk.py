@@ -269,15 +269,17 @@ def _by_leases(manifest: Any, store: Any, load: Callable[[], Any]) -> None:
 
 def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
     """Run the same command in several processes; return the highest exit status."""
-    from jina_jax.bulk.local import run_processes
+    from jina_jax.bulk.local import end_of_options, run_processes
 
+    arguments = sys.argv[1:]
+    behind = end_of_options(arguments)
     kept, skip = [], False
-    for own in sys.argv[1:]:
+    for own in arguments[:behind]:
         name = own.partition("=")[0]
         if not skip and name not in _PLACE:
             kept.append(own)
         skip = not skip and name in _PLACE and "=" not in own
-    return run_processes(kept, each, place, by_rank=by_rank)
+    return run_processes([*kept, *arguments[behind:]], each, place, by_rank=by_rank)
 
 
 def _end(summary: Any, output: str, max_errors: int) -> None:
