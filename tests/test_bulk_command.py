@@ -96,6 +96,23 @@ def test_a_process_per_device(invoke, directory):
     assert invoke("verify", "out", "--sample", "0").exit_code == 0
 
 
+def test_processes_do_not_wait_for_a_plan_that_is_refused(invoke, directory):
+    command = [sys.executable, "-m", "jina_jax.cli", "bulk", "a.parquet", "out"]
+    more = ["--text", "body", "--text", "nowhere", "--model", str(directory)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        [*command, *more, "--local-devices", "1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "expected one column 'nowhere'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

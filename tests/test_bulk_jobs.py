@@ -370,7 +370,9 @@ def test_means_over_parts_need_a_model_with_the_mean(directory, tmp_path, option
 
 
 @pytest.mark.parametrize(("by_rank", "expected"), [(True, ["--rank", "--world"]), (False, [])])
-def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_rank, expected):
+def test_local_processes_have_ranks_unless_they_work_by_leases(
+    tmp_path, monkeypatch, by_rank, expected
+):
     started = []
 
     class Process:
@@ -380,16 +382,19 @@ def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_r
         def wait(self, timeout=None):
             return 0
 
+        poll = wait
+
         def kill(self):
             pass
 
         def terminate(self):
             pass
 
+    store = Store(str(tmp_path))
     asked = subprocess.CompletedProcess([], 0, stdout="cpu 2\n")
     monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: asked)
     monkeypatch.setattr(local.subprocess, "Popen", Process)
-    assert local.run_processes(["bulk"], 1, ALONE, by_rank=by_rank) == 0
+    assert local.run_processes(["bulk"], 1, ALONE, store, by_rank=by_rank) == 0
     assert started == [expected] * 2
 
 

@@ -196,9 +196,10 @@ def run(
         raise click.UsageError("expected --ray or --local-devices, got both")
     place = ALONE if shared else rank_and_world(rank, world)
     with orderly_end():
-        if local_devices is not None:
-            raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
         store = Store(output)
+        if local_devices is not None:
+            code = _in_processes(local_devices, place, store, by_rank=not leases)
+            raise click.exceptions.Exit(code)
         directory = model.fetch()
         settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
         load = functools.cache(lambda: job.load(directory, settings))
@@ -267,7 +268,7 @@ def _by_leases(manifest: Any, store: Any, load: Callable[[], Any]) -> None:
         _compute(manifest, store, load, shards, leases.stop)
 
 
-def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
+def _in_processes(each: int, place: Any, store: Any, *, by_rank: bool) -> int:
     """Run the same command in several processes; return the highest exit status."""
     from jina_jax.bulk.local import end_of_options, run_processes
 
@@ -279,7 +280,7 @@ def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
         if not skip and name not in _PLACE:
             kept.append(own)
         skip = not skip and name in _PLACE and "=" not in own
-    return run_processes([*kept, *arguments[behind:]], each, place, by_rank=by_rank)
+    return run_processes([*kept, *arguments[behind:]], each, place, store, by_rank=by_rank)
 
 
 def _end(summary: Any, output: str, max_errors: int) -> None:
