@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from fsspec.registry import known_implementations
 
+from jina_jax.checkpoints import hub
 from jina_jax.cli.main import main
 
 
@@ -46,6 +47,28 @@ def test_a_job_its_status_and_its_verification(invoke, directory):
     assert (checked.exit_code, checked.output) == (0, "out: 0 problems in 3 shards\n")
     planned = invoke("verify", "out", "--sample", "5")  # with the plan's model
     assert (planned.exit_code, planned.output) == (0, checked.output)
+
+
+def test_verification_finds_the_model_of_the_plan(invoke, directory, tmp_path, monkeypatch):
+    """From another directory, and the revision on the Hub."""
+    shutil.copytree(directory, tmp_path / "models" / "own")
+    assert invoke("a.parquet", "out", *options("models/own")).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    checked = invoke("verify", "../out", "--sample", "5")
+    assert (checked.exit_code, checked.output) == (0, "../out: 0 problems in 1 shards\n")
+
+    fetched = []
+
+    def fetch(name, revision, local_files_only):
+        fetched.append((name, revision))
+        return directory
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    own = options("owner/model", "--revision", "v2")
+    assert invoke("../a.parquet", "out", *own).exit_code == 0
+    assert invoke("verify", "out", "--sample", "5").exit_code == 0
+    assert fetched == [("owner/model", "v2")] * 2
 
 
 def test_exit_statuses(invoke, directory):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jina_jax.bulk.inputs import list_inputs
 from jina_jax.bulk.leases import Leases
-from jina_jax.bulk.local_disk import local_path
+from jina_jax.bulk.local_disk import absolute, local_path
 from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, PlanError, agree
 from jina_jax.bulk.ranks import ALONE, Position
 from jina_jax.bulk.settings import KINDS, LONG_TEXT, Settings
@@ -110,6 +110,7 @@ def plan(
     directory: Path,
     *,
     name: str,
+    revision: str | None = None,
     shard_rows: int = SHARD_ROWS,
     shard_bytes: int = SHARD_BYTES,
     wait: bool = False,
@@ -123,7 +124,8 @@ def plan(
       store: the output.
       settings: of ``resolve``.
       directory: of the model.
-      name: what the model is called.
+      name: what the model is called: a directory, which becomes absolute, or a Hub id.
+      revision: of the model on the Hub.
       shard_rows, shard_bytes: most rows, and about most bytes of text, of a shard.
       wait: for another process that makes the plan, at most ``seconds``.
       check: called before a new plan is put, to refuse by an exception what cannot be computed;
@@ -140,7 +142,8 @@ def plan(
             raise TimeoutError(f"{store.url}: expected {MANIFEST} of rank 0 in {seconds:g} seconds")
         time.sleep(_POLL)
     store.clean(_OLD)
-    model = ModelId(name, hash_of(directory))
+    own_name = absolute(name) if Path(name).is_dir() else name
+    model = ModelId(own_name, hash_of(directory), revision)
     files = list_inputs(inputs)
     for own in (*inputs, *(file.url for file in files)):
         if _is_below(store.url, own) or _is_below(own, store.url):

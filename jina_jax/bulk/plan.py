@@ -35,10 +35,17 @@ class PlanError(ValueError):
 
 
 class ModelId(NamedTuple):
-    """A model: what it was called, and the SHA-256 of its files (``hash_of``)."""
+    """A model.
+
+    Attributes:
+      name: what it was called: an absolute path, a Hub id, or "tiny".
+      sha256: of its files (``hash_of``).
+      revision: branch, tag or commit on the Hub; None for none.
+    """
 
     name: str
     sha256: str
+    revision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +184,7 @@ def agree(
 
 
 def differences(plan: Manifest, wanted: Manifest) -> list[str]:
-    """Return what is wanted otherwise than planned, in words; the name of a model is no matter."""
+    """Return what is wanted otherwise than planned, in words; names of a model are no matter."""
     found = []
     old, new = plan.settings.to_dict(), wanted.settings.to_dict()
     old |= {"shard_rows": plan.shard_rows, "shard_mb": plan.shard_bytes / (1 << 20)}

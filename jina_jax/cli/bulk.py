@@ -209,6 +209,7 @@ def run(
             settings,
             directory,
             name=model.name or "tiny",
+            revision=model.revision,
             shard_rows=shard_rows,
             shard_bytes=shard_mb << 20,
             wait=place.rank > 0,
@@ -344,7 +345,10 @@ def check(output: str, model: Model, sample: int) -> None:
     plan = read_plan(store)
     own = None
     if sample:
-        directory = (model if model.name else model._replace(name=plan.model.name)).fetch()
+        if model.name is None:
+            revision = model.revision or plan.model.revision
+            model = model._replace(name=plan.model.name, revision=revision)
+        directory = model.fetch()
         job.check_model(plan, directory)
         own = job.load(directory, plan.settings)
     problems = verify(store, own, sample)
