@@ -181,6 +181,14 @@ def test_a_package_of_a_store_that_is_missing_is_named(
     assert f"jina-jax: error: {url}: cannot be opened: Install s3fs" in found.output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a file of Linux that gives EIO")
+def test_a_disk_that_fails_under_an_input_is_not_stdout(invoke, directory, tmp_path):
+    os.symlink("/proc/self/mem", "b.jsonl")
+    found = invoke("b.jsonl", "out", *options(directory))
+    assert found.exit_code == 2
+    assert f"jina-jax: error: {tmp_path}/b.jsonl: Input/output error" in found.output
+
+
 def test_a_model_that_cannot_be_loaded_leaves_no_plan(invoke, directory, tmp_path):
     """A plan of it would be another one than that of the model once it is mended."""
     broken = shutil.copytree(directory, tmp_path / "broken")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -177,7 +178,9 @@ def readable(url: str) -> Iterator[None]:
         raise DataError(f"{url}: cannot be read ({error})") from error
     except OSError as error:
         if error.errno is not None:  # of the system, else of a decompression
-            raise
+            if error.filename is not None:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), url) from error
         raise DataError(f"{url}: cannot be read ({error})") from error
 
 
