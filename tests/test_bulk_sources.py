@@ -453,6 +453,23 @@ def test_pieces_of_lines(most_rows, most_bytes, tmp_path):
     assert sum(piece.size for piece in pieces) == pytest.approx(total, abs=len(pieces) + 1)
 
 
+def test_the_sample_of_lines_is_of_bounded_bytes(tmp_path, monkeypatch):
+    rows = [{"text": "x" * 1000, "n": k} for k in range(50)] + [{"text": "last", "late": 1}]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "a.jsonl").write_bytes(content)
+    monkeypatch.setattr(jsonl, "MOST_BYTES", 10_000)
+    parsed = []
+    monkeypatch.setattr(jsonl, "json_object", lambda line: parsed.append(line) or json.loads(line))
+    source = opened(tmp_path / "a.jsonl")
+    assert source.schema.names == ["text", "n"]
+    assert len(parsed) == 10
+    pieces = source.pieces(0, ["text"], 10**9, 10_000)
+    assert sum(piece.size for piece in pieces) == pytest.approx(50_004, rel=0.05)
+    parsed.clear()
+    batches = list(opened(tmp_path / "a.jsonl").read(pieces[-1], TEXT, is_checked=True))
+    assert len(parsed) == sum(len(batch.rows) for batch in batches)  # without a sample
+
+
 def test_types_of_json(tmp_path):
     rows = [
         {"text": "a", "n": 1, "x": 1, "b": True, "o": {"k": 1}, "l": [1], "s": "a", "z": None},
