@@ -355,6 +355,29 @@ def test_batches_are_of_bounded_bytes(tmp_path):
         assert found == sizes
 
 
+@pytest.mark.parametrize("name", ["plain.parquet", "dictionary.parquet", "dictionary.feather"])
+def test_a_repeated_text_is_read_in_bounded_bytes(name, tmp_path):
+    """A dictionary has it once, as do the sizes in the metadata of Parquet."""
+    repeated = ["x" * 30_000, "y"] * 2000
+    column = pa.array(repeated)
+    column = column.dictionary_encode() if name.startswith("dictionary") else column
+    table = pa.table({"text": column})
+    if name.endswith("feather"):
+        pyarrow.feather.write_feather(table, str(tmp_path / name), chunksize=4000)
+    else:
+        pq.write_table(table, tmp_path / name)
+    del table, column
+    source = opened(tmp_path / name)
+    before, most, found = pa.total_allocated_bytes(), 0, []
+    for batch in source.read(Piece(0, 3, 4000, 3997, 1), TEXT):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert batch.table.nbytes <= sources.MOST_BYTES
+        assert batch.rows[0] == 3 + len(found)
+        found += [len(text) for text in batch.table.column(0).to_pylist()]
+    assert found == [len(text) for text in repeated[3:]]
+    assert most < 3.5 * sources.MOST_BYTES
+
+
 # ------------------------------------------------------------ JSONL
 
 

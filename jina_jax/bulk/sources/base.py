@@ -6,7 +6,7 @@ import abc
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ from jina_jax.data.records import DataError
 
 MOST_ROWS = 25_000
 MOST_BYTES = 1 << 24
+# Rows that are decoded at once. Their bytes are known only then: a dictionary has a repeated text
+# once, and so do the sizes in the metadata of Parquet.
+STEP = 64
 
 
 class Piece(NamedTuple):
@@ -235,11 +238,43 @@ def batches_of(table: pa.RecordBatch, first: int, schema: pa.Schema) -> Iterator
       first: number of the first row.
       schema: the columns.
     """
-    for start in range(0, table.num_rows, MOST_ROWS):
-        part = table.slice(start, MOST_ROWS)
-        rows = np.arange(first + start, first + start + part.num_rows, dtype=np.int64)
+    names = schema.names
+    has_dictionary = any(pa.types.is_dictionary(table.column(name).type) for name in names)
+    step = STEP if has_dictionary else MOST_ROWS
+    parts = (table.slice(start, step) for start in range(0, table.num_rows, step))
+    for part in joined(parts, names):
+        rows = np.arange(first, first + part.num_rows, dtype=np.int64)
         columns = [fit_array(part.column(field.name), field) for field in schema]
         yield from make_batches(columns, schema, rows, [])
+        first += part.num_rows
+
+
+def joined(parts: Iterable[pa.RecordBatch], names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Join small parts up to ``MOST_ROWS`` and ``MOST_BYTES``, with values, not dictionaries.
+
+    Args:
+      parts: consecutive rows.
+      names: of the columns that are kept.
+    """
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for part in parts:
+        own = _decoded(part, names)
+        if held and (rows + own.num_rows > MOST_ROWS or size + own.nbytes > MOST_BYTES):
+            yield pa.concat_batches(held)
+            held, rows, size = [], 0, 0
+        held.append(own)
+        rows, size = rows + own.num_rows, size + own.nbytes
+    if held:
+        yield pa.concat_batches(held) if len(held) > 1 else held[0]
+
+
+def _decoded(table: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    columns = [table.column(name) for name in names]
+    plain = [
+        own.dictionary_decode() if pa.types.is_dictionary(own.type) else own for own in columns
+    ]
+    return pa.RecordBatch.from_arrays(plain, list(names))
 
 
 def make_batches(
