@@ -13,7 +13,7 @@ from jina_jax.bulk.leases import Leases
 from jina_jax.bulk.local_disk import absolute, local_path
 from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, PlanError, agree
 from jina_jax.bulk.ranks import ALONE, Position
-from jina_jax.bulk.settings import KINDS, LONG_TEXT, Settings
+from jina_jax.bulk.settings import KINDS, LONG_TEXT, SHARD_BYTES, SHARD_ROWS, Settings
 from jina_jax.bulk.shards import Progress, Worker
 from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import vector_type
@@ -25,8 +25,6 @@ from jina_jax.runtime.arguments import check_mean_pooler, make_requests
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
-SHARD_ROWS = 100_000
-SHARD_BYTES = 64 << 20
 _OLD = 24 * 3600.0  # seconds after which what a killed process left is removed
 _POLL = 1.0
 

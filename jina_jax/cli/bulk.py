@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from jina_jax.bulk.settings import KINDS, LONG_TEXT
+from jina_jax.bulk.settings import KINDS, LONG_TEXT, SHARD_BYTES, SHARD_ROWS
 from jina_jax.cli.errors import needs, orderly_end
 from jina_jax.cli.options import (
     PATH,
@@ -130,14 +130,14 @@ def _chunks(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option(
     "--shard-rows",
     type=click.IntRange(min=1),
-    default=100_000,
+    default=SHARD_ROWS,
     show_default=True,
     help="Most rows per shard.",
 )
 @click.option(
     "--shard-mb",
     type=click.IntRange(min=1),
-    default=64,
+    default=SHARD_BYTES >> 20,
     show_default=True,
     help="Most text per shard, about.",
 )
