@@ -16,15 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jina_jax.bulk.sources.base import (
-    MOST_BYTES,
-    MOST_ROWS,
-    BadRow,
-    Batch,
-    Piece,
-    Source,
-    make_batches,
-)
+from jina_jax.bulk.sources.base import Piece, Source
+from jina_jax.bulk.sources.batches import MOST_BYTES, MOST_ROWS, BadRow, Batch, make_batches
 from jina_jax.bulk.sources.fitting import fit_values
 from jina_jax.bulk.sources.text_files import EXPANSION, codec_of, open_text
 from jina_jax.data.lines import (

@@ -10,18 +10,14 @@ import pyarrow.parquet as pq
 
 from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.sources.base import (
-    MOST_BYTES,
-    STEP,
-    Batch,
     Piece,
     Source,
-    batches_of,
     bounded_pieces,
-    joined,
     open_file,
     plain_schema,
     readable,
 )
+from jina_jax.bulk.sources.batches import MOST_BYTES, STEP, Batch, batches_of, joined
 
 _BUFFER = 1 << 23  # bytes read at once of a column; without it, all bytes of a row group's column
 
