@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from jina_jax.bulk import job, local
 from jina_jax.bulk.output import ShardFiles
@@ -526,6 +527,25 @@ def test_ids_that_are_dates_and_times(model, directory, tmp_path, kind, last):
     bad = pq.read_table(tmp_path / "out" / "_errors" / f"{plan.name(0)}.parquet")
     assert integers(bad) == numbers[1:2]
     assert verify(store) == []
+
+
+def test_types_that_parquet_does_not_have(model, directory, tmp_path):
+    ids = pa.array([1, 1 << 33], pa.int64()).cast(pa.timestamp("s"))
+    days = pa.array([0, 86_400_000], pa.int64()).cast(pa.date64())
+    times = pa.array([[1], [2, 3]], pa.list_(pa.time32("s")))
+    table = pa.table({"id": ids, "body": TEXTS[:2], "day": days, "times": times})
+    feather.write_feather(table, str(tmp_path / "a.feather"))
+    options = {"columns": ("day", "times")}
+    plan, store = run(model, directory, tmp_path / "a.feather", tmp_path / "out", **options)
+    found = read(plan, tmp_path / "out")
+    assert found.schema.field("id").type == pa.timestamp("ms")
+    assert found.select(["id", "day", "times"]).to_pylist() == table.drop("body").to_pylist()
+    assert verify(store) == []
+    spans = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
+    feather.write_feather(pa.table({"id": spans, "body": TEXTS[:1]}), str(tmp_path / "b.feather"))
+    with pytest.raises(ValueError, match=r"columns: 'id' of .*interval cannot be in Parquet"):
+        run(model, directory, tmp_path / "b.feather", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def integers(table):
