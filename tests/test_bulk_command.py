@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from fsspec.registry import known_implementations
 
+from jina_jax.checkpoints import hub
 from jina_jax.cli.main import main
 
 
@@ -45,6 +47,28 @@ def test_a_job_its_status_and_its_verification(invoke, directory):
     assert (checked.exit_code, checked.output) == (0, "out: 0 problems in 3 shards\n")
     planned = invoke("verify", "out", "--sample", "5")  # with the plan's model
     assert (planned.exit_code, planned.output) == (0, checked.output)
+
+
+def test_verification_finds_the_model_of_the_plan(invoke, directory, tmp_path, monkeypatch):
+    """From another directory, and the revision on the Hub."""
+    shutil.copytree(directory, tmp_path / "models" / "own")
+    assert invoke("a.parquet", "out", *options("models/own")).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    checked = invoke("verify", "../out", "--sample", "5")
+    assert (checked.exit_code, checked.output) == (0, "../out: 0 problems in 1 shards\n")
+
+    fetched = []
+
+    def fetch(name, revision, local_files_only):
+        fetched.append((name, revision))
+        return directory
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    own = options("owner/model", "--revision", "v2")
+    assert invoke("../a.parquet", "out", *own).exit_code == 0
+    assert invoke("verify", "out", "--sample", "5").exit_code == 0
+    assert fetched == [("owner/model", "v2")] * 2
 
 
 def test_exit_statuses(invoke, directory):
@@ -80,8 +104,9 @@ def test_requests_of_openai(invoke, directory):
 
 
 def test_a_process_per_device(invoke, directory):
-    command = [sys.executable, "-m", "jina_jax.cli", "bulk", "a.parquet", "out"]
-    more = ["--shard-rows", "5", "--local-devices", "1"]
+    os.rename("a.parquet", "--rank.parquet")
+    command = [sys.executable, "-m", "jina_jax.cli", "bulk"]
+    more = ["--shard-rows", "5", "--local-devices", "1", "--", "--rank.parquet", "out"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     environment.pop("XLA_FLAGS", None)
     done = subprocess.run(
@@ -92,6 +117,23 @@ def test_a_process_per_device(invoke, directory):
     pids = {own["pid"] for own in statistics}
     assert len(pids) == 2
     assert invoke("verify", "out", "--sample", "0").exit_code == 0
+
+
+def test_processes_do_not_wait_for_a_plan_that_is_refused(invoke, directory):
+    command = [sys.executable, "-m", "jina_jax.cli", "bulk", "a.parquet", "out"]
+    more = ["--text", "body", "--text", "nowhere", "--model", str(directory)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        [*command, *more, "--local-devices", "1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "expected one column 'nowhere'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,6 +159,34 @@ def test_errors_name_options(invoke, directory, more, message):
         assert found.exit_code == 2
         assert f"jina-jax: error: {message}" in found.output
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        ("run a.parquet absent://b/out", "absent://b/out"),
+        ("run absent://b/a.parquet out", "absent://b/a.parquet"),
+        ("status absent://b/out", "absent://b/out"),
+        ("verify absent://b/out", "absent://b/out"),
+    ],
+)
+def test_a_package_of_a_store_that_is_missing_is_named(
+    invoke, directory, monkeypatch, arguments, url
+):
+    absent = {"class": "no_such_package.FileSystem", "err": "Install s3fs to access S3"}
+    monkeypatch.setitem(known_implementations, "absent", absent)
+    more = options(directory) if arguments.startswith("run") else []
+    found = invoke(*arguments.split(), *more)
+    assert found.exit_code == 2
+    assert f"jina-jax: error: {url}: cannot be opened: Install s3fs" in found.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a file of Linux that gives EIO")
+def test_a_disk_that_fails_under_an_input_is_not_stdout(invoke, directory, tmp_path):
+    os.symlink("/proc/self/mem", "b.jsonl")
+    found = invoke("b.jsonl", "out", *options(directory))
+    assert found.exit_code == 2
+    assert f"jina-jax: error: {tmp_path}/b.jsonl: Input/output error" in found.output
 
 
 def test_a_model_that_cannot_be_loaded_leaves_no_plan(invoke, directory, tmp_path):

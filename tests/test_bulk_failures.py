@@ -73,8 +73,8 @@ def test_an_input_that_changes_while_it_is_read(model, planned, tmp_path, monkey
     source = tmp_path / "a.parquet"
     read = ParquetSource.read
 
-    def change(*arguments):
-        yield from read(*arguments)
+    def change(*arguments, **options):
+        yield from read(*arguments, **options)
         os.utime(source, ns=(5, 5))
 
     monkeypatch.setattr(ParquetSource, "read", change)

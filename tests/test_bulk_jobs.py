@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from jina_jax.bulk import job, local
 from jina_jax.bulk.output import ShardFiles
@@ -370,7 +371,9 @@ def test_means_over_parts_need_a_model_with_the_mean(directory, tmp_path, option
 
 
 @pytest.mark.parametrize(("by_rank", "expected"), [(True, ["--rank", "--world"]), (False, [])])
-def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_rank, expected):
+def test_local_processes_have_ranks_unless_they_work_by_leases(
+    tmp_path, monkeypatch, by_rank, expected
+):
     started = []
 
     class Process:
@@ -380,16 +383,19 @@ def test_local_processes_have_ranks_unless_they_work_by_leases(monkeypatch, by_r
         def wait(self, timeout=None):
             return 0
 
+        poll = wait
+
         def kill(self):
             pass
 
         def terminate(self):
             pass
 
+    store = Store(str(tmp_path))
     asked = subprocess.CompletedProcess([], 0, stdout="cpu 2\n")
     monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: asked)
     monkeypatch.setattr(local.subprocess, "Popen", Process)
-    assert local.run_processes(["bulk"], 1, ALONE, by_rank=by_rank) == 0
+    assert local.run_processes(["bulk"], 1, ALONE, store, by_rank=by_rank) == 0
     assert started == [expected] * 2
 
 
@@ -501,18 +507,50 @@ def test_chunks_of_long_rows_are_written_in_portions(model, directory, tmp_path,
     assert json.loads(store.read(f"_stats/{plan.name(0)}.json"))["rows"] == whole.num_rows
 
 
-@pytest.mark.parametrize("kind", [pa.timestamp("ns", "UTC"), pa.duration("ns"), pa.time64("ns")])
-def test_ids_in_nanoseconds(model, directory, tmp_path, kind):
-    numbers = [86_399_000_000_001 - i for i in range(3)]
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        *((pa.timestamp("ns", "UTC"), 1 << 60), (pa.duration("ns"), 1 << 60)),
+        *((pa.time64("ns"), 86_399_000_000_001), (pa.time32("ms"), 86_399_000)),
+        *((pa.timestamp("ms"), 1 << 60), (pa.timestamp("us"), 1 << 60)),
+        *((pa.duration("s"), 1 << 60), (pa.date32(), 1 << 30)),
+    ],
+)
+def test_ids_that_are_dates_and_times(model, directory, tmp_path, kind, last):
+    """Those that Python does not have, in nanoseconds or after the year 9999, among them."""
+    numbers = [last - i for i in range(3)]
     bodies = pa.array([b"one", b"\xff", b"three"], pa.binary())
-    ids = pa.array(numbers, pa.int64()).cast(kind)
+    ids = pa.array(numbers, pa.int32() if kind.bit_width == 32 else pa.int64()).view(kind)
     source = write(tmp_path / "a.parquet", {"id": ids, "body": bodies.view(pa.string())})
     plan, store = run(model, directory, source, tmp_path / "out")
-    assert read(plan, tmp_path / "out").column("id").cast(pa.int64()).to_pylist() == numbers[::2]
+    assert integers(read(plan, tmp_path / "out")) == numbers[::2]
     bad = pq.read_table(tmp_path / "out" / "_errors" / f"{plan.name(0)}.parquet")
-    assert bad.column("id").type == kind
-    assert bad.column("id").cast(pa.int64()).to_pylist() == numbers[1:2]
+    assert integers(bad) == numbers[1:2]
     assert verify(store) == []
+
+
+def test_types_that_parquet_does_not_have(model, directory, tmp_path):
+    ids = pa.array([1, 1 << 33], pa.int64()).cast(pa.timestamp("s"))
+    days = pa.array([0, 86_400_000], pa.int64()).cast(pa.date64())
+    times = pa.array([[1], [2, 3]], pa.list_(pa.time32("s")))
+    table = pa.table({"id": ids, "body": TEXTS[:2], "day": days, "times": times})
+    feather.write_feather(table, str(tmp_path / "a.feather"))
+    options = {"columns": ("day", "times")}
+    plan, store = run(model, directory, tmp_path / "a.feather", tmp_path / "out", **options)
+    found = read(plan, tmp_path / "out")
+    assert found.schema.field("id").type == pa.timestamp("ms")
+    assert found.select(["id", "day", "times"]).to_pylist() == table.drop("body").to_pylist()
+    assert verify(store) == []
+    spans = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
+    feather.write_feather(pa.table({"id": spans, "body": TEXTS[:1]}), str(tmp_path / "b.feather"))
+    with pytest.raises(ValueError, match=r"columns: 'id' of .*interval cannot be in Parquet"):
+        run(model, directory, tmp_path / "b.feather", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def integers(table):
+    own = table.column("id").combine_chunks()
+    return own.view(pa.int32() if own.type.bit_width == 32 else pa.int64()).to_pylist()
 
 
 def test_ids_that_are_no_numbers(model, directory, tmp_path):

@@ -355,6 +355,29 @@ def test_batches_are_of_bounded_bytes(tmp_path):
         assert found == sizes
 
 
+@pytest.mark.parametrize("name", ["plain.parquet", "dictionary.parquet", "dictionary.feather"])
+def test_a_repeated_text_is_read_in_bounded_bytes(name, tmp_path):
+    """A dictionary has it once, as do the sizes in the metadata of Parquet."""
+    repeated = ["x" * 30_000, "y"] * 2000
+    column = pa.array(repeated)
+    column = column.dictionary_encode() if name.startswith("dictionary") else column
+    table = pa.table({"text": column})
+    if name.endswith("feather"):
+        pyarrow.feather.write_feather(table, str(tmp_path / name), chunksize=4000)
+    else:
+        pq.write_table(table, tmp_path / name)
+    del table, column
+    source = opened(tmp_path / name)
+    before, most, found = pa.total_allocated_bytes(), 0, []
+    for batch in source.read(Piece(0, 3, 4000, 3997, 1), TEXT):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert batch.table.nbytes <= sources.MOST_BYTES
+        assert batch.rows[0] == 3 + len(found)
+        found += [len(text) for text in batch.table.column(0).to_pylist()]
+    assert found == [len(text) for text in repeated[3:]]
+    assert most < 3.5 * sources.MOST_BYTES
+
+
 # ------------------------------------------------------------ JSONL
 
 
@@ -451,6 +474,23 @@ def test_pieces_of_lines(most_rows, most_bytes, tmp_path):
     assert expected - 1 <= len(pieces) <= expected * 1.1 + 2
     assert texts(source, pieces=pieces)[0] == [row["text"] for row in rows]
     assert sum(piece.size for piece in pieces) == pytest.approx(total, abs=len(pieces) + 1)
+
+
+def test_the_sample_of_lines_is_of_bounded_bytes(tmp_path, monkeypatch):
+    rows = [{"text": "x" * 1000, "n": k} for k in range(50)] + [{"text": "last", "late": 1}]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "a.jsonl").write_bytes(content)
+    monkeypatch.setattr(jsonl, "MOST_BYTES", 10_000)
+    parsed = []
+    monkeypatch.setattr(jsonl, "json_object", lambda line: parsed.append(line) or json.loads(line))
+    source = opened(tmp_path / "a.jsonl")
+    assert source.schema.names == ["text", "n"]
+    assert len(parsed) == 10
+    pieces = source.pieces(0, ["text"], 10**9, 10_000)
+    assert sum(piece.size for piece in pieces) == pytest.approx(50_004, rel=0.05)
+    parsed.clear()
+    batches = list(opened(tmp_path / "a.jsonl").read(pieces[-1], TEXT, is_checked=True))
+    assert len(parsed) == sum(len(batch.rows) for batch in batches)  # without a sample
 
 
 def test_types_of_json(tmp_path):

@@ -61,7 +61,7 @@ def read_expected(store: Store, plan: Manifest, shard: int, *, texts: bool) -> E
     found = Expected([], [[] for _ in settings.text] if texts else [], [])
     for piece in plan.shards[shard]:
         file = plan.inputs[piece.file]
-        for batch in open_source(file).read(piece, schema):
+        for batch in open_source(file).read(piece, schema, is_checked=True):
             rows = batch.rows.tolist()
             keys = [(file.url, row) for row in rows]
             kept = np.array([key not in bad for key in keys], bool)

@@ -6,14 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-_WITH_UNITS = (pa.types.is_timestamp, pa.types.is_duration, pa.types.is_time64)
-
 
 def ids_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """Return a column's values; those in nanoseconds, which Python does not have, as numbers."""
+    """Return a column's values; those of dates, times and durations as their integers.
+
+    Python has no nanoseconds and no years after 9999.
+    """
     kind = column.type
-    if any(own(kind) for own in _WITH_UNITS) and kind.unit == "ns":
-        column = column.cast(pa.int64())
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
     return column.to_pylist()
 
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
-import fsspec
-
 from jina_jax.bulk.local_disk import absolute, local_path
+from jina_jax.bulk.object_store import file_system
 from jina_jax.bulk.retries import retry
 from jina_jax.checks import check_unicode
 
@@ -94,7 +93,7 @@ def describe(url: str) -> InputFile:
     local = local_path(url)
     if local is not None:
         return _local_file(local)
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = file_system(url)
 
     def ask() -> InputFile:
         fs.invalidate_cache()
@@ -140,7 +139,7 @@ def _local_file(path: str) -> InputFile:
 
 def _match_remote(pattern: str) -> list[InputFile]:
     """Return the files of a URL or a pattern of URLs."""
-    fs, path = fsspec.core.url_to_fs(pattern)
+    fs, path = file_system(pattern)
 
     def ask() -> dict[str, Any]:
         fs.invalidate_cache()  # else some remember the listings of before

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jina_jax.bulk.inputs import list_inputs
 from jina_jax.bulk.leases import Leases
-from jina_jax.bulk.local_disk import local_path
+from jina_jax.bulk.local_disk import absolute, local_path
 from jina_jax.bulk.plan import ERRORS, MANIFEST, STATS, Manifest, ModelId, PlanError, agree
 from jina_jax.bulk.ranks import ALONE, Position
-from jina_jax.bulk.settings import KINDS, LONG_TEXT, Settings
+from jina_jax.bulk.settings import KINDS, LONG_TEXT, SHARD_BYTES, SHARD_ROWS, Settings
 from jina_jax.bulk.shards import Progress, Worker
 from jina_jax.bulk.stores import Store
 from jina_jax.bulk.tables import vector_type
@@ -25,8 +25,6 @@ from jina_jax.runtime.arguments import check_mean_pooler, make_requests
 if TYPE_CHECKING:
     from jina_jax.embedder import JinaEmbeddings
 
-SHARD_ROWS = 100_000
-SHARD_BYTES = 64 << 20
 _OLD = 24 * 3600.0  # seconds after which what a killed process left is removed
 _POLL = 1.0
 
@@ -110,6 +108,7 @@ def plan(
     directory: Path,
     *,
     name: str,
+    revision: str | None = None,
     shard_rows: int = SHARD_ROWS,
     shard_bytes: int = SHARD_BYTES,
     wait: bool = False,
@@ -123,7 +122,8 @@ def plan(
       store: the output.
       settings: of ``resolve``.
       directory: of the model.
-      name: what the model is called.
+      name: what the model is called: a directory, which becomes absolute, or a Hub id.
+      revision: of the model on the Hub.
       shard_rows, shard_bytes: most rows, and about most bytes of text, of a shard.
       wait: for another process that makes the plan, at most ``seconds``.
       check: called before a new plan is put, to refuse by an exception what cannot be computed;
@@ -140,7 +140,8 @@ def plan(
             raise TimeoutError(f"{store.url}: expected {MANIFEST} of rank 0 in {seconds:g} seconds")
         time.sleep(_POLL)
     store.clean(_OLD)
-    model = ModelId(name, hash_of(directory))
+    own_name = absolute(name) if Path(name).is_dir() else name
+    model = ModelId(own_name, hash_of(directory), revision)
     files = list_inputs(inputs)
     for own in (*inputs, *(file.url for file in files)):
         if _is_below(store.url, own) or _is_below(own, store.url):

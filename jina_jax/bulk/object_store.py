@@ -32,7 +32,7 @@ class ObjectStore:
 
     def __init__(self, url: str, **storage_options: Any):
         self.url = url.rstrip("/")
-        self.fs, path = fsspec.core.url_to_fs(url, **storage_options)
+        self.fs, path = file_system(url, **storage_options)
         self.root = path.rstrip("/")
 
     def where(self, name: str) -> str:
@@ -121,6 +121,18 @@ class ObjectStore:
     def clean(self, older_than: float) -> int:
         """Remove files of ``scratch`` that nobody wrote to for so many seconds."""
         return remove_old(Path(tempfile.gettempdir()), f"{_SCRATCH}*/*", older_than)
+
+
+def file_system(url: str, **storage_options: Any) -> tuple[Any, str]:
+    """Return the file system of fsspec for a URL, and the URL's path in it.
+
+    Raises:
+      ValueError: for an unknown scheme, or one whose package is not installed, which it names.
+    """
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **storage_options))
+    except ImportError as error:
+        raise ValueError(f"{url}: cannot be opened: {error}") from error
 
 
 def open_object(fs: Any, path: str, where: str) -> BinaryIO:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from jina_jax.bulk.columns import unified
 from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.settings import Settings
 from jina_jax.bulk.sources import Piece, open_source
@@ -35,10 +36,17 @@ class PlanError(ValueError):
 
 
 class ModelId(NamedTuple):
-    """A model: what it was called, and the SHA-256 of its files (``hash_of``)."""
+    """A model.
+
+    Attributes:
+      name: what it was called: an absolute path, a Hub id, or "tiny".
+      sha256: of its files (``hash_of``).
+      revision: branch, tag or commit on the Hub; None for none.
+    """
 
     name: str
     sha256: str
+    revision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +185,7 @@ def agree(
 
 
 def differences(plan: Manifest, wanted: Manifest) -> list[str]:
-    """Return what is wanted otherwise than planned, in words; the name of a model is no matter."""
+    """Return what is wanted otherwise than planned, in words; names of a model are no matter."""
     found = []
     old, new = plan.settings.to_dict(), wanted.settings.to_dict()
     old |= {"shard_rows": plan.shard_rows, "shard_mb": plan.shard_bytes / (1 << 20)}
@@ -229,7 +237,7 @@ def make_plan(
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         found = list(pool.map(read, range(len(inputs))))
-    columns = _unified([own for own, _ in found if own is not None], settings)
+    columns = unified([own for own, _ in found if own is not None], settings)
     output_schema(settings, columns, {})  # its errors must precede the plan, which would stay
     if settings.id is not None and pa.types.is_nested(columns.field(settings.id).type):
         raise ValueError(
@@ -239,27 +247,6 @@ def make_plan(
     everything = itertools.chain.from_iterable(own for _, own in found)
     shards = tuple(_shards(everything, shard_rows, shard_bytes))
     return Manifest(settings, model, tuple(inputs), shard_rows, shard_bytes, columns, shards)
-
-
-def _unified(schemas: Sequence[pa.Schema], settings: Settings) -> pa.Schema:
-    """Return the columns with types for all files; texts are bytes, which are checked one by one.
-
-    Raises:
-      ValueError: for types that have nothing in common, or files without any rows and columns.
-    """
-    if not schemas:
-        raise ValueError("inputs: expected rows, got files without any")
-    try:
-        columns = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
-    except pa.ArrowException as error:
-        raise ValueError(f"inputs: expected columns of the same types: {error}") from None
-    texts = {*settings.text, settings.task_column} - {settings.id, *settings.columns}
-    for index, field in enumerate(columns):
-        if field.name in texts:
-            columns = columns.set(index, pa.field(field.name, pa.binary()))
-        elif pa.types.is_null(field.type):  # of JSONL, whose first rows alone were looked at
-            columns = columns.set(index, pa.field(field.name, pa.string()))
-    return columns
 
 
 def columns_of(settings: Settings) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 KINDS = ("float32", "float16", "bytes", "ubinary")
 LONG_TEXT = ("truncate", "windows", "error")
+SHARD_ROWS = 100_000  # most rows of a shard
+SHARD_BYTES = 64 << 20  # most bytes of texts of a shard, about
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,7 +181,7 @@ class Worker:
         for piece in self._manifest.shards[shard]:
             file = self._manifest.inputs[piece.file]
             _check_unchanged(file)
-            for batch in open_source(file).read(piece, self._manifest.columns):
+            for batch in open_source(file).read(piece, self._manifest.columns, is_checked=True):
                 for part in smaller(batch, self._most_bytes):
                     yield file.url, part
             _check_unchanged(file)

@@ -38,7 +38,8 @@ class Store:
         self.url = url.rstrip("/") or url
         local = local_path(url)
         if local is not None and storage_options:
-            raise ValueError(f"storage_options={storage_options}: expected none for {url!r}")
+            names = ", ".join(storage_options)  # the values may be keys
+            raise ValueError(f"storage_options: expected none for {url!r}, got {names}")
         self._place: LocalDisk | ObjectStore = (
             ObjectStore(url, **storage_options) if local is None else LocalDisk(local)
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from jina_jax.bulk.settings import KINDS, LONG_TEXT
+from jina_jax.bulk.settings import KINDS, LONG_TEXT, SHARD_BYTES, SHARD_ROWS
 from jina_jax.cli.errors import needs, orderly_end
 from jina_jax.cli.options import (
     PATH,
@@ -130,14 +130,14 @@ def _chunks(_context: click.Context, _parameter: click.Parameter, value: str | N
 @click.option(
     "--shard-rows",
     type=click.IntRange(min=1),
-    default=100_000,
+    default=SHARD_ROWS,
     show_default=True,
     help="Most rows per shard.",
 )
 @click.option(
     "--shard-mb",
     type=click.IntRange(min=1),
-    default=64,
+    default=SHARD_BYTES >> 20,
     show_default=True,
     help="Most text per shard, about.",
 )
@@ -196,9 +196,10 @@ def run(
         raise click.UsageError("expected --ray or --local-devices, got both")
     place = ALONE if shared else rank_and_world(rank, world)
     with orderly_end():
-        if local_devices is not None:
-            raise click.exceptions.Exit(_in_processes(local_devices, place, by_rank=not leases))
         store = Store(output)
+        if local_devices is not None:
+            code = _in_processes(local_devices, place, store, by_rank=not leases)
+            raise click.exceptions.Exit(code)
         directory = model.fetch()
         settings = job.resolve(directory, truncate_dim=truncate_dim, **options)
         load = functools.cache(lambda: job.load(directory, settings))
@@ -208,6 +209,7 @@ def run(
             settings,
             directory,
             name=model.name or "tiny",
+            revision=model.revision,
             shard_rows=shard_rows,
             shard_bytes=shard_mb << 20,
             wait=place.rank > 0,
@@ -267,17 +269,19 @@ def _by_leases(manifest: Any, store: Any, load: Callable[[], Any]) -> None:
         _compute(manifest, store, load, shards, leases.stop)
 
 
-def _in_processes(each: int, place: Any, *, by_rank: bool) -> int:
+def _in_processes(each: int, place: Any, store: Any, *, by_rank: bool) -> int:
     """Run the same command in several processes; return the highest exit status."""
-    from jina_jax.bulk.local import run_processes
+    from jina_jax.bulk.local import end_of_options, run_processes
 
+    arguments = sys.argv[1:]
+    behind = end_of_options(arguments)
     kept, skip = [], False
-    for own in sys.argv[1:]:
+    for own in arguments[:behind]:
         name = own.partition("=")[0]
         if not skip and name not in _PLACE:
             kept.append(own)
         skip = not skip and name in _PLACE and "=" not in own
-    return run_processes(kept, each, place, by_rank=by_rank)
+    return run_processes([*kept, *arguments[behind:]], each, place, store, by_rank=by_rank)
 
 
 def _end(summary: Any, output: str, max_errors: int) -> None:
@@ -341,7 +345,10 @@ def check(output: str, model: Model, sample: int) -> None:
     plan = read_plan(store)
     own = None
     if sample:
-        directory = (model if model.name else model._replace(name=plan.model.name)).fetch()
+        if model.name is None:
+            revision = model.revision or plan.model.revision
+            model = model._replace(name=plan.model.name, revision=revision)
+        directory = model.fetch()
         job.check_model(plan, directory)
         own = job.load(directory, plan.settings)
     problems = verify(store, own, sample)

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from jina_jax.bulk.inputs import InputFile, format_of
 from jina_jax.bulk.sources.arrow import ArrowSource
-from jina_jax.bulk.sources.base import (
-    MOST_BYTES,
-    MOST_ROWS,
-    BadRow,
-    Batch,
-    Piece,
-    Source,
-    smaller,
-)
+from jina_jax.bulk.sources.base import Piece, Source
+from jina_jax.bulk.sources.batches import MOST_BYTES, MOST_ROWS, BadRow, Batch, smaller
 from jina_jax.bulk.sources.delimited import DelimitedSource
 from jina_jax.bulk.sources.jsonl import JsonlSource
 from jina_jax.bulk.sources.parquet import ParquetSource

@@ -8,15 +8,14 @@ import pyarrow as pa
 
 from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.sources.base import (
-    Batch,
     Piece,
     Source,
-    batches_of,
     bounded_pieces,
     open_file,
     plain_schema,
     readable,
 )
+from jina_jax.bulk.sources.batches import Batch, batches_of
 from jina_jax.data.records import DataError
 
 _FILE, _OLD_FEATHER = b"ARROW1", b"FEA1"

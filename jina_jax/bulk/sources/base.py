@@ -1,25 +1,22 @@
-"""A source, its pieces and its batches; what is common to all formats."""
+"""A source and its pieces; what is common to all formats."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import fsspec
-import numpy as np
 import pyarrow as pa
 
 from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.local_disk import local_path
-from jina_jax.bulk.object_store import open_object
-from jina_jax.bulk.sources.fitting import fit_array, is_text
+from jina_jax.bulk.object_store import file_system, open_object
+from jina_jax.bulk.sources.batches import Batch
+from jina_jax.bulk.sources.fitting import is_text
 from jina_jax.data.records import DataError
-
-MOST_ROWS = 25_000
-MOST_BYTES = 1 << 24
 
 
 class Piece(NamedTuple):
@@ -38,28 +35,6 @@ class Piece(NamedTuple):
     stop: int
     rows: int | None
     size: int
-
-
-class BadRow(NamedTuple):
-    """A row that cannot be read: its number as in ``Batch.rows``, and why."""
-
-    row: int
-    reason: str
-
-
-class Batch(NamedTuple):
-    """Consecutive rows.
-
-    Attributes:
-      table: the columns asked for, of n rows.
-      rows: int64 (n,), numbers of the rows in the file, from 0; in JSONL the byte (in compressed
-        files of what they contain) at which the line begins.
-      bad: rows before, between or behind these that cannot be read.
-    """
-
-    table: pa.RecordBatch
-    rows: np.ndarray
-    bad: list[BadRow]
 
 
 class Source(abc.ABC):
@@ -107,7 +82,7 @@ class Source(abc.ABC):
         self.check(pa.schema([(name, pa.string()) for name in columns]))
         return self._pieces(number, columns, most_rows, most_bytes)
 
-    def read(self, piece: Piece, schema: pa.Schema) -> Iterator[Batch]:
+    def read(self, piece: Piece, schema: pa.Schema, *, is_checked: bool = False) -> Iterator[Batch]:
         """Yield a piece's rows, at most ``MOST_ROWS`` and about ``MOST_BYTES`` at once.
 
         Args:
@@ -115,11 +90,13 @@ class Source(abc.ABC):
           schema: columns to read, with the types in which they are returned. Strings are checked
             to be UTF-8, and are not where bytes (``pa.binary()``) are asked for. A row with a value
             that is not of its column's type is a bad row.
+          is_checked: the plan has checked these columns, for which JSONL is read from its begin.
 
         Raises:
           DataError: as ``pieces``, or if the file cannot be read on.
         """
-        self.check(schema)
+        if not is_checked:
+            self.check(schema)
         yield from self._read(piece, schema)
 
     def check(self, schema: pa.Schema) -> None:
@@ -178,7 +155,9 @@ def readable(url: str) -> Iterator[None]:
         raise DataError(f"{url}: cannot be read ({error})") from error
     except OSError as error:
         if error.errno is not None:  # of the system, else of a decompression
-            raise
+            if error.filename is not None:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), url) from error
         raise DataError(f"{url}: cannot be read ({error})") from error
 
 
@@ -187,7 +166,7 @@ def open_file(url: str, *, mapped: bool = False) -> pa.NativeFile:
     path = local_path(url)
     if path is not None:
         return pa.memory_map(path) if mapped else pa.OSFile(path)
-    fs, own = fsspec.core.url_to_fs(url)
+    fs, own = file_system(url)
     return pa.PythonFile(open_object(fs, own, url), mode="r")
 
 
@@ -221,60 +200,3 @@ def bounded_pieces(
 def _joined(one: Piece, other: Piece) -> Piece:
     rows = other.stop - one.start
     return Piece(one.file, one.start, other.stop, rows, one.size + other.size)
-
-
-def batches_of(table: pa.RecordBatch, first: int, schema: pa.Schema) -> Iterator[Batch]:
-    """Yield rows in batches, with the columns and types of a schema.
-
-    Args:
-      table: the rows; further columns are left out.
-      first: number of the first row.
-      schema: the columns.
-    """
-    for start in range(0, table.num_rows, MOST_ROWS):
-        part = table.slice(start, MOST_ROWS)
-        rows = np.arange(first + start, first + start + part.num_rows, dtype=np.int64)
-        columns = [fit_array(part.column(field.name), field) for field in schema]
-        yield from make_batches(columns, schema, rows, [])
-
-
-def make_batches(
-    columns: Sequence[tuple[pa.Array, dict[int, str]]],
-    schema: pa.Schema,
-    rows: np.ndarray,
-    bad: list[BadRow],
-) -> Iterator[Batch]:
-    """Yield rows in batches of bounded bytes, without those that do not fit.
-
-    Args:
-      columns: each with the reasons why rows do not fit, by their index.
-      schema: of the columns.
-      rows: int64 (n,), the rows' numbers.
-      bad: of other rows around these.
-    """
-    reasons: dict[int, str] = {}
-    for _, own in columns:
-        reasons = own | reasons
-    bad = sorted([*bad, *(BadRow(int(rows[i]), reason) for i, reason in reasons.items())])
-    table = pa.RecordBatch.from_arrays([array for array, _ in columns], schema=schema)
-    if reasons:
-        good = np.ones(len(rows), bool)
-        good[list(reasons)] = False
-        table, rows = table.filter(pa.array(good)), rows[good]
-    yield from smaller(Batch(table, rows, bad), MOST_BYTES)
-
-
-def smaller(batch: Batch, most_bytes: int) -> Iterator[Batch]:
-    """Divide a batch until each has at most so many bytes, or one row; bad rows are in the first.
-
-    Args:
-      batch: the rows.
-      most_bytes: of each part.
-    """
-    table, rows, bad = batch
-    if table.nbytes <= most_bytes or len(rows) <= 1:
-        yield batch
-        return
-    half = len(rows) // 2
-    yield from smaller(Batch(table.slice(0, half), rows[:half], bad), most_bytes)
-    yield from smaller(Batch(table.slice(half), rows[half:], []), most_bytes)

@@ -13,15 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from jina_jax.bulk.inputs import InputFile, format_of
-from jina_jax.bulk.sources.base import (
-    MOST_BYTES,
-    MOST_ROWS,
-    BadRow,
-    Batch,
-    Piece,
-    Source,
-    make_batches,
-)
+from jina_jax.bulk.sources.base import Piece, Source
+from jina_jax.bulk.sources.batches import MOST_BYTES, MOST_ROWS, BadRow, Batch, make_batches
 from jina_jax.bulk.sources.fitting import fit_array, fit_values
 from jina_jax.bulk.sources.text_files import EXPANSION, codec_of, open_text
 from jina_jax.checks import check_unicode

@@ -28,8 +28,6 @@ def fit_array(array: pa.Array, field: pa.Field) -> Fitted:
     Returns:
       The array of the field's type, with nulls where values do not fit, and the reasons by index.
     """
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     return _fit(array, field, _cast, lambda part, half: _halves(part, half))
 
 

@@ -16,15 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jina_jax.bulk.sources.base import (
-    MOST_BYTES,
-    MOST_ROWS,
-    BadRow,
-    Batch,
-    Piece,
-    Source,
-    make_batches,
-)
+from jina_jax.bulk.sources.base import Piece, Source
+from jina_jax.bulk.sources.batches import MOST_BYTES, MOST_ROWS, BadRow, Batch, make_batches
 from jina_jax.bulk.sources.fitting import fit_values
 from jina_jax.bulk.sources.text_files import EXPANSION, codec_of, open_text
 from jina_jax.data.lines import (
@@ -49,38 +42,51 @@ class _Row(NamedTuple):
     reason: str = ""
 
 
+class _Sample(NamedTuple):
+    """The first rows: their columns, number and bytes, and each column's characters of texts."""
+
+    schema: pa.Schema
+    rows: int
+    size: int
+    texts: dict[str, int]
+
+
 class JsonlSource(Source):
     """Rows of a JSONL file."""
 
     @functools.cached_property
-    def _sample(self) -> list[_Row]:
+    def _sample(self) -> _Sample:
+        """The first ``_SAMPLE`` rows, or about ``MOST_BYTES`` of them."""
         with open_text(self.file.url) as opened:
-            return list(itertools.islice(_rows(opened, 0, None, self.file.url), _SAMPLE))
-
-    @functools.cached_property
-    def schema(self) -> pa.Schema:
-        """Columns of the first ``_SAMPLE`` rows, in the order in which they appear."""
-        rows = [row.values for row in self._sample if row.values is not None]
+            block = _block(_rows(opened, 0, None, self.file.url), _SAMPLE)
+        rows = [row.values for row in block if row.values is not None]
         names = dict.fromkeys(name for row in rows for name in row if _is_unicode(name))
         columns = {name: [row.get(name) for row in rows] for name in names}
-        return pa.schema([(name, _type_of(values)) for name, values in columns.items()])
+        texts = {
+            name: sum(len(value) for value in values if isinstance(value, str))
+            for name, values in columns.items()
+        }
+        schema = pa.schema([(name, _type_of(values)) for name, values in columns.items()])
+        return _Sample(schema, len(block), sum(row.size for row in block), texts)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the first rows, in the order in which they appear."""
+        return self._sample.schema
 
     @property
     def is_empty(self) -> bool:  # type: ignore[override]
         """Whether it has only blank lines."""
-        return not self._sample
+        return not self._sample.rows
 
     def _pieces(
         self, number: int, columns: Sequence[str], most_rows: int, most_bytes: int
     ) -> list[Piece]:
-        lines = sum(row.size for row in self._sample)
-        texts = [
-            str((row.values or {}).get(name) or "") for row in self._sample for name in columns
-        ]
-        share = min(1.0, sum(map(len, texts)) / lines)
+        sample = self._sample
+        share = min(1.0, sum(sample.texts[name] for name in columns) / sample.size)
         if codec_of(self.file.url):
             return [Piece(number, 0, self.file.size, None, int(EXPANSION * share * self.file.size))]
-        by_rows = most_rows * lines / len(self._sample)
+        by_rows = most_rows * sample.size / sample.rows
         by_bytes = most_bytes / max(share, 1e-3)
         count = max(1, -(-self.file.size // max(1, int(min(by_rows, by_bytes)))))
         bounds = [self.file.size * k // count for k in range(count + 1)]
@@ -94,7 +100,7 @@ class JsonlSource(Source):
         stop = None if codec_of(self.file.url) else piece.stop
         with open_text(self.file.url) as opened:
             rows = _rows(opened, piece.start, stop, self.file.url)
-            while block := _block(rows):
+            while block := _block(rows, MOST_ROWS):
                 good = [row for row in block if row.values is not None]
                 bad = [BadRow(row.start, row.reason) for row in block if row.values is None]
                 numbers = np.array([row.start for row in good], np.int64)
@@ -105,13 +111,13 @@ class JsonlSource(Source):
                 yield from make_batches(columns, schema, numbers, bad)
 
 
-def _block(rows: Iterator[_Row]) -> list[_Row]:
-    """Take rows for about one batch."""
+def _block(rows: Iterator[_Row], most_rows: int) -> list[_Row]:
+    """Take rows for about one batch; bad ones have no bytes in memory."""
     block, size = [], 0
     for row in rows:
         block.append(row)
-        size += row.size
-        if len(block) == MOST_ROWS or size >= MOST_BYTES:
+        size += row.size if row.values is not None else 0
+        if len(block) == most_rows or size >= MOST_BYTES:
             break
     return block
 

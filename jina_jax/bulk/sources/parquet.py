@@ -10,17 +10,14 @@ import pyarrow.parquet as pq
 
 from jina_jax.bulk.inputs import InputFile
 from jina_jax.bulk.sources.base import (
-    MOST_BYTES,
-    MOST_ROWS,
-    Batch,
     Piece,
     Source,
-    batches_of,
     bounded_pieces,
     open_file,
     plain_schema,
     readable,
 )
+from jina_jax.bulk.sources.batches import MOST_BYTES, STEP, Batch, batches_of, joined
 
 _BUFFER = 1 << 23  # bytes read at once of a column; without it, all bytes of a row group's column
 
@@ -73,13 +70,24 @@ class ParquetSource(Source):
     def _group(
         self, parquet: pq.ParquetFile, group: int, first: int, piece: Piece, schema: pa.Schema
     ) -> Iterator[Batch]:
-        """Yield the rows of a piece that are in one row group."""
-        size = max(1, self._size(group, schema.names))
-        rows = min(MOST_ROWS, max(1, MOST_BYTES * self._rows[group] // size))
-        for table in parquet.iter_batches(rows, row_groups=[group], columns=schema.names):
-            start, stop = max(first, piece.start), min(first + table.num_rows, piece.stop)
-            if start < stop:
-                yield from batches_of(table.slice(start - first, stop - start), start, schema)
-            first += table.num_rows
-            if first >= piece.stop:
+        """Yield the rows of a piece that are in one row group, whose first row is ``first``."""
+        start = max(first, piece.start)
+        parts = self._parts(parquet, group, start - first, piece.stop - first, schema.names)
+        for table in joined(parts, schema.names):
+            yield from batches_of(table, start, schema)
+            start += table.num_rows
+
+    def _parts(
+        self, parquet: pq.ParquetFile, group: int, start: int, stop: int, names: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a range of rows of a row group, few at once."""
+        size = max(1, self._size(group, names))
+        rows = min(STEP, max(1, MOST_BYTES * self._rows[group] // size))
+        at = 0
+        for table in parquet.iter_batches(rows, row_groups=[group], columns=list(names)):
+            begin, end = max(start - at, 0), min(stop - at, table.num_rows)
+            if begin < end:
+                yield table.slice(begin, end - begin)
+            at += table.num_rows
+            if at >= stop:
                 return
