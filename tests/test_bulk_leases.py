@@ -295,9 +295,10 @@ def test_killed_workers(store):
     taken = [worker.stdout.readline().strip() for worker in workers]  # each is at work
     for worker in workers[:3]:
         worker.send_signal(signal.SIGKILL)
-    for worker in workers:
-        output, _ = worker.communicate(timeout=60)
-        taken += output.split()
+    for worker in workers:  # not communicate(timeout=…), which loses what readline has read ahead
+        taken += worker.stdout.read().split()
+        worker.wait(60)
+        worker.stdout.close()
     assert [worker.returncode for worker in workers] == [-signal.SIGKILL] * 3 + [0]
     assert store.names() == names
     assert store.names("_leases") == []
