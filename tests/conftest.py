@@ -3,12 +3,14 @@
 import gc
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import jax
 import pytest
@@ -75,3 +77,40 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the public data in {SHARED} (or in $JINA_JAX_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
+    with api.sync_playwright() as playwright:
+        # Chromium's sandbox does not start for root, whom containers run as.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        path = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open addresses; at the end, compare their requests and console with what is allowed."""
+    contexts, messages, hosts = [], [], set()
+
+    def open_page(address, **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page.goto(address)
+        page.wait_for_load_state("networkidle")
+        return page
+
+    open_page.messages = messages
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert messages == []
+    assert hosts == {"127.0.0.1"}
